@@ -1,0 +1,122 @@
+//! Where bytes are kept: the [`Backend`] trait, and its implementations.
+//!
+//! A backend knows nothing of records or sealing: it maps byte keys to byte values, each with the revision that last
+//! wrote it. One conformance suite runs against every implementation.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+
+mod embedded;
+mod memory;
+
+pub use embedded::{Embedded, EmbeddedError};
+pub use memory::Memory;
+
+/// A point in the store's history. Grows by at least one with every committed transaction.
+pub type Revision = u64;
+
+/// A value and the revision that wrote it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Versioned {
+    /// The value.
+    pub value: Bytes,
+    /// The revision that wrote it.
+    pub revision: Revision,
+}
+
+/// What must hold for a transaction to commit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Guard {
+    /// The key does not exist.
+    Absent(Bytes),
+    /// The key was last written by exactly this revision.
+    Unchanged(Bytes, Revision),
+}
+
+/// One change of a transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Write {
+    /// Set the key.
+    Put(Bytes, Bytes),
+    /// Set the key until the lease runs out.
+    PutLeased(Bytes, Bytes, Lease),
+    /// Remove the key; removing an absent key is no error.
+    Delete(Bytes),
+}
+
+/// Compare-and-set: all guards hold and all writes happen, or nothing does.
+#[derive(Debug, Clone, Default)]
+pub struct Transaction {
+    /// The conditions.
+    pub guards: Vec<Guard>,
+    /// The changes.
+    pub writes: Vec<Write>,
+}
+
+/// What came of a transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Durable at this revision: it survives kill -9 and power loss.
+    Committed(Revision),
+    /// A guard did not hold; nothing changed.
+    Conflict,
+}
+
+/// A time to live that keys can be bound to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Lease(pub u64);
+
+/// A change that was committed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Changed {
+    /// The key.
+    pub key: Bytes,
+    /// Its new value; `None` if it was removed.
+    pub value: Option<Bytes>,
+    /// The revision of the change.
+    pub revision: Revision,
+}
+
+/// Why a backend could not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    /// Reading or writing failed; the backend refuses further writes until it is opened again.
+    #[error("the store cannot be read or written: {0}")]
+    Io(#[from] std::io::Error),
+    /// What was read is not what was written.
+    #[error("the store is damaged: {0}")]
+    Damaged(String),
+    /// The revision asked for is no longer kept; read everything again.
+    #[error("revision {0} is no longer kept")]
+    Compacted(Revision),
+}
+
+/// A watch's events, in order, without gaps.
+pub type Watch = tokio::sync::mpsc::UnboundedReceiver<Changed>;
+
+/// A store of bytes. Dropping a future of `transact` leaves the transaction either committed or not, never half.
+pub trait Backend: Send + Sync + 'static {
+    /// The value of `key`.
+    fn get<'a>(&'a self, key: &'a [u8]) -> BoxFuture<'a, Result<Option<Versioned>, BackendError>>;
+
+    /// All keys that start with `prefix`, in byte order.
+    fn range<'a>(&'a self, prefix: &'a [u8]) -> BoxFuture<'a, Result<Vec<(Bytes, Versioned)>, BackendError>>;
+
+    /// Commits all writes if all guards hold. Returns only once the outcome is durable.
+    fn transact(&self, transaction: Transaction) -> BoxFuture<'_, Result<Outcome, BackendError>>;
+
+    /// Grants a lease; keys bound to it vanish when it runs out. Leases do not survive a restart of an embedded
+    /// store: their keys are then gone.
+    fn lease(&self, ttl: Duration) -> BoxFuture<'_, Result<Lease, BackendError>>;
+
+    /// Extends a lease to its full time to live; `false` if it ran out already.
+    fn renew(&self, lease: Lease) -> BoxFuture<'_, Result<bool, BackendError>>;
+
+    /// Every change under `prefix` after revision `after`.
+    fn watch<'a>(&'a self, prefix: &'a [u8], after: Revision) -> BoxFuture<'a, Result<Watch, BackendError>>;
+
+    /// The newest committed revision.
+    fn revision(&self) -> BoxFuture<'_, Result<Revision, BackendError>>;
+}

@@ -1,0 +1,22 @@
+//! Keyward's vault: identities, the life of keys, sealing, signing, backends and the journal.
+//!
+//! Everything Keyward must remember lives behind [`Vault`]; everything Keyward signs is signed by a signer from
+//! [`signing`]. No private-key byte leaves this crate but for the SSH transport's host key, which russh takes by
+//! value (see [`signing::HostIdentity`]). The journal ([`journal`]) is an append-only, hash-chained file that serves
+//! both the store and the audit trail.
+
+pub mod backend;
+pub mod journal;
+pub mod record;
+pub mod seal;
+pub mod signing;
+mod vault;
+
+/// SSH key types, re-exported so that rooms other than ingress and egress need not import russh.
+pub mod ssh {
+    pub use russh::keys::ssh_key::{Fingerprint, LineEnding, SshSig};
+    pub use russh::keys::{Algorithm, Certificate, HashAlg, PublicKey};
+}
+
+pub use record::*;
+pub use vault::{Change, Error, Vault};
