@@ -9,7 +9,9 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
 mod embedded;
+mod leases;
 mod memory;
+mod watchers;
 
 pub use embedded::{Embedded, EmbeddedError};
 pub use memory::Memory;
@@ -40,7 +42,7 @@ pub enum Guard {
 pub enum Write {
     /// Set the key.
     Put(Bytes, Bytes),
-    /// Set the key until the lease runs out.
+    /// Set the key until the lease runs out; a lease that ran out already is a conflict.
     PutLeased(Bytes, Bytes, Lease),
     /// Remove the key; removing an absent key is no error.
     Delete(Bytes),

@@ -73,9 +73,8 @@ impl Vault {
 
     /// Writes the sealed mark that later proves the master key. Fails with [`Error::Exists`] on a store that has one.
     pub async fn initialise(&self) -> Result<(), Error> {
-        let name = MARK.to_owned();
-        let sealed = self.master.seal(&name, MARK.as_bytes())?;
-        self.put_new("mark", "master", name, sealed).await
+        let sealed = self.master.seal(MARK, MARK.as_bytes())?;
+        self.put_new("mark", "master", sealed).await
     }
 
     /// Proves that the master key is the one this store was initialised with.
@@ -115,7 +114,7 @@ impl Vault {
         let id = record.record_id();
         let name = name::<R>(&id);
         let sealed = self.seal(&name, record)?;
-        self.put_new(R::KIND, &id, name, sealed).await?;
+        self.put_new(R::KIND, &id, sealed).await?;
         self.announce::<R>(&id);
         Ok(())
     }
@@ -199,12 +198,10 @@ impl Vault {
         self.changes.subscribe()
     }
 
-    async fn put_new(&self, kind: &'static str, id: &str, name: String, sealed: Bytes) -> Result<(), Error> {
-        let key = Bytes::from(name);
-        let transaction = Transaction {
-            guards: vec![Guard::Absent(key.clone())],
-            writes: vec![Write::Put(key, sealed)],
-        };
+    async fn put_new(&self, kind: &'static str, id: &str, sealed: Bytes) -> Result<(), Error> {
+        let key = Bytes::from(format!("{kind}/{id}"));
+        let transaction =
+            Transaction { guards: vec![Guard::Absent(key.clone())], writes: vec![Write::Put(key, sealed)] };
         match self.backend.transact(transaction).await? {
             Outcome::Committed(_) => Ok(()),
             Outcome::Conflict => Err(Error::Exists { kind, id: id.to_owned() }),

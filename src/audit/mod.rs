@@ -1,1 +1,15 @@
-//! (being written)
+//! The audit trail: what happened, in order, so that a removal or a change shows.
+//!
+//! Owns the [`Event`] enum, the durable append that returns a [`Receipt`], the query, the signed checkpoints and the
+//! offline verification. It never loses an event in silence: an append that is not on the disk is an error, and the
+//! caller must not go on. `tracing` is for operators and is never the trail.
+//! Mints the [`Receipt`] that `egress::dial` asks for.
+
+mod event;
+mod trail;
+mod verify;
+
+pub use event::{Event, SessionFacts};
+pub use keystore::journal::Receipt;
+pub use trail::{AuditError, Filter, Trail};
+pub use verify::{ClosedTape, Fault, Verified, verify, verify_with};

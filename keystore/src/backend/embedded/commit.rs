@@ -1,0 +1,214 @@
+//! Committing: one thread decides every transaction, in order. What arrives while the journal syncs is decided
+//! against the rows that are on their way and goes out with the next sync; nothing is visible, and nobody is
+//! answered, before it is durable.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+
+use super::index::Index;
+use super::{ended, line};
+use crate::backend::leases::Leases;
+use crate::backend::watchers::Watchers;
+use crate::backend::{BackendError, Changed, Guard, Lease, Outcome, Revision, Transaction, Versioned, Write};
+use crate::journal::{Answer, Journal};
+
+pub(super) enum Job {
+    Transact(Transaction, Reply),
+    Expire(Lease),
+}
+
+type Reply = oneshot::Sender<Result<Outcome, BackendError>>;
+
+/// What readers and the committer share.
+pub(super) struct Shared {
+    index: RwLock<Index>,
+    revision: AtomicU64,
+    watchers: Mutex<Watchers>,
+    leases: Mutex<Leases>,
+}
+
+impl Shared {
+    pub(super) fn new(index: Index, revision: Revision) -> Self {
+        Self {
+            index: RwLock::new(index),
+            revision: AtomicU64::new(revision),
+            watchers: Mutex::new(Watchers::starting_at(revision)),
+            leases: Mutex::default(),
+        }
+    }
+
+    /// Reads between two commits, never in the middle of one.
+    pub(super) fn read<T>(&self, ask: impl FnOnce(&Index) -> T) -> T {
+        ask(&self.index.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn revision(&self) -> Revision {
+        self.revision.load(Ordering::Acquire)
+    }
+
+    pub(super) fn watchers(&self) -> MutexGuard<'_, Watchers> {
+        self.watchers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn leases(&self) -> MutexGuard<'_, Leases> {
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+pub(super) struct Committer {
+    journal: Journal,
+    shared: Arc<Shared>,
+    /// Set once something failed: from then on the journal may know what the index does not.
+    broken: bool,
+}
+
+/// At most so many transactions share one sync.
+const BATCH: usize = 256;
+
+impl Committer {
+    pub(super) fn new(journal: Journal, shared: Arc<Shared>) -> Self {
+        Self { journal, shared, broken: false }
+    }
+
+    pub(super) fn run(mut self, mut queue: mpsc::Receiver<Job>) {
+        while let Some(first) = queue.blocking_recv() {
+            let mut batch = Batch { rows: BTreeMap::new(), next: self.shared.revision() + 1 };
+            let mut decided = vec![self.decide(first, &mut batch)];
+            while decided.len() < BATCH
+                && let Ok(job) = queue.try_recv()
+            {
+                decided.push(self.decide(job, &mut batch));
+            }
+            for one in decided {
+                self.finish(one);
+            }
+        }
+    }
+
+    fn decide(&mut self, job: Job, batch: &mut Batch) -> Decided {
+        let (transaction, reply) = match job {
+            Job::Transact(transaction, reply) => (transaction, Some(reply)),
+            Job::Expire(lease) => {
+                let writes = self.shared.leases().expire(lease);
+                if writes.is_empty() {
+                    return Decided { reply: None, what: Ok(None) };
+                }
+                (Transaction { guards: Vec::new(), writes }, None)
+            }
+        };
+        let what = if self.broken { Err(ended()) } else { self.stage(transaction, batch) };
+        Decided { reply, what }
+    }
+
+    /// Checks the guards and queues the line; `None` is a conflict.
+    fn stage(&mut self, transaction: Transaction, batch: &mut Batch) -> Result<Option<Staged>, BackendError> {
+        for guard in &transaction.guards {
+            let (Guard::Absent(key) | Guard::Unchanged(key, _)) = guard;
+            let found = batch.revision_of(key, &self.shared)?;
+            let holds = match guard {
+                Guard::Absent(_) => found.is_none(),
+                Guard::Unchanged(_, revision) => found == Some(*revision),
+            };
+            if !holds {
+                return Ok(None);
+            }
+        }
+        let mut leases = self.shared.leases();
+        let alive = transaction.writes.iter().all(|write| match write {
+            Write::PutLeased(_, _, lease) => leases.alive(*lease),
+            _ => true,
+        });
+        if !alive {
+            return Ok(None);
+        }
+        let line = line::encode(&transaction.writes).map_err(std::io::Error::from)?;
+        let revision = batch.next;
+        let mut changes: BTreeMap<Bytes, Option<Versioned>> = BTreeMap::new();
+        for write in &transaction.writes {
+            leases.note(write);
+            match write {
+                Write::Put(key, value) | Write::PutLeased(key, value, _) => {
+                    changes.insert(key.clone(), Some(Versioned { value: value.clone(), revision }))
+                }
+                Write::Delete(key) => changes.insert(key.clone(), None),
+            };
+        }
+        drop(leases);
+        let answer = self.journal.submit(move |_| line).map_err(|e| {
+            self.broken = true;
+            std::io::Error::other(e)
+        })?;
+        batch.rows.extend(changes.clone());
+        batch.next += 1;
+        Ok(Some(Staged { answer, revision, rows: changes.into_iter().collect() }))
+    }
+
+    fn finish(&mut self, decided: Decided) {
+        let outcome = match decided.what {
+            _ if self.broken => Err(ended()),
+            Ok(None) => Ok(Outcome::Conflict),
+            Ok(Some(staged)) => self.commit(staged).inspect_err(|_| self.broken = true),
+            Err(e) => Err(e),
+        };
+        if let Err(e) = &outcome {
+            tracing::error!(error = %e, "store.commit.failed");
+        }
+        if let Some(reply) = decided.reply {
+            // Who asked may have gone away; what was decided stays.
+            drop(reply.send(outcome));
+        }
+    }
+
+    fn commit(&mut self, staged: Staged) -> Result<Outcome, BackendError> {
+        let receipt = staged.answer.blocking_recv().map_err(|_| ended())?.map_err(std::io::Error::other)?;
+        if receipt.seq != staged.revision {
+            return Err(BackendError::Damaged("the journal gave another number than expected".to_owned()));
+        }
+        let revision = staged.revision;
+        let mut changes = Vec::new();
+        {
+            let index = self.shared.index.write().unwrap_or_else(PoisonError::into_inner);
+            for (key, row) in &staged.rows {
+                if row.is_some() || index.get(key)?.is_some() {
+                    let value = row.as_ref().map(|r| r.value.clone());
+                    changes.push(Changed { key: key.clone(), value, revision });
+                }
+            }
+            index.apply(&staged.rows, revision, &receipt.hash)?;
+        }
+        self.shared.revision.store(revision, Ordering::Release);
+        self.shared.watchers().announce(changes);
+        Ok(Outcome::Committed(revision))
+    }
+}
+
+struct Decided {
+    reply: Option<Reply>,
+    what: Result<Option<Staged>, BackendError>,
+}
+
+struct Staged {
+    answer: Answer,
+    revision: Revision,
+    rows: Vec<(Bytes, Option<Versioned>)>,
+}
+
+/// The rows that are on their way to the disk.
+struct Batch {
+    rows: BTreeMap<Bytes, Option<Versioned>>,
+    next: Revision,
+}
+
+impl Batch {
+    fn revision_of(&self, key: &Bytes, shared: &Shared) -> Result<Option<Revision>, BackendError> {
+        let found = match self.rows.get(key) {
+            Some(staged) => staged.clone(),
+            None => shared.read(|index| index.get(key))?,
+        };
+        Ok(found.map(|row| row.revision))
+    }
+}

@@ -1,0 +1,354 @@
+//! The journal: an append-only, hash-chained file in segments, the truth behind the store and the audit trail.
+//!
+//! One dedicated thread writes; what arrives while it syncs goes out with the next sync (group commit). An append
+//! returns only once its line is on the disk (fdatasync). A failed write or sync poisons the journal, because what
+//! the kernel kept of it cannot be known (fsyncgate, PostgreSQL 2018): every later append fails until it is opened
+//! again. Opening verifies the whole chain and cuts a torn last line; anything else that is wrong refuses to open.
+//!
+//! A line is `<seq> <hash> <payload>\n` with hash = SHA-256 of `<previous hash> <seq> <payload>` in hex; before the
+//! first line stand 64 zeros. A segment is called after its first line's number: `00000000000000000001.journal`.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use data_encoding::HEXLOWER;
+use sha2::{Digest, Sha256};
+use tokio::sync::{mpsc, oneshot};
+
+mod read;
+
+pub use read::{Entry, Fault, Reader, Verified, read, verify};
+
+/// A handle on an open journal; clones share it. Closed, and its lock released, when the last one is dropped.
+#[derive(Clone)]
+pub struct Journal {
+    inner: Arc<Inner>,
+}
+
+/// How a journal is kept.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// A new segment is begun once the current one has this many bytes.
+    pub segment_bytes: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { segment_bytes: 64 << 20 }
+    }
+}
+
+/// Where a payload is about to be written.
+#[derive(Debug, Clone, Copy)]
+pub struct Position<'a> {
+    /// Its number; the first is 1.
+    pub seq: u64,
+    /// The hash of the line before, 64 hex digits.
+    pub prev: &'a str,
+}
+
+/// Proof that a line is durable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Receipt {
+    /// Its number; 0 is the beginning of an empty journal.
+    pub seq: u64,
+    /// Its hash, 64 hex digits.
+    pub hash: String,
+}
+
+impl Receipt {
+    /// The point before the first line.
+    pub(crate) fn genesis() -> Self {
+        Self { seq: 0, hash: "0".repeat(64) }
+    }
+}
+
+/// Why the journal did not do what it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// What is on the disk is not what was written.
+    #[error("the journal is damaged: {0}; restore it from a backup, nothing was changed")]
+    Fault(#[from] Fault),
+    /// Another process has it open.
+    #[error("the journal in {0} is open in another process; stop that one first")]
+    Locked(PathBuf),
+    /// The file system refused.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// An earlier write failed; nothing is accepted until the journal is opened again.
+    #[error("the journal accepts nothing more after a failed write ({0}); free the disk and restart")]
+    Poisoned(String),
+    /// The payload contains a line break.
+    #[error("a journal payload must be one line")]
+    NotOneLine,
+}
+
+impl Journal {
+    /// Opens the journal in `dir`, which is created if it is not there. Verifies every line and cuts a torn last one.
+    ///
+    /// # Errors
+    /// [`JournalError::Fault`] if the chain does not hold; [`JournalError::Locked`] if it is open elsewhere.
+    pub fn open(dir: &Path, options: Options) -> Result<Self, JournalError> {
+        Self::open_with(dir, options, |_| {})
+    }
+
+    /// [`Journal::open`] that also shows every line it verified, in order.
+    pub(crate) fn open_with(
+        dir: &Path,
+        options: Options,
+        mut each: impl FnMut(Entry),
+    ) -> Result<Self, JournalError> {
+        std::fs::create_dir_all(dir).map_err(|e| io(dir, e))?;
+        let lock_path = dir.join("lock");
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&lock_path)
+            .map_err(|e| io(&lock_path, e))?;
+        lock.try_lock().map_err(|_| JournalError::Locked(dir.to_owned()))?;
+
+        let mut reader = read(dir);
+        for entry in reader.by_ref() {
+            each(entry?);
+        }
+        if let Some((path, length)) = reader.torn() {
+            cut(path, length)?;
+        }
+        let head = reader.head();
+        let segment = match reader.last_segment() {
+            Some(path) => Some(Segment::reopen(path)?),
+            None => None,
+        };
+        let shared = Arc::new(Mutex::new(head.clone()));
+        let (sender, jobs) = mpsc::channel(1024);
+        let writer = Writer {
+            dir: dir.to_owned(),
+            options,
+            segment,
+            head,
+            shared: shared.clone(),
+            poison: None,
+            _lock: lock,
+        };
+        let thread = std::thread::Builder::new()
+            .name("journal".to_owned())
+            .spawn(move || writer.run(jobs))
+            .map_err(|e| io(dir, e))?;
+        Ok(Self { inner: Arc::new(Inner { sender: Some(sender), thread: Some(thread), head: shared }) })
+    }
+
+    /// Appends the line that `payload` makes of its position; durable when it returns. Dropping the future before
+    /// the line was queued appends nothing; dropping it later loses the receipt, not the line.
+    ///
+    /// # Errors
+    /// [`JournalError::NotOneLine`] if the payload has a line break (nothing is written);
+    /// [`JournalError::Poisoned`] if this or an earlier write failed.
+    pub async fn append(
+        &self,
+        payload: impl for<'a> FnOnce(Position<'a>) -> Vec<u8> + Send + 'static,
+    ) -> Result<Receipt, JournalError> {
+        let (reply, answer) = oneshot::channel();
+        let sender = self.inner.sender.as_ref().ok_or_else(gone)?;
+        sender.send(Job { payload: Box::new(payload), reply }).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+
+    /// [`Journal::append`] for a thread of its own: queues the line and hands back where the receipt will come.
+    pub(crate) fn submit(
+        &self,
+        payload: impl for<'a> FnOnce(Position<'a>) -> Vec<u8> + Send + 'static,
+    ) -> Result<Answer, JournalError> {
+        let (reply, answer) = oneshot::channel();
+        let sender = self.inner.sender.as_ref().ok_or_else(gone)?;
+        sender.blocking_send(Job { payload: Box::new(payload), reply }).map_err(|_| gone())?;
+        Ok(answer)
+    }
+
+    /// The newest durable line.
+    pub fn head(&self) -> Receipt {
+        locked(&self.inner.head).clone()
+    }
+}
+
+pub(crate) type Answer = oneshot::Receiver<Result<Receipt, JournalError>>;
+
+/// The hash of a line in a chain.
+fn chain_hash(prev: &str, seq: u64, payload: &[u8]) -> String {
+    let mut hasher = Sha256::new();
+    hasher.update(prev.as_bytes());
+    hasher.update(format!(" {seq} ").as_bytes());
+    hasher.update(payload);
+    HEXLOWER.encode(&hasher.finalize())
+}
+
+fn segment_name(first: u64) -> String {
+    format!("{first:020}.journal")
+}
+
+struct Inner {
+    sender: Option<mpsc::Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
+    head: Arc<Mutex<Receipt>>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        drop(self.sender.take());
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("journal.writer.panicked");
+        }
+    }
+}
+
+type Payload = Box<dyn for<'a> FnOnce(Position<'a>) -> Vec<u8> + Send>;
+
+struct Job {
+    payload: Payload,
+    reply: oneshot::Sender<Result<Receipt, JournalError>>,
+}
+
+struct Segment {
+    path: PathBuf,
+    file: File,
+    length: u64,
+}
+
+impl Segment {
+    fn create(dir: &Path, first: u64) -> Result<Self, JournalError> {
+        let path = dir.join(segment_name(first));
+        let mut options = OpenOptions::new();
+        options.append(true).create_new(true);
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let file = options.open(&path).map_err(|e| io(&path, e))?;
+        // The name must survive a power loss too, not only the bytes.
+        File::open(dir).and_then(|d| d.sync_all()).map_err(|e| io(dir, e))?;
+        Ok(Self { path, file, length: 0 })
+    }
+
+    fn reopen(path: &Path) -> Result<Self, JournalError> {
+        let file = OpenOptions::new().append(true).open(path).map_err(|e| io(path, e))?;
+        let length = file.metadata().map_err(|e| io(path, e))?.len();
+        Ok(Self { path: path.to_owned(), file, length })
+    }
+
+    fn write(&mut self, lines: &[u8]) -> Result<(), JournalError> {
+        self.file.write_all(lines).and_then(|()| self.file.sync_data()).map_err(|e| io(&self.path, e))?;
+        self.length += lines.len() as u64;
+        Ok(())
+    }
+}
+
+/// At most so many lines, and so many bytes, share one sync.
+const BATCH_LINES: usize = 512;
+const BATCH_BYTES: usize = 4 << 20;
+
+struct Writer {
+    dir: PathBuf,
+    options: Options,
+    segment: Option<Segment>,
+    head: Receipt,
+    shared: Arc<Mutex<Receipt>>,
+    poison: Option<String>,
+    _lock: File,
+}
+
+impl Writer {
+    fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
+        while let Some(first) = jobs.blocking_recv() {
+            self.commit(first, &mut jobs);
+        }
+    }
+
+    fn commit(&mut self, first: Job, jobs: &mut mpsc::Receiver<Job>) {
+        let begins = self.head.seq + 1;
+        let mut head = self.head.clone();
+        let mut lines = Vec::new();
+        let mut waiting = Vec::new();
+        let mut next = Some(first);
+        while let Some(job) = next {
+            if let Some(why) = &self.poison {
+                answer(job.reply, Err(JournalError::Poisoned(why.clone())));
+            } else {
+                let seq = head.seq + 1;
+                let payload = (job.payload)(Position { seq, prev: &head.hash });
+                if payload.contains(&b'\n') {
+                    answer(job.reply, Err(JournalError::NotOneLine));
+                } else {
+                    head = Receipt { seq, hash: chain_hash(&head.hash, seq, &payload) };
+                    lines.extend_from_slice(format!("{seq} {} ", head.hash).as_bytes());
+                    lines.extend_from_slice(&payload);
+                    lines.push(b'\n');
+                    waiting.push((job.reply, head.clone()));
+                }
+            }
+            let full = waiting.len() >= BATCH_LINES || lines.len() >= BATCH_BYTES;
+            next = if full { None } else { jobs.try_recv().ok() };
+        }
+        if waiting.is_empty() {
+            return;
+        }
+        match self.write(begins, &lines) {
+            Ok(()) => {
+                self.head = head.clone();
+                *locked(&self.shared) = head;
+                for (reply, receipt) in waiting {
+                    answer(reply, Ok(receipt));
+                }
+            }
+            Err(why) => {
+                let why = why.to_string();
+                tracing::error!(error = %why, "journal.write.failed");
+                for (reply, _) in waiting {
+                    answer(reply, Err(JournalError::Poisoned(why.clone())));
+                }
+                self.poison = Some(why);
+            }
+        }
+    }
+
+    fn write(&mut self, first: u64, lines: &[u8]) -> Result<(), JournalError> {
+        let full =
+            self.segment.as_ref().is_none_or(|s| s.length > 0 && s.length >= self.options.segment_bytes);
+        if full {
+            self.segment = Some(Segment::create(&self.dir, first)?);
+        }
+        match &mut self.segment {
+            Some(segment) => segment.write(lines),
+            None => Err(gone()),
+        }
+    }
+}
+
+fn cut(path: &Path, length: u64) -> Result<(), JournalError> {
+    tracing::warn!(file = %path.display(), offset = length, "journal.torn_tail.cut");
+    let file = OpenOptions::new().write(true).open(path).map_err(|e| io(path, e))?;
+    file.set_len(length).and_then(|()| file.sync_all()).map_err(|e| io(path, e))
+}
+
+fn answer(reply: oneshot::Sender<Result<Receipt, JournalError>>, with: Result<Receipt, JournalError>) {
+    // Who asked may have gone away; the line stays.
+    drop(reply.send(with));
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn gone() -> JournalError {
+    JournalError::Poisoned("its writer has ended".to_owned())
+}
+
+fn io(path: &Path, source: std::io::Error) -> JournalError {
+    JournalError::Io { path: path.to_owned(), source }
+}

@@ -1,0 +1,247 @@
+//! Reading and verifying a journal, also without opening it: needs no lock and changes nothing.
+//!
+//! Every line is checked against the chain as it is read; the first that does not hold ends the reading with a
+//! [`Fault`] that names file, offset and number. A last line that was never finished is no fault: it was never
+//! acknowledged.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::path::{Path, PathBuf};
+
+use super::{Receipt, chain_hash, segment_name};
+
+/// A line of the journal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Its number; the first is 1.
+    pub seq: u64,
+    /// The hash of the line before, 64 hex digits.
+    pub prev: String,
+    /// Its hash, 64 hex digits.
+    pub hash: String,
+    /// What was appended.
+    pub payload: Vec<u8>,
+    /// The segment it lies in.
+    pub file: PathBuf,
+    /// Where in the segment its line begins, in bytes.
+    pub offset: u64,
+}
+
+/// The first thing that is wrong with a journal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// The segment, or the directory.
+    pub file: PathBuf,
+    /// Where the bad line begins, in bytes.
+    pub offset: u64,
+    /// Which number the line should have had.
+    pub seq: Option<u64>,
+    /// What is wrong with it.
+    pub what: String,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} at byte {}", self.file.display(), self.offset)?;
+        if let Some(seq) = self.seq {
+            write!(f, ", record {seq}")?;
+        }
+        write!(f, ": {}", self.what)
+    }
+}
+
+impl std::error::Error for Fault {}
+
+/// A journal whose chain holds from the first line to the last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verified {
+    /// How many lines.
+    pub entries: u64,
+    /// The last one; `None` if there is none.
+    pub head: Option<Receipt>,
+    /// Whether an unfinished line follows. A live writer's last line may look like that.
+    pub torn_tail: bool,
+}
+
+/// Checks every line of the journal in `dir`.
+///
+/// # Errors
+/// The first line that does not hold.
+pub fn verify(dir: &Path) -> Result<Verified, Fault> {
+    let mut reader = read(dir);
+    for entry in reader.by_ref() {
+        entry?;
+    }
+    let head = reader.head();
+    Ok(Verified {
+        entries: head.seq,
+        torn_tail: reader.torn().is_some(),
+        head: (head.seq > 0).then_some(head),
+    })
+}
+
+/// The lines of the journal in `dir`, in order, each one verified. Ends after the first [`Fault`].
+pub fn read(dir: &Path) -> Reader {
+    let (segments, fault) = match segments(dir) {
+        Ok(segments) => (segments, None),
+        Err(e) => (Vec::new(), Some(fault(dir, 0, None, &format!("cannot be read: {e}")))),
+    };
+    Reader {
+        segments: segments.into_iter(),
+        current: None,
+        last: None,
+        head: Receipt::genesis(),
+        torn: None,
+        fault,
+        ended: false,
+    }
+}
+
+/// The iterator behind [`read`].
+#[derive(Debug)]
+pub struct Reader {
+    segments: std::vec::IntoIter<PathBuf>,
+    current: Option<Open>,
+    last: Option<PathBuf>,
+    head: Receipt,
+    torn: Option<(PathBuf, u64)>,
+    fault: Option<Fault>,
+    ended: bool,
+}
+
+#[derive(Debug)]
+struct Open {
+    path: PathBuf,
+    file: BufReader<File>,
+    offset: u64,
+}
+
+impl Iterator for Reader {
+    type Item = Result<Entry, Fault>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.ended {
+            return None;
+        }
+        let next = match self.fault.take() {
+            Some(fault) => Err(fault),
+            None => self.step(),
+        };
+        match next {
+            Ok(Some(entry)) => Some(Ok(entry)),
+            Ok(None) => {
+                self.ended = true;
+                None
+            }
+            Err(fault) => {
+                self.ended = true;
+                Some(Err(fault))
+            }
+        }
+    }
+}
+
+impl Reader {
+    /// The last line that was read.
+    pub fn head(&self) -> Receipt {
+        self.head.clone()
+    }
+
+    /// The segment with an unfinished last line, and where that line begins. Known once everything was read.
+    pub(super) fn torn(&self) -> Option<(&Path, u64)> {
+        self.torn.as_ref().map(|(path, offset)| (path.as_path(), *offset))
+    }
+
+    pub(super) fn last_segment(&self) -> Option<&Path> {
+        self.last.as_deref()
+    }
+
+    fn step(&mut self) -> Result<Option<Entry>, Fault> {
+        let expected = self.head.seq + 1;
+        loop {
+            let Some(open) = &mut self.current else {
+                if !self.open_next(expected)? {
+                    return Ok(None);
+                }
+                continue;
+            };
+            let mut line = Vec::new();
+            let at = open.offset;
+            let read = open.file.read_until(b'\n', &mut line);
+            let read = read.map_err(|e| fault(&open.path, at, Some(expected), &e.to_string()))?;
+            if read == 0 {
+                self.current = None;
+                continue;
+            }
+            open.offset += read as u64;
+            return match parse(&line, expected, &self.head.hash) {
+                Ok((hash, payload)) => {
+                    let prev =
+                        std::mem::replace(&mut self.head, Receipt { seq: expected, hash: hash.clone() });
+                    let file = open.path.clone();
+                    Ok(Some(Entry { seq: expected, prev: prev.hash, hash, payload, file, offset: at }))
+                }
+                Err(what) => {
+                    let unfinished = line.last() != Some(&b'\n') || line.contains(&0);
+                    if unfinished && self.segments.as_slice().is_empty() && at_end(&mut open.file) {
+                        self.torn = Some((open.path.clone(), at));
+                        return Ok(None);
+                    }
+                    Err(fault(&open.path, at, Some(expected), what))
+                }
+            };
+        }
+    }
+
+    fn open_next(&mut self, expected: u64) -> Result<bool, Fault> {
+        let Some(path) = self.segments.next() else { return Ok(false) };
+        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        if name != segment_name(expected) {
+            let what = format!("a segment is missing or left over: expected {}", segment_name(expected));
+            return Err(fault(&path, 0, Some(expected), &what));
+        }
+        let file = File::open(&path).map_err(|e| fault(&path, 0, Some(expected), &e.to_string()))?;
+        self.last = Some(path.clone());
+        self.current = Some(Open { path, file: BufReader::with_capacity(1 << 16, file), offset: 0 });
+        Ok(true)
+    }
+}
+
+fn parse(line: &[u8], expected: u64, prev: &str) -> Result<(String, Vec<u8>), &'static str> {
+    let line = line.strip_suffix(b"\n").ok_or("the line has no end")?;
+    let mut parts = line.splitn(3, |b| *b == b' ');
+    let (seq, hash, payload) = match (parts.next(), parts.next(), parts.next()) {
+        (Some(seq), Some(hash), Some(payload)) => (seq, hash, payload),
+        _ => return Err("the line is not a journal line"),
+    };
+    if seq != expected.to_string().as_bytes() {
+        return Err("its number is not the next one: a record was removed, added or moved");
+    }
+    let wanted = chain_hash(prev, expected, payload);
+    if hash != wanted.as_bytes() {
+        return Err("its hash does not fit: this record, or the one before it, was changed");
+    }
+    Ok((wanted, payload.to_vec()))
+}
+
+fn at_end(file: &mut BufReader<File>) -> bool {
+    let mut byte = [0];
+    matches!(file.read(&mut byte), Ok(0))
+}
+
+fn segments(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|e| e == "journal") {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn fault(file: &Path, offset: u64, seq: Option<u64>, what: &str) -> Fault {
+    Fault { file: file.to_owned(), offset, seq, what: what.to_owned() }
+}

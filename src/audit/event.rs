@@ -1,0 +1,543 @@
+//! What can happen. The names are in the contract and stay; fields may be added.
+
+use serde::{Deserialize, Serialize};
+
+/// Who a session belongs to and where it goes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionFacts {
+    /// Session id.
+    pub session: String,
+    /// The user.
+    pub user: String,
+    /// Where the user came from.
+    pub source_ip: String,
+    /// Fingerprint of the key that signed, `SHA256:…`.
+    pub key: String,
+    /// The instance's name.
+    pub instance: String,
+    /// Account on the instance.
+    pub login: String,
+}
+
+/// One audit event. The JSON tag is `event`, in snake case.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// A person completed key and code.
+    SshLoginSucceeded {
+        /// The user it is about.
+        user: String,
+        /// Where the peer came from.
+        source_ip: String,
+        /// Fingerprint, `SHA256:…`.
+        key: String,
+    },
+    /// A login did not complete. The reason is for the auditor; the peer never sees it.
+    SshLoginFailed {
+        /// The user it is about.
+        user: String,
+        /// Where the peer came from.
+        source_ip: String,
+        /// Fingerprint, `SHA256:…`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        key: Option<String>,
+        /// Why, in words for the auditor.
+        reason: String,
+    },
+    /// A second factor was enrolled.
+    MfaEnrolled {
+        /// The user it is about.
+        user: String,
+    },
+    /// A code was wrong or spent.
+    MfaFailed {
+        /// The user it is about.
+        user: String,
+        /// Where the peer came from.
+        source_ip: String,
+        /// Why, in words for the auditor.
+        reason: String,
+    },
+    /// A second factor, or its recovery codes, were replaced or removed.
+    MfaReset {
+        /// The user it is about.
+        user: String,
+        /// Who did it.
+        by: String,
+    },
+    /// A user was added.
+    UserAdded {
+        /// The user it is about.
+        user: String,
+        /// Who did it.
+        by: String,
+        /// Role names.
+        roles: Vec<String>,
+    },
+    /// A user was suspended.
+    UserSuspended {
+        /// The user it is about.
+        user: String,
+        /// Who did it.
+        by: String,
+        /// Why, in words for the auditor.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
+    /// A suspended user was let in again.
+    UserResumed {
+        /// The user it is about.
+        user: String,
+        /// Who did it.
+        by: String,
+    },
+    /// A user was removed.
+    UserRemoved {
+        /// The user it is about.
+        user: String,
+        /// Who did it.
+        by: String,
+    },
+    /// A key was added.
+    SshKeyAdded {
+        /// The user it is about.
+        user: String,
+        /// Fingerprint, `SHA256:…`.
+        key: String,
+        /// Who did it.
+        by: String,
+    },
+    /// A key proved itself and became active.
+    SshKeyActivated {
+        /// The user it is about.
+        user: String,
+        /// Fingerprint, `SHA256:…`.
+        key: String,
+    },
+    /// A key got a successor.
+    SshKeyRotated {
+        /// The user it is about.
+        user: String,
+        /// Fingerprint, `SHA256:…`.
+        key: String,
+        /// Fingerprint of the new key.
+        successor: String,
+        /// Who did it.
+        by: String,
+    },
+    /// A key will expire soon.
+    SshKeyExpiring {
+        /// The user it is about.
+        user: String,
+        /// Fingerprint, `SHA256:…`.
+        key: String,
+        /// RFC 3339, UTC.
+        expires_at: String,
+    },
+    /// A key expired.
+    SshKeyExpired {
+        /// The user it is about.
+        user: String,
+        /// Fingerprint, `SHA256:…`.
+        key: String,
+    },
+    /// A replaced key stopped working.
+    SshKeyRetired {
+        /// The user it is about.
+        user: String,
+        /// Fingerprint, `SHA256:…`.
+        key: String,
+    },
+    /// A key was withdrawn for good.
+    SshKeyRevoked {
+        /// The user it is about.
+        user: String,
+        /// Fingerprint, `SHA256:…`.
+        key: String,
+        /// Who did it.
+        by: String,
+        /// Why, in words for the auditor.
+        reason: String,
+    },
+    /// An instance was added.
+    InstanceAdded {
+        /// The instance's name.
+        instance: String,
+        /// `HOST:PORT`.
+        address: String,
+        /// Who did it.
+        by: String,
+    },
+    /// An instance was removed.
+    InstanceRemoved {
+        /// The instance's name.
+        instance: String,
+        /// Who did it.
+        by: String,
+    },
+    /// An instance showed a host key that is not the trusted one; the session was refused.
+    InstanceHostKeyMismatch {
+        /// The user it is about.
+        user: String,
+        /// Where the peer came from.
+        source_ip: String,
+        /// Session id.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        session: Option<String>,
+        /// The instance's name.
+        instance: String,
+        /// Account on the instance.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        login: Option<String>,
+        /// Fingerprint of the key that was shown.
+        offered: String,
+        /// Why, in words for the auditor.
+        reason: String,
+    },
+    /// An instance could not be dialled.
+    InstanceUnreachable {
+        /// The user it is about.
+        user: String,
+        /// Where the peer came from.
+        source_ip: String,
+        /// Session id.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        session: Option<String>,
+        /// The instance's name.
+        instance: String,
+        /// Account on the instance.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        login: Option<String>,
+        /// Why, in words for the auditor.
+        reason: String,
+    },
+    /// A rule let a user reach an instance.
+    AccessAllowed {
+        /// The user it is about.
+        user: String,
+        /// Where the peer came from.
+        source_ip: String,
+        /// Fingerprint, `SHA256:…`.
+        key: String,
+        /// Session id.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        session: Option<String>,
+        /// The instance's name.
+        instance: String,
+        /// Account on the instance.
+        login: String,
+        /// Ids of the rules that allowed it.
+        rules: Vec<String>,
+    },
+    /// An access rule was added.
+    AccessRuleAdded {
+        /// Rule id.
+        rule: String,
+        /// Who did it.
+        by: String,
+        /// The rule in words.
+        summary: String,
+    },
+    /// An access rule was removed.
+    AccessRuleRemoved {
+        /// Rule id.
+        rule: String,
+        /// Who did it.
+        by: String,
+    },
+    /// A user asked for something that no rule allows.
+    AccessDenied {
+        /// The user it is about.
+        user: String,
+        /// Where the peer came from.
+        source_ip: String,
+        /// Fingerprint, `SHA256:…`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        key: Option<String>,
+        /// The instance's name.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        instance: Option<String>,
+        /// Account on the instance.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        login: Option<String>,
+        /// Why, in words for the auditor.
+        reason: String,
+    },
+    /// A session is about to start: durable before any byte flows.
+    SessionOpened {
+        /// Who, where, as whom.
+        #[serde(flatten)]
+        facts: SessionFacts,
+        /// Ids of the rules that allowed it.
+        rules: Vec<String>,
+    },
+    /// A session ended; `digest` is the SHA-256 of its tape.
+    SessionClosed {
+        /// Who, where, as whom.
+        #[serde(flatten)]
+        facts: SessionFacts,
+        /// `closed`, `killed` or `truncated`.
+        status: String,
+        /// Why, in words for the auditor.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+        /// SHA-256 of the tape file, hex.
+        digest: String,
+    },
+    /// A session was cut.
+    SessionKilled {
+        /// Who, where, as whom.
+        #[serde(flatten)]
+        facts: SessionFacts,
+        /// Who did it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        by: Option<String>,
+        /// Why, in words for the auditor.
+        reason: String,
+    },
+    /// A channel opened in a session.
+    ChannelOpened {
+        /// The user it is about.
+        user: String,
+        /// Session id.
+        session: String,
+        /// Channel number within the session.
+        channel: u32,
+        /// `shell`, `exec`, `sftp`, `forward`, …
+        kind: String,
+        /// The command, where there is one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        command: Option<String>,
+    },
+    /// A channel closed in a session.
+    ChannelClosed {
+        /// The user it is about.
+        user: String,
+        /// Session id.
+        session: String,
+        /// Channel number within the session.
+        channel: u32,
+        /// `shell`, `exec`, `sftp`, `forward`, …
+        kind: String,
+        /// Bytes relayed.
+        relayed_bytes: u64,
+        /// Bytes kept on the tape.
+        captured_bytes: u64,
+    },
+    /// A forward was refused.
+    ForwardDenied {
+        /// The user it is about.
+        user: String,
+        /// Where the peer came from.
+        source_ip: String,
+        /// Session id.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        session: Option<String>,
+        /// `HOST:PORT` asked for.
+        target: String,
+        /// Why, in words for the auditor.
+        reason: String,
+    },
+    /// A file was read from an instance.
+    FileRead {
+        /// The user it is about.
+        user: String,
+        /// Session id.
+        session: String,
+        /// The instance's name.
+        instance: String,
+        /// Path on the instance.
+        path: String,
+        /// Size in bytes.
+        bytes: u64,
+        /// SHA-256 of the content, hex.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sha256: Option<String>,
+    },
+    /// A file was written to an instance.
+    FileWritten {
+        /// The user it is about.
+        user: String,
+        /// Session id.
+        session: String,
+        /// The instance's name.
+        instance: String,
+        /// Path on the instance.
+        path: String,
+        /// Size in bytes.
+        bytes: u64,
+        /// SHA-256 of the content, hex.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sha256: Option<String>,
+    },
+    /// A recorder failed; its session was refused or cut.
+    RecordingFailed {
+        /// The user it is about.
+        user: String,
+        /// Session id.
+        session: String,
+        /// Why, in words for the auditor.
+        reason: String,
+    },
+    /// Someone read a tape.
+    RecordingViewed {
+        /// Who did it.
+        by: String,
+        /// Session id.
+        session: String,
+    },
+    /// Someone exported the trail.
+    LogsExported {
+        /// Who did it.
+        by: String,
+        /// Start of the range, RFC 3339.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        from: Option<String>,
+        /// End of the range, RFC 3339.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        to: Option<String>,
+        /// How many events.
+        count: u64,
+    },
+    /// A source address was banned.
+    SourceBanned {
+        /// Where the peer came from.
+        source_ip: String,
+        /// RFC 3339, UTC.
+        until: String,
+        /// Why, in words for the auditor.
+        reason: String,
+    },
+    /// A ban ended.
+    SourceUnbanned {
+        /// Where the peer came from.
+        source_ip: String,
+        /// Who did it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        by: Option<String>,
+    },
+    /// Everything was denied.
+    LockdownStarted {
+        /// Who did it.
+        by: String,
+        /// Why, in words for the auditor.
+        reason: String,
+    },
+    /// The lockdown was lifted.
+    LockdownEnded {
+        /// Who did it.
+        by: String,
+    },
+    /// The daemon started.
+    DaemonStarted {
+        /// Keyward's version.
+        version: String,
+    },
+    /// The daemon stopped.
+    DaemonStopped {
+        /// Why, in words for the auditor.
+        reason: String,
+    },
+    /// The configuration was read again.
+    ConfigReloaded {
+        /// Who did it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        by: Option<String>,
+    },
+    /// The chain up to `through` was signed.
+    CheckpointSigned {
+        /// Sequence number of the last event it covers.
+        through: u64,
+        /// Hash of that event, hex.
+        head: String,
+        /// Fingerprint, `SHA256:…`.
+        key: String,
+    },
+}
+
+impl Event {
+    /// The name in the contract, as in `ssh_login_failed`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::SshLoginSucceeded { .. } => "ssh_login_succeeded",
+            Self::SshLoginFailed { .. } => "ssh_login_failed",
+            Self::MfaEnrolled { .. } => "mfa_enrolled",
+            Self::MfaFailed { .. } => "mfa_failed",
+            Self::MfaReset { .. } => "mfa_reset",
+            Self::UserAdded { .. } => "user_added",
+            Self::UserSuspended { .. } => "user_suspended",
+            Self::UserResumed { .. } => "user_resumed",
+            Self::UserRemoved { .. } => "user_removed",
+            Self::SshKeyAdded { .. } => "ssh_key_added",
+            Self::SshKeyActivated { .. } => "ssh_key_activated",
+            Self::SshKeyRotated { .. } => "ssh_key_rotated",
+            Self::SshKeyExpiring { .. } => "ssh_key_expiring",
+            Self::SshKeyExpired { .. } => "ssh_key_expired",
+            Self::SshKeyRetired { .. } => "ssh_key_retired",
+            Self::SshKeyRevoked { .. } => "ssh_key_revoked",
+            Self::InstanceAdded { .. } => "instance_added",
+            Self::InstanceRemoved { .. } => "instance_removed",
+            Self::InstanceHostKeyMismatch { .. } => "instance_host_key_mismatch",
+            Self::InstanceUnreachable { .. } => "instance_unreachable",
+            Self::AccessAllowed { .. } => "access_allowed",
+            Self::AccessRuleAdded { .. } => "access_rule_added",
+            Self::AccessRuleRemoved { .. } => "access_rule_removed",
+            Self::AccessDenied { .. } => "access_denied",
+            Self::SessionOpened { .. } => "session_opened",
+            Self::SessionClosed { .. } => "session_closed",
+            Self::SessionKilled { .. } => "session_killed",
+            Self::ChannelOpened { .. } => "channel_opened",
+            Self::ChannelClosed { .. } => "channel_closed",
+            Self::ForwardDenied { .. } => "forward_denied",
+            Self::FileRead { .. } => "file_read",
+            Self::FileWritten { .. } => "file_written",
+            Self::RecordingFailed { .. } => "recording_failed",
+            Self::RecordingViewed { .. } => "recording_viewed",
+            Self::LogsExported { .. } => "logs_exported",
+            Self::SourceBanned { .. } => "source_banned",
+            Self::SourceUnbanned { .. } => "source_unbanned",
+            Self::LockdownStarted { .. } => "lockdown_started",
+            Self::LockdownEnded { .. } => "lockdown_ended",
+            Self::DaemonStarted { .. } => "daemon_started",
+            Self::DaemonStopped { .. } => "daemon_stopped",
+            Self::ConfigReloaded { .. } => "config_reloaded",
+            Self::CheckpointSigned { .. } => "checkpoint_signed",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_is_the_json_tag_and_absent_fields_are_left_out() {
+        let event = Event::SshLoginFailed {
+            user: "mallory".to_owned(),
+            source_ip: "192.0.2.7".to_owned(),
+            key: None,
+            reason: "unknown user".to_owned(),
+        };
+        let json = serde_json::to_value(&event).unwrap();
+        assert_eq!(json["event"], event.name());
+        assert!(json.get("key").is_none());
+        assert_eq!(serde_json::from_value::<Event>(json).unwrap(), event);
+    }
+
+    #[test]
+    fn a_session_event_is_flat() {
+        let facts = SessionFacts {
+            session: "s".to_owned(),
+            user: "alice".to_owned(),
+            source_ip: "192.0.2.1".to_owned(),
+            key: "SHA256:x".to_owned(),
+            instance: "db-1".to_owned(),
+            login: "ubuntu".to_owned(),
+        };
+        let event = Event::SessionOpened { facts, rules: vec!["R1".to_owned()] };
+        let json = serde_json::to_value(&event).unwrap();
+        assert_eq!(json["event"], "session_opened");
+        assert_eq!(json["instance"], "db-1");
+        assert!(json.get("facts").is_none());
+    }
+}

@@ -1,0 +1,157 @@
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use keystore::Vault;
+use keystore::backend::Memory;
+use keystore::seal::MasterKey;
+use keystore::signing::Signers;
+
+use super::*;
+use crate::audit::{Filter, SessionFacts, Trail};
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(1_790_000_000 + second).unwrap()
+}
+
+async fn trail(dir: &Path) -> Trail {
+    let vault = Vault::new(Arc::new(Memory::default()), MasterKey::generate().unwrap());
+    let signers = Signers::create(&vault).await.unwrap();
+    Trail::open(dir, signers.audit).unwrap()
+}
+
+fn facts(session: &str) -> SessionFacts {
+    SessionFacts {
+        session: session.to_owned(),
+        user: "alice".to_owned(),
+        source_ip: "192.0.2.1".to_owned(),
+        key: "SHA256:x".to_owned(),
+        instance: "db-1".to_owned(),
+        login: "ubuntu".to_owned(),
+    }
+}
+
+fn added(user: &str) -> Event {
+    Event::UserAdded { user: user.to_owned(), by: "root".to_owned(), roles: Vec::new() }
+}
+
+async fn three_events(dir: &Path) -> Trail {
+    let trail = trail(dir).await;
+    trail.append(added("alice"), at(0)).await.unwrap();
+    trail.append(Event::SessionOpened { facts: facts("s1"), rules: Vec::new() }, at(10)).await.unwrap();
+    let closed = Event::SessionClosed {
+        facts: facts("s1"),
+        status: "closed".to_owned(),
+        reason: None,
+        digest: "d1".to_owned(),
+    };
+    trail.append(closed, at(20)).await.unwrap();
+    trail
+}
+
+fn only_segment(dir: &Path) -> PathBuf {
+    let mut files: Vec<_> = std::fs::read_dir(journal_dir(dir)).unwrap().map(|e| e.unwrap().path()).collect();
+    files.retain(|f| f.extension().is_some_and(|e| e == "journal"));
+    assert_eq!(files.len(), 1);
+    files.pop().unwrap()
+}
+
+#[tokio::test]
+async fn a_clean_trail_verifies_and_names_its_tapes() {
+    let dir = tempfile::tempdir().unwrap();
+    let trail = three_events(dir.path()).await;
+    trail.checkpoint(at(30)).await.unwrap();
+    trail.append(Event::SessionOpened { facts: facts("s2"), rules: Vec::new() }, at(40)).await.unwrap();
+    let found = verify(dir.path()).unwrap();
+    assert_eq!((found.entries, found.checkpoints, found.torn_tail), (5, 1, false));
+    assert_eq!(found.head.unwrap().hash, trail.head().hash);
+    assert_eq!(found.tapes.len(), 1);
+    assert_eq!((found.tapes[0].session.as_str(), found.tapes[0].digest.as_str()), ("s1", "d1"));
+    assert_eq!(found.unclosed, ["s2"]);
+}
+
+#[tokio::test]
+async fn events_carry_their_place_in_the_chain_and_filters_choose() {
+    let dir = tempfile::tempdir().unwrap();
+    let trail = three_events(dir.path()).await;
+    let all = trail.query(&Filter::default()).unwrap();
+    assert_eq!(all.len(), 3);
+    assert_eq!(all[1]["prev"], all[0]["hash"]);
+    for field in ["time", "event", "seq", "prev", "hash"] {
+        assert!(all[2].get(field).is_some(), "{field}");
+    }
+    let filter = Filter { since: Some(at(10)), until: Some(at(10)), event: None };
+    assert_eq!(trail.query(&filter).unwrap().len(), 1);
+    let filter = Filter { event: Some("session_closed".to_owned()), ..Filter::default() };
+    assert_eq!(trail.query(&filter).unwrap()[0]["digest"], "d1");
+    let filter = Filter { event: Some("session".to_owned()), ..Filter::default() };
+    assert!(trail.query(&filter).unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_changed_event_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    three_events(dir.path()).await;
+    let file = only_segment(dir.path());
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text.replace("session_opened", "session_opener")).unwrap();
+    let fault = verify(dir.path()).unwrap_err();
+    assert_eq!(fault.file, file);
+    assert!(fault.to_string().contains("journal"), "{fault}");
+}
+
+#[tokio::test]
+async fn a_removed_event_is_found() {
+    let dir = tempfile::tempdir().unwrap();
+    three_events(dir.path()).await;
+    let file = only_segment(dir.path());
+    let text = std::fs::read_to_string(&file).unwrap();
+    let kept: Vec<_> =
+        text.split_inclusive('\n').enumerate().filter(|(n, _)| *n != 1).map(|(_, l)| l).collect();
+    std::fs::write(&file, kept.concat()).unwrap();
+    verify(dir.path()).unwrap_err();
+}
+
+#[tokio::test]
+async fn an_end_cut_off_after_a_checkpoint_is_found_and_a_torn_line_is_not_a_fault() {
+    let dir = tempfile::tempdir().unwrap();
+    let trail = three_events(dir.path()).await;
+    trail.checkpoint(at(30)).await.unwrap();
+    drop(trail);
+    let file = only_segment(dir.path());
+    let whole = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, format!("{whole}4 abc")).unwrap();
+    assert!(verify(dir.path()).unwrap().torn_tail);
+    let lines: Vec<_> = whole.split_inclusive('\n').collect();
+    std::fs::write(&file, lines[..2].concat()).unwrap();
+    let fault = verify(dir.path()).unwrap_err();
+    assert!(fault.what.contains("cut off"), "{fault}");
+}
+
+#[tokio::test]
+async fn a_checkpoint_that_was_changed_or_removed_is_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let trail = three_events(dir.path()).await;
+    trail.checkpoint(at(30)).await.unwrap();
+    let file = std::fs::read_dir(checkpoint_dir(dir.path()))
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .find(|f| f.extension().is_some_and(|e| e == "json"))
+        .unwrap();
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text.replace("\"seq\":", "\"seq\": ")).unwrap();
+    assert_eq!(verify(dir.path()).unwrap_err().file, file);
+    std::fs::remove_file(&file).unwrap();
+    assert!(verify(dir.path()).unwrap_err().what.contains("missing"));
+}
+
+#[tokio::test]
+async fn another_key_does_not_vouch_for_a_trail() {
+    let dir = tempfile::tempdir().unwrap();
+    let mine = three_events(dir.path()).await;
+    mine.checkpoint(at(30)).await.unwrap();
+    let other = tempfile::tempdir().unwrap();
+    three_events(other.path()).await;
+    let key = std::fs::read_to_string(signer_file(other.path())).unwrap();
+    verify_with(dir.path(), &PublicKey::from_openssh(key.trim()).unwrap()).unwrap_err();
+}

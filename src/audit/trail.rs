@@ -1,0 +1,187 @@
+//! The durable, chained append; the query; the signed checkpoint.
+//!
+//! Layout of the directory: `journal/` (segments of the chain), `checkpoints/<seq>.json` with its detached SSHSIG
+//! `<seq>.sig` (`ssh-keygen -Y verify -n keyward-audit`), and `signer.pub`, the public half of the audit key.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use keystore::journal::{self, Journal, JournalError, Receipt};
+use keystore::signing::{AuditSigner, SigningError};
+use keystore::ssh::HashAlg;
+use serde_json::{Map, Value};
+
+use super::event::Event;
+
+/// SSHSIG namespace of checkpoints (PROTOCOL.sshsig).
+pub(super) const NAMESPACE: &str = "keyward-audit";
+const SEGMENT_BYTES: u64 = 64 << 20;
+
+/// Why an event is not in the trail, or could not be read back. All are internal or the operator's: a peer cannot
+/// cause one.
+#[derive(Debug, thiserror::Error)]
+pub enum AuditError {
+    /// The journal refused; the event is not durable, and the caller must not go on.
+    #[error(
+        "the audit trail could not be written: {0}. Nothing is let through until the daemon is restarted"
+    )]
+    Journal(#[from] JournalError),
+    /// A file beside the journal could not be written or read.
+    #[error("{path}: {source}")]
+    File {
+        /// Which file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The checkpoint could not be signed.
+    #[error("the checkpoint could not be signed: {0}")]
+    Signing(#[from] SigningError),
+    /// The trail on disk is damaged.
+    #[error("the audit trail is damaged: {0}. Run: keyward logs verify")]
+    Damaged(String),
+    /// An event could not be put in JSON.
+    #[error("an event could not be encoded: {0}")]
+    Encoding(#[from] serde_json::Error),
+    /// A task of the daemon was stopped half way.
+    #[error("the audit trail was interrupted: {0}")]
+    Interrupted(String),
+}
+
+/// Which events a query wants; an empty filter wants all.
+#[derive(Debug, Clone, Default)]
+pub struct Filter {
+    /// Not before this (inclusive).
+    pub since: Option<Timestamp>,
+    /// Not after this (inclusive).
+    pub until: Option<Timestamp>,
+    /// Only events of this name.
+    pub event: Option<String>,
+}
+
+/// The audit trail. One per daemon; appends from many tasks share one fsync.
+pub struct Trail {
+    dir: PathBuf,
+    journal: Journal,
+    signer: AuditSigner,
+}
+
+impl Trail {
+    /// Opens the trail in `dir`, making it if it is not there. A torn last line (a crash in the middle of a write
+    /// that nobody was told was done) is cut.
+    ///
+    /// # Errors
+    /// Anything else that does not verify: a damaged trail is never written on.
+    pub fn open(dir: &Path, signer: AuditSigner) -> Result<Self, AuditError> {
+        for part in [journal_dir(dir), checkpoint_dir(dir)] {
+            fs::create_dir_all(&part).map_err(|source| AuditError::File { path: part.clone(), source })?;
+        }
+        let journal = Journal::open(&journal_dir(dir), journal::Options { segment_bytes: SEGMENT_BYTES })?;
+        let public = signer.public_key().to_openssh().map_err(|e| AuditError::Damaged(e.to_string()))?;
+        write_durably(&signer_file(dir), format!("{}\n", public.trim_end()).as_bytes())?;
+        Ok(Self { dir: dir.to_owned(), journal, signer })
+    }
+
+    /// Appends one event; it is on the disk when this returns. Cancelling may leave it written without a receipt.
+    ///
+    /// # Errors
+    /// The event is not durable: the caller must refuse what it was about to do.
+    pub async fn append(&self, event: Event, now: Timestamp) -> Result<Receipt, AuditError> {
+        let body = serde_json::to_string(&event)?;
+        let body = body.strip_prefix('{').unwrap_or(&body).to_owned();
+        let receipt = self
+            .journal
+            .append(move |at| {
+                format!("{{\"time\":\"{now:.3}\",\"seq\":{},\"prev\":\"{}\",{body}", at.seq, at.prev)
+                    .into_bytes()
+            })
+            .await?;
+        Ok(receipt)
+    }
+
+    /// The newest event's receipt.
+    pub fn head(&self) -> Receipt {
+        self.journal.head()
+    }
+
+    /// The events that `filter` wants, oldest first, each with its `hash`. Reads files: call it where blocking is
+    /// allowed.
+    ///
+    /// # Errors
+    /// [`AuditError::Damaged`] at the first record that does not verify.
+    pub fn query(&self, filter: &Filter) -> Result<Vec<Value>, AuditError> {
+        let mut found = Vec::new();
+        for entry in journal::read(&journal_dir(&self.dir)) {
+            let entry = entry.map_err(|fault| AuditError::Damaged(fault.to_string()))?;
+            let mut fields: Map<String, Value> = serde_json::from_slice(&entry.payload)?;
+            if filter.wants(&fields) {
+                fields.insert("hash".to_owned(), Value::String(entry.hash));
+                found.push(Value::Object(fields));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Signs the chain up to its head, as SSHSIG in `checkpoints/`, and appends [`Event::CheckpointSigned`].
+    ///
+    /// # Errors
+    /// The files or the event could not be written, or the key could not sign.
+    pub async fn checkpoint(&self, now: Timestamp) -> Result<Receipt, AuditError> {
+        let head = self.journal.head();
+        let key = self.signer.public_key().fingerprint(HashAlg::Sha256).to_string();
+        let statement = serde_json::json!({
+            "seq": head.seq, "hash": head.hash, "time": format!("{now:.3}"), "key": key,
+        });
+        let statement = format!("{statement}\n");
+        let signature = self.signer.sshsig(NAMESPACE, statement.as_bytes())?;
+        let base = checkpoint_dir(&self.dir).join(format!("{:020}", head.seq));
+        let written = tokio::task::spawn_blocking(move || {
+            // The signature first: a statement without one is a fault, a signature without a statement is not.
+            write_durably(&base.with_extension("sig"), signature.as_bytes())?;
+            write_durably(&base.with_extension("json"), statement.as_bytes())
+        });
+        written.await.map_err(|e| AuditError::Interrupted(e.to_string()))??;
+        self.append(Event::CheckpointSigned { through: head.seq, head: head.hash, key }, now).await
+    }
+}
+
+impl Filter {
+    fn wants(&self, fields: &Map<String, Value>) -> bool {
+        let text = |name: &str| fields.get(name).and_then(Value::as_str);
+        if self.event.as_deref().is_some_and(|wanted| text("event") != Some(wanted)) {
+            return false;
+        }
+        if self.since.is_none() && self.until.is_none() {
+            return true;
+        }
+        // Events carry milliseconds: compare at that grain, so that an event's own time as a bound includes it.
+        let grain = |t: Timestamp| t.as_millisecond();
+        let Some(at) = text("time").and_then(|t| t.parse::<Timestamp>().ok()).map(grain) else { return true };
+        self.since.is_none_or(|since| grain(since) <= at) && self.until.is_none_or(|until| at <= grain(until))
+    }
+}
+
+pub(super) fn journal_dir(dir: &Path) -> PathBuf {
+    dir.join("journal")
+}
+pub(super) fn checkpoint_dir(dir: &Path) -> PathBuf {
+    dir.join("checkpoints")
+}
+pub(super) fn signer_file(dir: &Path) -> PathBuf {
+    dir.join("signer.pub")
+}
+
+/// Writes beside, syncs, renames over, syncs the directory.
+fn write_durably(path: &Path, content: &[u8]) -> Result<(), AuditError> {
+    let write = || -> io::Result<()> {
+        let beside = path.with_extension("new");
+        let mut file = fs::File::create(&beside)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&beside, path)?;
+        path.parent().map_or(Ok(()), |dir| fs::File::open(dir)?.sync_all())
+    };
+    write().map_err(|source| AuditError::File { path: path.to_owned(), source })
+}

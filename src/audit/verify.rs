@@ -1,0 +1,207 @@
+//! Verification of the trail, with the daemon or offline on the files: the chain, the checkpoints, and which tapes the
+//! chain names. It never repairs. The tapes themselves are checked by `recording`, which stands on a higher floor.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use keystore::journal::{self, Receipt};
+use keystore::ssh::{PublicKey, SshSig};
+use serde::Deserialize;
+
+use super::event::Event;
+use super::trail::{NAMESPACE, checkpoint_dir, journal_dir, signer_file};
+
+/// What a clean verification found.
+#[derive(Debug, Clone)]
+pub struct Verified {
+    /// How many events the chain has.
+    pub entries: u64,
+    /// The newest event.
+    pub head: Option<Receipt>,
+    /// The last line was cut off by a crash; nobody had been told that it was written.
+    pub torn_tail: bool,
+    /// How many signed checkpoints agree with the chain.
+    pub checkpoints: u64,
+    /// The tapes the chain names, in order of closing: each must exist and have this digest.
+    pub tapes: Vec<ClosedTape>,
+    /// Sessions that were opened and not closed: live, or cut off by a crash.
+    pub unclosed: Vec<String>,
+}
+
+/// A tape as the chain names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClosedTape {
+    /// Session id.
+    pub session: String,
+    /// SHA-256 of the tape file, hex.
+    pub digest: String,
+    /// Sequence number of the event that closed it.
+    pub seq: u64,
+}
+
+/// The first thing that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub struct Fault {
+    /// In which file.
+    pub file: PathBuf,
+    /// At which byte.
+    pub offset: u64,
+    /// At which event, where that is known.
+    pub seq: Option<u64>,
+    /// What is wrong, in words.
+    pub what: String,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, byte {}", self.file.display(), self.offset)?;
+        if let Some(seq) = self.seq {
+            write!(f, ", record {seq}")?;
+        }
+        write!(f, ": {}", self.what)
+    }
+}
+
+impl From<journal::Fault> for Fault {
+    fn from(fault: journal::Fault) -> Self {
+        Self { file: fault.file, offset: fault.offset, seq: fault.seq, what: fault.what }
+    }
+}
+
+/// Verifies the trail in `dir` against the audit key that lies beside it.
+///
+/// # Errors
+/// The first fault. An attacker who rewrote the whole directory, key included, is caught only by [`verify_with`].
+pub fn verify(dir: &Path) -> Result<Verified, Fault> {
+    let file = signer_file(dir);
+    let wrong = |what: String| Fault { file: file.clone(), offset: 0, seq: None, what };
+    let text = fs::read_to_string(&file).map_err(|e| wrong(format!("the audit key cannot be read: {e}")))?;
+    let key =
+        PublicKey::from_openssh(text.trim()).map_err(|e| wrong(format!("not an OpenSSH public key: {e}")))?;
+    verify_with(dir, &key)
+}
+
+/// Verifies the trail in `dir` against an audit key that was kept elsewhere.
+///
+/// # Errors
+/// The first fault.
+pub fn verify_with(dir: &Path, key: &PublicKey) -> Result<Verified, Fault> {
+    let chain = journal::verify(&journal_dir(dir))?;
+    let mut claims = checkpoints(dir, key)?;
+    let mut verified = Verified {
+        entries: chain.entries,
+        head: chain.head,
+        torn_tail: chain.torn_tail,
+        checkpoints: 0,
+        tapes: Vec::new(),
+        unclosed: Vec::new(),
+    };
+    let mut signed = None;
+    for entry in journal::read(&journal_dir(dir)) {
+        let entry = entry?;
+        let wrong = |what: String| Fault {
+            file: entry.file.clone(),
+            offset: entry.offset,
+            seq: Some(entry.seq),
+            what,
+        };
+        if let Some(claim) = claims.remove(&entry.seq) {
+            if claim.hash != entry.hash {
+                return Err(wrong(format!(
+                    "the chain was rewritten: it disagrees with {}",
+                    claim.file.display()
+                )));
+            }
+            verified.checkpoints += 1;
+            signed = Some(entry.seq);
+        }
+        let line: Line = serde_json::from_slice(&entry.payload)
+            .map_err(|e| wrong(format!("not an event that this version knows: {e}")))?;
+        if line.seq != entry.seq || line.prev != entry.prev {
+            return Err(wrong("the event carries another position than its record".to_owned()));
+        }
+        match line.event {
+            Some(Event::SessionOpened { facts, .. }) => verified.unclosed.push(facts.session),
+            Some(Event::SessionClosed { facts, digest, .. }) => {
+                verified.unclosed.retain(|open| *open != facts.session);
+                verified.tapes.push(ClosedTape { session: facts.session, digest, seq: entry.seq });
+            }
+            Some(Event::CheckpointSigned { through, .. }) if signed.is_none_or(|last| last < through) => {
+                return Err(wrong(format!("the checkpoint for record {through} is missing")));
+            }
+            _ => {}
+        }
+    }
+    match claims.into_values().next() {
+        Some(ahead) => {
+            Err(ahead.fault("it covers a record that the chain no longer has: the end was cut off"))
+        }
+        None => Ok(verified),
+    }
+}
+
+/// A line of the chain; an event of a newer version is carried, not refused.
+#[derive(Deserialize)]
+struct Line {
+    seq: u64,
+    prev: String,
+    #[serde(flatten, deserialize_with = "known")]
+    event: Option<Event>,
+}
+
+fn known<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Event>, D::Error> {
+    let fields = serde_json::Value::deserialize(from)?;
+    Ok(serde_json::from_value(fields).ok())
+}
+
+/// A signed statement about the chain.
+struct Claim {
+    file: PathBuf,
+    hash: String,
+}
+
+impl Claim {
+    fn fault(&self, what: &str) -> Fault {
+        Fault { file: self.file.clone(), offset: 0, seq: None, what: what.to_owned() }
+    }
+}
+
+#[derive(Deserialize)]
+struct Statement {
+    seq: u64,
+    hash: String,
+}
+
+/// Every checkpoint whose signature holds, by the record it covers.
+fn checkpoints(dir: &Path, key: &PublicKey) -> Result<BTreeMap<u64, Claim>, Fault> {
+    let dir = checkpoint_dir(dir);
+    let fault = |file: &Path, what: String| Fault { file: file.to_owned(), offset: 0, seq: None, what };
+    let listing = match fs::read_dir(&dir) {
+        Ok(listing) => listing,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        Err(e) => return Err(fault(&dir, e.to_string())),
+    };
+    let mut claims = BTreeMap::new();
+    for entry in listing {
+        let file = entry.map_err(|e| fault(&dir, e.to_string()))?.path();
+        if file.extension().is_none_or(|kind| kind != "json") {
+            continue;
+        }
+        let text = fs::read(&file).map_err(|e| fault(&file, e.to_string()))?;
+        let signature = file.with_extension("sig");
+        let pem = fs::read(&signature).map_err(|e| fault(&signature, e.to_string()))?;
+        let sig = SshSig::from_pem(&pem).map_err(|e| fault(&signature, format!("not an SSHSIG: {e}")))?;
+        key.verify(NAMESPACE, &text, &sig)
+            .map_err(|_| fault(&file, "the signature of this checkpoint does not hold".to_owned()))?;
+        let said: Statement =
+            serde_json::from_slice(&text).map_err(|e| fault(&file, format!("not a checkpoint: {e}")))?;
+        claims.insert(said.seq, Claim { file, hash: said.hash });
+    }
+    Ok(claims)
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;
