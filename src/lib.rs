@@ -3,4 +3,7 @@
 //! The rooms stand on floors; each imports only rooms on lower floors (`tests/house.rs` checks it).
 
 pub mod audit;
+pub mod auth;
 pub mod config;
+pub mod guard;
+pub mod policy;

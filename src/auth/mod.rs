@@ -1,0 +1,326 @@
+//! The login: a chain of states, each spent by the door that mints the next.
+//!
+//! [`Unauthenticated`] → [`KeyVerified`] (a *signed* request of a key in use) → [`Authenticated`] (a code, spent
+//! durably). A state has private fields and no `Clone`, so no factor can be skipped, forged or used twice. This room
+//! never speaks SSH and never audits: the caller does, with [`LoginFault::reason`]. [`mfa`] owns the second factor.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+
+use jiff::Timestamp;
+use keystore::ssh::PublicKey;
+use keystore::{KeyStatus, Role, User, UserKey, UserName, Vault};
+
+use crate::guard::Admitted;
+
+pub mod mfa;
+#[cfg(test)]
+pub(crate) mod testing;
+
+/// Whether a key that a client *offers* (without a signature) is worth a signature. This is no proof of anything.
+pub async fn offered_key_known(vault: &Vault, user: &str, key: &PublicKey, now: Timestamp) -> bool {
+    find_key(vault, user, &UserKey::fingerprint_of(key), now).await.is_ok()
+}
+
+/// A connection whose peer has proved nothing yet.
+pub struct Unauthenticated {
+    source: SocketAddr,
+}
+
+impl Unauthenticated {
+    /// The state every admitted connection starts in.
+    pub fn new(admitted: &Admitted) -> Self {
+        Self { source: admitted.addr() }
+    }
+
+    /// Spends this state for a key that has *signed* this session's authentication request (RFC 4252 §7). The caller
+    /// has verified the signature; here the key is found to be `user`'s, and in use.
+    ///
+    /// Dropping the future loses the login, nothing else.
+    ///
+    /// # Errors
+    /// This state again, and why. The peer must not see which it was.
+    ///
+    /// A state that is spent is gone:
+    /// ```
+    /// # use keyward::auth::*;
+    /// # use keystore::{Vault, ssh::PublicKey};
+    /// # use jiff::Timestamp;
+    /// async fn once(login: Unauthenticated, vault: &Vault, key: &PublicKey, now: Timestamp) {
+    ///     let first = login.key_verified(vault, "alice", key, now).await;
+    /// }
+    /// ```
+    /// ```compile_fail,E0382
+    /// # use keyward::auth::*;
+    /// # use keystore::{Vault, ssh::PublicKey};
+    /// # use jiff::Timestamp;
+    /// async fn twice(login: Unauthenticated, vault: &Vault, key: &PublicKey, now: Timestamp) {
+    ///     let first = login.key_verified(vault, "alice", key, now).await;
+    ///     let second = login.key_verified(vault, "alice", key, now).await;
+    /// }
+    /// ```
+    pub async fn key_verified(
+        self,
+        vault: &Vault,
+        user: &str,
+        key: &PublicKey,
+        now: Timestamp,
+    ) -> Result<KeyVerified, (Self, LoginFault)> {
+        let fingerprint = UserKey::fingerprint_of(key);
+        match find_key(vault, user, &fingerprint, now).await {
+            Ok(user) => Ok(KeyVerified { user: user.name, fingerprint, source: self.source, voided: false }),
+            Err(fault) => Err((self, fault)),
+        }
+    }
+}
+
+/// A connection whose peer holds a private key of [`KeyVerified::user`]; the second factor is due.
+///
+/// It opens nothing by itself:
+/// ```
+/// # use keyward::{auth::Authenticated, policy::Rulebook};
+/// # use keystore::{Instance, Login};
+/// # use jiff::Timestamp;
+/// fn with_both(rules: &Rulebook, by: &Authenticated, to: &Instance, login: &Login) {
+///     let authorized = rules.authorize(by, to, login, Timestamp::UNIX_EPOCH);
+/// }
+/// ```
+/// ```compile_fail,E0308
+/// # use keyward::{auth::KeyVerified, policy::Rulebook};
+/// # use keystore::{Instance, Login};
+/// # use jiff::Timestamp;
+/// fn without_a_code(rules: &Rulebook, by: &KeyVerified, to: &Instance, login: &Login) {
+///     let authorized = rules.authorize(by, to, login, Timestamp::UNIX_EPOCH);
+/// }
+/// ```
+pub struct KeyVerified {
+    user: UserName,
+    fingerprint: String,
+    source: SocketAddr,
+    /// Another name was tried on this state: it never becomes a login any more.
+    voided: bool,
+}
+
+impl KeyVerified {
+    /// Whose key it is.
+    pub fn user(&self) -> &UserName {
+        &self.user
+    }
+
+    /// The key's fingerprint, `SHA256:…`.
+    pub fn key(&self) -> &str {
+        &self.fingerprint
+    }
+
+    /// Gives up what was proved, as a changed user name demands (RFC 4252 §5).
+    pub fn void(self) -> Unauthenticated {
+        Unauthenticated { source: self.source }
+    }
+
+    /// Spends this state and a code for a login. The code is durably spent before this returns `Ok`; user and key are
+    /// read again, since minutes may have passed. `user` is the name of *this* request: another than the key's voids
+    /// the key for good.
+    ///
+    /// Dropping the future may leave the code spent without a login; never the other way round.
+    ///
+    /// # Errors
+    /// This state again, and why. The peer must not see which it was.
+    ///
+    /// ```compile_fail,E0382
+    /// # use keyward::auth::*;
+    /// # use keystore::Vault;
+    /// # use jiff::Timestamp;
+    /// async fn two_logins_of_one_key(key: KeyVerified, vault: &Vault, now: Timestamp) {
+    ///     let first = key.with_second_factor(vault, "alice", "123456", now).await;
+    ///     let second = key.with_second_factor(vault, "alice", "654321", now).await;
+    /// }
+    /// ```
+    pub async fn with_second_factor(
+        mut self,
+        vault: &Vault,
+        user: &str,
+        code: &str,
+        now: Timestamp,
+    ) -> Result<Authenticated, (Self, LoginFault)> {
+        self.voided |= user != self.user.as_str();
+        if self.voided {
+            return Err((self, LoginFault::UserChanged));
+        }
+        match self.complete(vault, code, now).await {
+            Ok(roles) => {
+                let Self { user, fingerprint, source, .. } = self;
+                Ok(Authenticated { user, roles, fingerprint, source, at: now })
+            }
+            Err(fault) => Err((self, fault)),
+        }
+    }
+
+    async fn complete(
+        &self,
+        vault: &Vault,
+        code: &str,
+        now: Timestamp,
+    ) -> Result<BTreeSet<Role>, LoginFault> {
+        // RFC 6238 §5.2: an accepted code is spent. Persist first, then let the login through.
+        mfa::spend(vault, &self.user, code, now).await?;
+        vault
+            .update(&self.fingerprint, |key: &mut UserKey| {
+                usable(key, self.user.as_str(), now)?;
+                key.last_used_at = Some(now);
+                Ok::<_, LoginFault>(())
+            })
+            .await?;
+        let user = vault.get::<User>(self.user.as_str()).await?.ok_or(LoginFault::UnknownUser)?;
+        match user.barred(now) {
+            Some(why) => Err(LoginFault::Barred(why)),
+            None => Ok(user.roles),
+        }
+    }
+}
+
+/// A login: key and code. The only thing that `policy` authorises.
+///
+/// ```compile_fail,E0599
+/// fn copied(login: &keyward::auth::Authenticated) -> keyward::auth::Authenticated {
+///     login.clone()
+/// }
+/// ```
+pub struct Authenticated {
+    user: UserName,
+    roles: BTreeSet<Role>,
+    fingerprint: String,
+    source: SocketAddr,
+    at: Timestamp,
+}
+
+impl Authenticated {
+    /// Who logged in.
+    pub fn user(&self) -> &UserName {
+        &self.user
+    }
+
+    /// The roles at the time of the login.
+    pub fn roles(&self) -> &BTreeSet<Role> {
+        &self.roles
+    }
+
+    /// The fingerprint of the key that signed, `SHA256:…`.
+    pub fn key(&self) -> &str {
+        &self.fingerprint
+    }
+
+    /// Where the connection comes from.
+    pub fn source(&self) -> SocketAddr {
+        self.source
+    }
+
+    /// When the login was complete.
+    pub fn at(&self) -> Timestamp {
+        self.at
+    }
+
+    /// Whether `key` is the key that signed.
+    pub fn matches_key(&self, key: &PublicKey) -> bool {
+        UserKey::fingerprint_of(key) == self.fingerprint
+    }
+}
+
+/// Why a step of the login failed. For the audit trail only: a peer always sees the same words.
+#[derive(Debug, thiserror::Error, PartialEq, Eq, Clone)]
+pub enum LoginFault {
+    /// No such user.
+    #[error("unknown user")]
+    UnknownUser,
+    /// The key is nobody's, or another user's.
+    #[error("unknown key")]
+    UnknownKey,
+    /// The key is the user's but no longer, or not yet, in use.
+    #[error("key {0}")]
+    KeyUnusable(KeyStatus),
+    /// The user is suspended or expired; says which.
+    #[error("{0}")]
+    Barred(&'static str),
+    /// The user has no second factor: an admin must enrol one.
+    #[error("no second factor enrolled")]
+    NoSecondFactor,
+    /// Not a code of this time, nor a recovery code.
+    #[error("wrong code")]
+    WrongCode,
+    /// A code that was right, but has been used, or is older than one that has.
+    #[error("code already spent")]
+    SpentCode,
+    /// After many wrong codes none is looked at for a while.
+    #[error("too many wrong codes")]
+    TooManyCodes,
+    /// Another user name in the middle of a login.
+    #[error("user name changed during authentication")]
+    UserChanged,
+    /// The store did not answer: the operator's fault, never the peer's.
+    #[error("store: {0}")]
+    Store(String),
+}
+
+impl LoginFault {
+    /// The `reason` of the audit event; stable words.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::UnknownUser => "unknown user",
+            Self::UnknownKey => "unknown key",
+            Self::KeyUnusable(KeyStatus::Pending) => "key pending",
+            Self::KeyUnusable(KeyStatus::Expired) => "key expired",
+            Self::KeyUnusable(KeyStatus::Retired) => "key retired",
+            Self::KeyUnusable(KeyStatus::Revoked) => "key revoked",
+            Self::KeyUnusable(KeyStatus::Active | KeyStatus::Retiring) => "key not usable",
+            Self::Barred(why) => why,
+            Self::NoSecondFactor => "no second factor enrolled",
+            Self::WrongCode => "wrong code",
+            Self::SpentCode => "code already spent",
+            Self::TooManyCodes => "too many wrong codes",
+            Self::UserChanged => "user name changed",
+            Self::Store(_) => "store unavailable",
+        }
+    }
+
+    /// Whether the peer is to be penalised for it: not for what the operator broke.
+    pub fn is_peers(&self) -> bool {
+        !matches!(self, Self::Store(_))
+    }
+}
+
+impl From<keystore::Error> for LoginFault {
+    fn from(error: keystore::Error) -> Self {
+        match error {
+            keystore::Error::NotFound { kind: "mfa", .. } => Self::NoSecondFactor,
+            keystore::Error::NotFound { kind: "key", .. } => Self::UnknownKey,
+            keystore::Error::NotFound { kind: "user", .. } => Self::UnknownUser,
+            other => Self::Store(other.to_string()),
+        }
+    }
+}
+
+/// The user, if the key is the user's and both are in use. Reads the same records whoever asks, so that a name that
+/// does not exist takes as long as one that does.
+async fn find_key(vault: &Vault, user: &str, fingerprint: &str, now: Timestamp) -> Result<User, LoginFault> {
+    let name = user.parse::<UserName>();
+    let found = vault.get::<User>(name.as_ref().map_or("-", UserName::as_str)).await;
+    let key = vault.get::<UserKey>(fingerprint).await;
+    let found = found?.filter(|_| name.is_ok()).ok_or(LoginFault::UnknownUser)?;
+    if let Some(why) = found.barred(now) {
+        return Err(LoginFault::Barred(why));
+    }
+    usable(&key?.ok_or(LoginFault::UnknownKey)?, found.name.as_str(), now)?;
+    Ok(found)
+}
+
+fn usable(key: &UserKey, user: &str, now: Timestamp) -> Result<(), LoginFault> {
+    if key.user.as_str() != user {
+        Err(LoginFault::UnknownKey)
+    } else if key.usable(now) {
+        Ok(())
+    } else {
+        Err(LoginFault::KeyUnusable(key.status_at(now)))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,89 @@
+//! A small populated vault, for the unit tests of this room and of those above it. Not part of the program.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use keystore::backend::Memory;
+use keystore::seal::MasterKey;
+use keystore::ssh::PublicKey;
+use keystore::{KeyStatus, SecondFactor, User, UserKey, Vault};
+
+use super::{Authenticated, Unauthenticated};
+use crate::guard::{Guard, Limits};
+
+/// A fixed moment, `second` seconds after the start of a TOTP step.
+pub(crate) fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(1_800_000_000 + second).unwrap()
+}
+
+/// A public key that nobody holds the private part of.
+pub(crate) fn public_key(n: u8) -> PublicKey {
+    let mut wire = b"\0\0\0\x0bssh-ed25519\0\0\0\x20".to_vec();
+    wire.extend([n; 32]);
+    PublicKey::from_openssh(&format!("ssh-ed25519 {}", data_encoding::BASE64.encode(&wire))).unwrap()
+}
+
+pub(crate) fn user(name: &str, roles: &[&str]) -> User {
+    User {
+        name: name.parse().unwrap(),
+        roles: roles.iter().map(|r| r.parse().unwrap()).collect(),
+        kind: Default::default(),
+        added_at: at(0),
+        expires_at: None,
+        suspended: None,
+    }
+}
+
+pub(crate) fn user_key(name: &str, key: &PublicKey) -> UserKey {
+    UserKey {
+        id: "K1".to_owned(),
+        user: name.parse().unwrap(),
+        name: "laptop".to_owned(),
+        public_key: key.to_openssh().unwrap(),
+        algorithm: key.algorithm().to_string(),
+        fingerprint: UserKey::fingerprint_of(key),
+        status: KeyStatus::Active,
+        added_at: at(0),
+        expires_at: at(90 * 86_400),
+        last_used_at: None,
+        revoked: None,
+    }
+}
+
+pub(crate) fn empty_vault() -> Vault {
+    Vault::new(Arc::new(Memory::default()), MasterKey::generate().unwrap())
+}
+
+/// alice (key 1, enrolled), bob (key 2, not enrolled).
+pub(crate) async fn vault() -> Vault {
+    let vault = empty_vault();
+    for (n, name) in [(1, "alice"), (2, "bob")] {
+        vault.insert(&user(name, &["engineer"])).await.unwrap();
+        vault.insert(&user_key(name, &public_key(n))).await.unwrap();
+    }
+    super::mfa::enroll(&vault, &"alice".parse().unwrap(), at(0)).await.unwrap();
+    vault
+}
+
+/// What the user's authenticator shows at `when`.
+pub(crate) async fn code(vault: &Vault, user: &str, when: Timestamp) -> String {
+    let factor = vault.get::<SecondFactor>(user).await.unwrap().unwrap();
+    let totp = totp_rs::Builder::new().with_secret(factor.secret.clone()).build().unwrap();
+    totp.generate(u64::try_from(when.as_second()).unwrap()).to_string()
+}
+
+pub(crate) fn unauthenticated() -> Unauthenticated {
+    let admitted = Guard::new(Limits::default()).admit("192.0.2.7:4022".parse().unwrap(), at(0)).unwrap();
+    Unauthenticated::new(&admitted)
+}
+
+/// A login of a new user with these roles, by the real chain, from 192.0.2.7.
+pub(crate) async fn login(name: &str, roles: &[&str], now: Timestamp) -> Authenticated {
+    let (vault, key) = (empty_vault(), public_key(9));
+    vault.insert(&user(name, roles)).await.unwrap();
+    vault.insert(&user_key(name, &key)).await.unwrap();
+    super::mfa::enroll(&vault, &name.parse().unwrap(), now).await.unwrap();
+    let code = code(&vault, name, now).await;
+    let verified = unauthenticated().key_verified(&vault, name, &key, now).await.ok().unwrap();
+    verified.with_second_factor(&vault, name, &code, now).await.ok().unwrap()
+}

@@ -1,0 +1,359 @@
+//! The first door: who may hold a place among the peers that have not logged in yet.
+//!
+//! Owns the limits on unauthenticated connections (sshd's `MaxStartups`), their share per source, and the penalties
+//! of sources that fail (sshd's `PerSourcePenalties`). Takes an address and mints [`Admitted`], which gives its place
+//! back when it is dropped. Never looks at names, keys or the store, and forgets everything at a restart.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use jiff::Timestamp;
+
+/// How many strangers, and how much patience with them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Unauthenticated connections at one time, over all sources.
+    pub max_startups: usize,
+    /// Unauthenticated connections at one time from one source.
+    pub per_source: usize,
+    /// What each failure adds to its source's penalty.
+    pub penalty: Duration,
+    /// A source is banned once its penalty reaches this.
+    pub ban_from: Duration,
+    /// No penalty grows beyond this.
+    pub ban_max: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_startups: 100,
+            per_source: 10,
+            penalty: Duration::from_secs(5),
+            ban_from: Duration::from_secs(30),
+            ban_max: Duration::from_secs(600),
+        }
+    }
+}
+
+/// Counts and judges sources. A clone is a handle to the same counts.
+///
+/// A source is an IPv4 address or an IPv6 /64: a site holds a whole /64 (RFC 6177), so single addresses mean nothing.
+#[derive(Clone)]
+pub struct Guard {
+    shared: Arc<Shared>,
+}
+
+impl Guard {
+    /// A guard that has seen nobody yet.
+    pub fn new(limits: Limits) -> Self {
+        Self { shared: Arc::new(Shared { limits, state: Mutex::default() }) }
+    }
+
+    /// A place for a connection that has not logged in; hold it until the login or the end.
+    ///
+    /// # Errors
+    /// [`Refused`] while the source is banned, or when the places (its own, or all) are taken.
+    pub fn admit(&self, addr: SocketAddr, now: Timestamp) -> Result<Admitted, Refused> {
+        let source = source_of(addr.ip());
+        let limits = &self.shared.limits;
+        let mut state = self.shared.state();
+        if let Some(until) = state.banned(source, now) {
+            return Err(Refused::Banned { until });
+        }
+        if state.waiting >= limits.max_startups {
+            return Err(Refused::TooManyStartups);
+        }
+        let from_source = state.by_source.entry(source).or_default();
+        if *from_source >= limits.per_source {
+            // An entry made just now for a limit of zero would otherwise stay for ever.
+            state.by_source.retain(|_, waiting| *waiting > 0);
+            return Err(Refused::TooManyFromSource);
+        }
+        *from_source += 1;
+        state.waiting += 1;
+        drop(state);
+        Ok(Admitted { addr, source, shared: Arc::clone(&self.shared) })
+    }
+
+    /// Counts a failed login against its source. `Some(until)` if this failure is the one that bans it: audit that.
+    pub fn failed(&self, ip: IpAddr, now: Timestamp) -> Option<Timestamp> {
+        let limits = &self.shared.limits;
+        let mut state = self.shared.state();
+        state.make_room(now);
+        let now = now.as_millisecond();
+        let penalty = state.penalties.entry(source_of(ip)).or_insert(Penalty { ends: now, banned: false });
+        if penalty.ends <= now {
+            *penalty = Penalty { ends: now, banned: false };
+        }
+        penalty.ends = penalty
+            .ends
+            .saturating_add(millis(limits.penalty))
+            .min(now.saturating_add(millis(limits.ban_max)));
+        let newly = !penalty.banned && penalty.ends.saturating_sub(now) >= millis(limits.ban_from);
+        penalty.banned |= newly;
+        newly.then(|| timestamp(penalty.ends))
+    }
+
+    /// A login succeeded: one earlier slip of the same source is forgiven. Not all of them, or whoever has one
+    /// account could wash away what he tries on others. A ban stays.
+    pub fn succeeded(&self, ip: IpAddr) {
+        let forgiven = millis(self.shared.limits.penalty);
+        let mut state = self.shared.state();
+        if let Some(penalty) = state.penalties.get_mut(&source_of(ip)).filter(|p| !p.banned) {
+            penalty.ends = penalty.ends.saturating_sub(forgiven);
+        }
+    }
+
+    /// Until when the source is banned, if it is.
+    pub fn banned(&self, ip: IpAddr, now: Timestamp) -> Option<Timestamp> {
+        self.shared.state().banned(source_of(ip), now)
+    }
+
+    /// How many unauthenticated connections hold a place now.
+    pub fn waiting(&self) -> usize {
+        self.shared.state().waiting
+    }
+}
+
+/// Proof that the guard let a connection in; its place is free again when this is dropped.
+///
+/// Only [`Guard::admit`] makes one:
+/// ```
+/// # use keyward::guard::{Admitted, Guard, Limits};
+/// fn admitted(guard: &Guard, addr: std::net::SocketAddr, now: jiff::Timestamp) -> Option<Admitted> {
+///     guard.admit(addr, now).ok()
+/// }
+/// ```
+/// ```compile_fail,E0451
+/// # use keyward::guard::Admitted;
+/// fn forged(addr: std::net::SocketAddr) -> Admitted {
+///     Admitted { addr, ..unreachable!() }
+/// }
+/// ```
+pub struct Admitted {
+    addr: SocketAddr,
+    source: IpNet,
+    shared: Arc<Shared>,
+}
+
+impl Admitted {
+    /// Where the connection comes from.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        let mut state = self.shared.state();
+        state.waiting = state.waiting.saturating_sub(1);
+        if let Some(waiting) = state.by_source.get_mut(&self.source) {
+            *waiting = waiting.saturating_sub(1);
+            if *waiting == 0 {
+                state.by_source.remove(&self.source);
+            }
+        }
+    }
+}
+
+/// Why a connection is not let in. The peer is at fault, or the house is full.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Refused {
+    /// All places for unauthenticated connections are taken.
+    #[error("too many unauthenticated connections")]
+    TooManyStartups,
+    /// This source has taken its share of them.
+    #[error("too many unauthenticated connections from this source")]
+    TooManyFromSource,
+    /// It failed too often.
+    #[error("source banned until {until}")]
+    Banned {
+        /// When the ban ends.
+        until: Timestamp,
+    },
+}
+
+struct Shared {
+    limits: Limits,
+    state: Mutex<State>,
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Counts are whole after each statement that changes them: a panic elsewhere must not close the door for all.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[derive(Default)]
+struct State {
+    waiting: usize,
+    by_source: HashMap<IpNet, usize>,
+    penalties: HashMap<IpNet, Penalty>,
+}
+
+#[derive(Clone, Copy)]
+struct Penalty {
+    /// Unix time, milliseconds.
+    ends: i64,
+    /// Once banned, banned to the end, though the remaining time falls below the threshold.
+    banned: bool,
+}
+
+impl State {
+    fn banned(&self, source: IpNet, now: Timestamp) -> Option<Timestamp> {
+        let penalty = self.penalties.get(&source)?;
+        (penalty.banned && penalty.ends > now.as_millisecond()).then(|| timestamp(penalty.ends))
+    }
+
+    /// Keeps the table bounded: first what has ended goes, then what ends soonest.
+    fn make_room(&mut self, now: Timestamp) {
+        if self.penalties.len() < MAX_PENALTIES {
+            return;
+        }
+        self.penalties.retain(|_, penalty| penalty.ends > now.as_millisecond());
+        if self.penalties.len() >= MAX_PENALTIES {
+            let soonest = self.penalties.iter().min_by_key(|(_, p)| p.ends).map(|(source, _)| *source);
+            if let Some(source) = soonest {
+                self.penalties.remove(&source);
+            }
+        }
+    }
+}
+
+/// As sshd's `PerSourcePenalties max-sources`.
+const MAX_PENALTIES: usize = 65_536;
+const IPV6_SITE: u8 = 64;
+
+fn source_of(ip: IpAddr) -> IpNet {
+    // A dual-stack listener sees IPv4 peers as ::ffff:a.b.c.d (RFC 4291 §2.5.5.2): the same source, not one /64.
+    match ip.to_canonical() {
+        IpAddr::V6(v6) => match ipnet::Ipv6Net::new(v6, IPV6_SITE) {
+            Ok(site) => IpNet::V6(site.trunc()),
+            Err(_) => IpNet::from(IpAddr::V6(v6)),
+        },
+        v4 => IpNet::from(v4),
+    }
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+fn timestamp(millis: i64) -> Timestamp {
+    Timestamp::from_millisecond(millis).unwrap_or(Timestamp::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn guard() -> Guard {
+        Guard::new(Limits { max_startups: 3, per_source: 2, ..Limits::default() })
+    }
+    fn addr(text: &str) -> SocketAddr {
+        SocketAddr::new(text.parse().unwrap(), 4022)
+    }
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_800_000_000 + second).unwrap()
+    }
+
+    #[test]
+    fn one_source_takes_its_share_and_another_still_gets_in() {
+        let guard = guard();
+        let _held =
+            [guard.admit(addr("192.0.2.1"), at(0)).unwrap(), guard.admit(addr("192.0.2.1"), at(0)).unwrap()];
+        assert_eq!(guard.admit(addr("192.0.2.1"), at(0)).err(), Some(Refused::TooManyFromSource));
+        assert!(guard.admit(addr("192.0.2.2"), at(0)).is_ok());
+    }
+
+    #[test]
+    fn a_full_house_refuses_and_a_dropped_proof_gives_its_place_back() {
+        let guard = guard();
+        let first = guard.admit(addr("192.0.2.1"), at(0)).unwrap();
+        let _second = guard.admit(addr("192.0.2.2"), at(0)).unwrap();
+        let _third = guard.admit(addr("192.0.2.3"), at(0)).unwrap();
+        assert_eq!(guard.admit(addr("192.0.2.4"), at(0)).err(), Some(Refused::TooManyStartups));
+        drop(first);
+        assert_eq!(guard.waiting(), 2);
+        assert_eq!(guard.admit(addr("192.0.2.4"), at(0)).unwrap().addr(), addr("192.0.2.4"));
+    }
+
+    #[test]
+    fn a_network_of_64_bits_is_one_source_and_the_next_is_another() {
+        let guard = guard();
+        let _held = [
+            guard.admit(addr("2001:db8::1"), at(0)).unwrap(),
+            guard.admit(addr("2001:db8::2"), at(0)).unwrap(),
+        ];
+        assert_eq!(guard.admit(addr("2001:db8::3"), at(0)).err(), Some(Refused::TooManyFromSource));
+        assert!(guard.admit(addr("2001:db8:0:1::1"), at(0)).is_ok());
+    }
+
+    #[test]
+    fn an_ipv4_peer_is_the_same_source_on_a_dual_stack_listener() {
+        let guard = guard();
+        for _ in 0..6 {
+            guard.failed("::ffff:192.0.2.1".parse().unwrap(), at(0));
+        }
+        assert!(guard.banned("192.0.2.1".parse().unwrap(), at(0)).is_some());
+        assert!(guard.banned("::ffff:192.0.2.2".parse().unwrap(), at(0)).is_none());
+    }
+
+    #[test]
+    fn the_sixth_failure_bans_and_the_fifth_does_not() {
+        let (guard, ip) = (guard(), "192.0.2.1".parse().unwrap());
+        for _ in 0..5 {
+            assert_eq!(guard.failed(ip, at(0)), None);
+        }
+        assert!(guard.admit(addr("192.0.2.1"), at(0)).is_ok());
+        assert_eq!(guard.failed(ip, at(0)), Some(at(30)));
+        assert_eq!(guard.admit(addr("192.0.2.1"), at(0)).err(), Some(Refused::Banned { until: at(30) }));
+        assert!(guard.admit(addr("192.0.2.2"), at(0)).is_ok());
+    }
+
+    #[test]
+    fn a_ban_lasts_to_its_end_and_not_longer() {
+        let (guard, ip) = (guard(), "192.0.2.1".parse().unwrap());
+        for _ in 0..6 {
+            guard.failed(ip, at(0));
+        }
+        guard.succeeded(ip);
+        assert_eq!(guard.banned(ip, at(29)), Some(at(30)));
+        assert_eq!(guard.banned(ip, at(30)), None);
+        assert_eq!(guard.failed(ip, at(31)), None);
+    }
+
+    #[test]
+    fn a_penalty_has_a_ceiling() {
+        let (guard, ip) = (guard(), "192.0.2.1".parse().unwrap());
+        for _ in 0..1000 {
+            guard.failed(ip, at(0));
+        }
+        assert_eq!(guard.banned(ip, at(0)), Some(at(600)));
+    }
+
+    #[test]
+    fn a_success_forgives_one_failure_and_only_one() {
+        let (guard, ip) = (guard(), "192.0.2.1".parse().unwrap());
+        for _ in 0..5 {
+            guard.failed(ip, at(0));
+        }
+        guard.succeeded(ip);
+        assert_eq!(guard.failed(ip, at(0)), None);
+        assert!(guard.failed(ip, at(0)).is_some());
+    }
+
+    #[test]
+    fn the_table_of_penalties_stays_bounded() {
+        let guard = guard();
+        for n in 0..u32::try_from(MAX_PENALTIES).unwrap() + 3 {
+            guard.failed(IpAddr::from((n + 1).to_be_bytes()), at(i64::from(n) / 100_000));
+        }
+        assert_eq!(guard.shared.state().penalties.len(), MAX_PENALTIES);
+    }
+}
