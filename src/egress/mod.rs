@@ -1,0 +1,325 @@
+//! The SSH *client* side: dials an instance, proves that it is itself, and signs in with a certificate of minutes.
+//!
+//! Takes the three proofs of a session ([`Authorized`], [`Tape`], the audit [`Receipt`]) by reference: who lacks one
+//! cannot dial. Never decides who may go where, never sees a private key (a signer signs), never skips the host key.
+
+mod channel;
+mod trust;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use keystore::Capability;
+use keystore::journal::Receipt;
+use keystore::signing::{CertTerms, InstanceCredential, UserCa};
+use russh::keys::agent::AgentIdentity;
+use russh::keys::{HashAlg, PublicKeyOrCertificate};
+use russh::{Disconnect, client};
+use tokio::net::TcpStream;
+
+use crate::policy::Authorized;
+use crate::recording::Tape;
+
+pub use channel::{FromInstance, ToInstance};
+
+/// Why the instance could not be reached or entered.
+#[derive(Debug, thiserror::Error)]
+pub enum EgressError {
+    /// Instance: nothing answers at its address.
+    #[error("it does not answer at {address}: {why}")]
+    Unreachable {
+        /// `HOST:PORT`.
+        address: String,
+        /// What the network said.
+        why: String,
+    },
+    /// Instance: the host key is not the one that was enrolled. Perhaps another machine answers.
+    #[error("its host key does not match what is on record ({offered})")]
+    HostKeyMismatch {
+        /// Fingerprint of what was offered, or why its certificate does not count.
+        offered: String,
+    },
+    /// Instance: it does not accept Keyward's certificate.
+    #[error("it does not accept Keyward's certificate for this login; check TrustedUserCAKeys there")]
+    NotAccepted,
+    /// Operator: what is on record about the instance's host key cannot be read.
+    #[error("what is on record about its host key cannot be read: {0}")]
+    Trust(String),
+    /// Internal: the certificate could not be made.
+    #[error("no certificate could be made: {0}")]
+    Certificate(String),
+    /// Instance: the connection broke.
+    #[error("the connection to it broke: {0}")]
+    Broken(String),
+}
+
+/// What must exist before an instance is dialled.
+///
+/// ```compile_fail
+/// // No tape, no dial: there is no way to leave one out.
+/// fn dial_without_tape(a: &keyward::policy::Authorized, r: &keystore::journal::Receipt) {
+///     let _ = keyward::egress::Proofs { authorized: a, receipt: r };
+/// }
+/// ```
+#[derive(Clone, Copy)]
+pub struct Proofs<'a> {
+    /// The policy's permission.
+    pub authorized: &'a Authorized,
+    /// The open tape.
+    pub tape: &'a Tape,
+    /// The receipt of the durable `session_opened`.
+    pub receipt: &'a Receipt,
+}
+
+/// A signed-in connection to an instance. Closed by [`Upstream::hang_up`], or when dropped with its channels.
+pub struct Upstream {
+    handle: client::Handle<Verifier>,
+}
+
+/// Dials the instance, checks its host key, and signs in as the authorised login. Gives up after 20 s.
+/// `session` is named in the certificate's key id.
+///
+/// # Errors
+/// See [`EgressError`]; a host key mismatch is fatal.
+pub async fn dial(
+    proofs: Proofs<'_>,
+    ca: &UserCa,
+    session: &str,
+    now: Timestamp,
+) -> Result<Upstream, EgressError> {
+    let address = proofs.authorized.instance().address.to_string();
+    match tokio::time::timeout(DIAL, enter(proofs, ca, session, now)).await {
+        Ok(outcome) => outcome,
+        Err(_) => Err(EgressError::Unreachable { address, why: "no answer within 20 seconds".to_owned() }),
+    }
+}
+
+async fn enter(
+    proofs: Proofs<'_>,
+    ca: &UserCa,
+    session: &str,
+    now: Timestamp,
+) -> Result<Upstream, EgressError> {
+    let instance = proofs.authorized.instance();
+    let trust = trust::Trust::read(instance, now)?;
+    let config = Arc::new(client_config(&trust));
+    let fault = Arc::new(Mutex::new(None));
+    let verifier = Verifier { trust, fault: Arc::clone(&fault) };
+    let unreachable = |why: String| EgressError::Unreachable { address: instance.address.to_string(), why };
+
+    let tcp = TcpStream::connect((instance.address.host.as_str(), instance.address.port))
+        .await
+        .map_err(|e| unreachable(e.to_string()))?;
+    tcp.set_nodelay(true).map_err(|e| unreachable(e.to_string()))?;
+    let mut handle = client::connect_stream(config, tcp, verifier).await.map_err(|e| {
+        let mismatch = fault.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match mismatch {
+            Some(offered) => EgressError::HostKeyMismatch { offered },
+            None => unreachable(e.to_string()),
+        }
+    })?;
+
+    let credential = ca
+        .issue(terms(proofs.authorized, session), now)
+        .map_err(|e| EgressError::Certificate(e.to_string()))?;
+    let certificate = credential.certificate().clone();
+    let signed_in = handle
+        .authenticate_certificate_with(
+            proofs.authorized.login().to_string(),
+            certificate,
+            None,
+            &mut CertificateSigner(credential),
+        )
+        .await
+        .map_err(|e| EgressError::Broken(e.to_string()))?;
+    if !signed_in.success() {
+        return Err(EgressError::NotAccepted);
+    }
+    Ok(Upstream { handle })
+}
+
+/// Only what was granted: without `permit-pty` sshd gives no terminal (OpenSSH PROTOCOL.certkeys).
+fn terms(authorized: &Authorized, session: &str) -> CertTerms {
+    let mut extensions = Vec::new();
+    if authorized.may(Capability::Shell) || authorized.may(Capability::Exec) {
+        extensions.push("permit-pty");
+    }
+    CertTerms {
+        login: authorized.login().clone(),
+        key_id: format!("{} session {session}", authorized.user()),
+        extensions,
+        lifetime_secs: 120,
+        source_address: None,
+    }
+}
+
+impl Upstream {
+    /// Opens a session channel on the instance.
+    ///
+    /// # Errors
+    /// [`EgressError::Broken`] if the instance refuses it or is gone.
+    pub async fn open_session(&self) -> Result<(FromInstance, ToInstance), EgressError> {
+        let channel =
+            self.handle.channel_open_session().await.map_err(|e| EgressError::Broken(e.to_string()))?;
+        Ok(channel::split(channel))
+    }
+
+    /// Whether the connection is gone.
+    pub fn is_closed(&self) -> bool {
+        self.handle.is_closed()
+    }
+
+    /// Says goodbye and closes. An instance that is gone already is no fault.
+    pub async fn hang_up(&self) {
+        let goodbye = self.handle.disconnect(Disconnect::ByApplication, "session over", "en");
+        if let Err(error) = goodbye.await {
+            tracing::debug!(%error, "instance was gone before the goodbye");
+        }
+    }
+}
+
+struct CertificateSigner(InstanceCredential);
+
+/// What [`CertificateSigner`] may fail with.
+#[derive(Debug, thiserror::Error)]
+enum SignerError {
+    #[error("the connection ended")]
+    Ended,
+    #[error("{0}")]
+    Sign(String),
+}
+
+impl From<russh::SendError> for SignerError {
+    fn from(_: russh::SendError) -> Self {
+        Self::Ended
+    }
+}
+
+impl russh::Signer for CertificateSigner {
+    type Error = SignerError;
+
+    async fn auth_sign(
+        &mut self,
+        _key: &AgentIdentity,
+        _hash: Option<HashAlg>,
+        mut to_sign: Vec<u8>,
+    ) -> Result<Vec<u8>, SignerError> {
+        let signature = self.0.sign(&to_sign).map_err(|e| SignerError::Sign(e.to_string()))?;
+        // RFC 4252 §7: the request, followed by the signature as one string.
+        let length = u32::try_from(signature.len()).map_err(|e| SignerError::Sign(e.to_string()))?;
+        to_sign.extend_from_slice(&length.to_be_bytes());
+        to_sign.extend_from_slice(&signature);
+        Ok(to_sign)
+    }
+}
+
+struct Verifier {
+    trust: trust::Trust,
+    fault: Arc<Mutex<Option<String>>>,
+}
+
+impl client::Handler for Verifier {
+    type Error = russh::Error;
+
+    async fn check_server_key(&mut self, offered: &PublicKeyOrCertificate) -> Result<bool, russh::Error> {
+        match self.trust.check(offered) {
+            Ok(()) => Ok(true),
+            Err(why) => {
+                *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+                Ok(false)
+            }
+        }
+    }
+
+    // An instance opens no channels towards the bastion: the handles are dropped, which refuses (RFC 4254 §5.1).
+    async fn server_channel_open_forwarded_tcpip(
+        &mut self,
+        _channel: russh::Channel<client::Msg>,
+        _connected_address: &str,
+        _connected_port: u32,
+        _originator_address: &str,
+        _originator_port: u32,
+        _reply: client::ChannelOpenHandle,
+        _session: &mut client::Session,
+    ) -> Result<(), russh::Error> {
+        Ok(())
+    }
+    async fn server_channel_open_forwarded_streamlocal(
+        &mut self,
+        _channel: russh::Channel<client::Msg>,
+        _socket_path: &str,
+        _reply: client::ChannelOpenHandle,
+        _session: &mut client::Session,
+    ) -> Result<(), russh::Error> {
+        Ok(())
+    }
+    async fn server_channel_open_agent_forward(
+        &mut self,
+        _channel: russh::Channel<client::Msg>,
+        _reply: client::ChannelOpenHandle,
+        _session: &mut client::Session,
+    ) -> Result<(), russh::Error> {
+        Ok(())
+    }
+    async fn server_channel_open_session(
+        &mut self,
+        _channel: russh::Channel<client::Msg>,
+        _reply: client::ChannelOpenHandle,
+        _session: &mut client::Session,
+    ) -> Result<(), russh::Error> {
+        Ok(())
+    }
+    async fn server_channel_open_direct_tcpip(
+        &mut self,
+        _channel: russh::Channel<client::Msg>,
+        _host: &str,
+        _port: u32,
+        _originator_address: &str,
+        _originator_port: u32,
+        _reply: client::ChannelOpenHandle,
+        _session: &mut client::Session,
+    ) -> Result<(), russh::Error> {
+        Ok(())
+    }
+    async fn server_channel_open_direct_streamlocal(
+        &mut self,
+        _channel: russh::Channel<client::Msg>,
+        _socket_path: &str,
+        _reply: client::ChannelOpenHandle,
+        _session: &mut client::Session,
+    ) -> Result<(), russh::Error> {
+        Ok(())
+    }
+    async fn server_channel_open_x11(
+        &mut self,
+        _channel: russh::Channel<client::Msg>,
+        _originator_address: &str,
+        _originator_port: u32,
+        _reply: client::ChannelOpenHandle,
+        _session: &mut client::Session,
+    ) -> Result<(), russh::Error> {
+        Ok(())
+    }
+}
+
+fn client_config(trust: &trust::Trust) -> client::Config {
+    let mut preferred = russh::Preferred::DEFAULT;
+    trust.narrow(&mut preferred);
+    preferred.cipher = std::borrow::Cow::Borrowed(&[
+        russh::cipher::AES_256_GCM,
+        russh::cipher::CHACHA20_POLY1305,
+        russh::cipher::AES_256_CTR,
+    ]);
+    preferred.compression = std::borrow::Cow::Borrowed(&[russh::compression::NONE]);
+    client::Config {
+        preferred,
+        inactivity_timeout: None,
+        keepalive_interval: Some(Duration::from_secs(30)),
+        keepalive_max: 3,
+        nodelay: true,
+        ..client::Config::default()
+    }
+}
+
+const DIAL: Duration = Duration::from_secs(20);

@@ -1,0 +1,129 @@
+//! The counter: one session channel of the outer connection, from its request to the desk's answer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use russh::Channel;
+use russh::server::{Handle, Msg};
+use tokio::sync::mpsc;
+
+use super::reception::{FromUser, ToUser};
+use crate::auth::Authenticated;
+use crate::recording::ChannelMessage;
+use crate::session::{Ask, Chunk, Desk, Ear, Mouth};
+
+/// Hears what is asked, asks the desk, and ends the channel with the answer.
+pub(super) async fn serve(
+    desk: Arc<dyn Desk>,
+    caller: Arc<Authenticated>,
+    channel: Channel<Msg>,
+    handle: Handle,
+) {
+    let id = channel.id();
+    let (read, write) = channel.split();
+    let (mut ear, mouth) = (FromUser::new(read), ToUser::new(write, handle, id));
+    let Some((command, columns)) = heard(&mut ear).await else { return };
+    let wants = command.as_deref().is_some_and(|c| desk.reads_stdin(c));
+    let stdin = if wants { rest(&mut ear).await } else { Vec::new() };
+    let (to, mut from) = mpsc::channel(16);
+    // A task of its own: a change that was begun is finished and audited, whether the user waits or not.
+    let answering = tokio::spawn(async move { desk.run(caller, Ask { command, stdin, columns }, to).await });
+    let send = async {
+        while let Some(chunk) = from.recv().await {
+            let text = |bytes| Bytes::from(if columns.is_some() { with_returns(bytes) } else { bytes });
+            let message = match chunk {
+                Chunk::Out(bytes) => ChannelMessage::Data(text(bytes)),
+                Chunk::Err(bytes) => ChannelMessage::Stderr(text(bytes)),
+            };
+            mouth.say(message).await?;
+        }
+        let exit = answering.await.map_err(|e| e.to_string())?;
+        for message in [ChannelMessage::ExitStatus(exit.into()), ChannelMessage::Eof, ChannelMessage::Close] {
+            mouth.say(message).await?;
+        }
+        Ok::<(), String>(())
+    };
+    tokio::select! {
+        sent = send => if let Err(why) = sent {
+            tracing::debug!(%why, "user.left_the_counter");
+        },
+        () = left(&mut ear, columns.is_some()) => {
+            drop(mouth.say(ChannelMessage::Close).await);
+        }
+    }
+}
+
+/// Resolves when the user leaves: closes the channel, or types Ctrl-C at a terminal.
+async fn left(ear: &mut FromUser, terminal: bool) {
+    while let Some(message) = ear.next().await {
+        match message {
+            ChannelMessage::Close => return,
+            ChannelMessage::Signal(_) => return,
+            ChannelMessage::Data(keys) if terminal && keys.contains(&CTRL_C) => return,
+            _ => {}
+        }
+    }
+}
+
+/// The command (`None`: a shell), and the columns of the terminal, if there is one.
+async fn heard(ear: &mut FromUser) -> Option<(Option<String>, Option<u16>)> {
+    let mut columns = None;
+    loop {
+        match ear.next().await? {
+            ChannelMessage::Pty { cols, .. } => columns = Some(u16::try_from(cols).unwrap_or(80).max(40)),
+            ChannelMessage::Shell => return Some((None, columns)),
+            ChannelMessage::Exec(command) => {
+                return Some((Some(String::from_utf8_lossy(&command).into_owned()), columns));
+            }
+            ChannelMessage::Close => return None,
+            _ => {}
+        }
+    }
+}
+
+/// Standard input until its end, at most [`MOST`] bytes and [`PATIENCE`].
+async fn rest(ear: &mut FromUser) -> Vec<u8> {
+    let mut stdin = Vec::new();
+    let reading = async {
+        while let Some(message) = ear.next().await {
+            match message {
+                ChannelMessage::Data(data) if stdin.len() + data.len() <= MOST => {
+                    stdin.extend_from_slice(&data)
+                }
+                ChannelMessage::Data(_) | ChannelMessage::Eof | ChannelMessage::Close => return,
+                _ => {}
+            }
+        }
+    };
+    if tokio::time::timeout(PATIENCE, reading).await.is_err() {
+        tracing::debug!("user.stdin_did_not_end");
+    }
+    stdin
+}
+
+/// A terminal in raw mode needs CR before LF.
+fn with_returns(text: Vec<u8>) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len() + 32);
+    for byte in text {
+        if byte == b'\n' && out.last() != Some(&b'\r') {
+            out.push(b'\r');
+        }
+        out.push(byte);
+    }
+    out
+}
+
+const CTRL_C: u8 = 3;
+const MOST: usize = 1024 * 1024;
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_terminal_gets_carriage_returns_once() {
+        assert_eq!(with_returns(b"a\nb\r\n".to_vec()), b"a\r\nb\r\n");
+    }
+}

@@ -1,0 +1,76 @@
+//! The SSH *server* side: the outer connection (the jump) and, inside its channels, the inner one that is terminated.
+//!
+//! Translation only: russh's callbacks become calls to `auth`, `session` and the desk. Takes `Admitted`; mints nothing.
+//! Never relays an opaque byte: a channel is either SSH and terminated, or refused.
+
+mod counter;
+mod inner;
+mod outer;
+mod reception;
+mod stream;
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use russh::MethodSet;
+use russh::server;
+use tokio::net::TcpStream;
+
+use crate::guard::Admitted;
+use crate::session::{Desk, House};
+
+/// Serves one connection from its first byte to its last. Returns when it is over; its faults are logged, not returned,
+/// because no one above could do more about a peer's misbehaviour.
+pub async fn serve_connection(house: Arc<House>, desk: Arc<dyn Desk>, admitted: Admitted, tcp: TcpStream) {
+    if let Err(error) = tcp.set_nodelay(true) {
+        tracing::debug!(%error, "connection.gone");
+        return;
+    }
+    let phase = stream::Phase::new();
+    let stream = stream::Deadlined::new(tcp, phase.clone(), outer::deadlines(&house.config));
+    let mut config = server_config(MethodSet::from([russh::MethodKind::PublicKey].as_slice()));
+    config.keys = vec![house.signers.host.russh_key()];
+    if !house.config.names.is_empty() {
+        let signers = &house.signers;
+        match signers.host_ca.certify(&house.config.names, &signers.host, jiff::Timestamp::now()) {
+            Ok(certificate) => config.certificates = vec![certificate],
+            Err(error) => tracing::error!(%error, "host.certificate_failed: serving the plain host key"),
+        }
+    }
+    let handler = outer::Outer::new(house, desk, admitted, phase);
+    let running = match server::run_stream(Arc::new(config), stream, handler).await {
+        Ok(running) => running,
+        Err(error) => {
+            tracing::debug!(%error, "connection.not_ssh");
+            return;
+        }
+    };
+    if let Err(error) = running.await {
+        tracing::debug!(%error, "connection.ended");
+    }
+}
+
+fn server_config(methods: MethodSet) -> server::Config {
+    let mut preferred = russh::Preferred::DEFAULT;
+    preferred.cipher = Cow::Borrowed(&[
+        russh::cipher::AES_256_GCM,
+        russh::cipher::CHACHA20_POLY1305,
+        russh::cipher::AES_256_CTR,
+    ]);
+    preferred.compression = Cow::Borrowed(&[russh::compression::NONE]);
+    server::Config {
+        server_id: russh::SshId::Standard(Cow::Borrowed("SSH-2.0-Keyward")),
+        methods,
+        // It sleeps on partial success too; refusals are made equal in time by the handler.
+        auth_rejection_time: Duration::from_millis(5),
+        auth_rejection_time_initial: Some(Duration::ZERO),
+        preferred,
+        max_auth_attempts: 10,
+        inactivity_timeout: None,
+        keepalive_interval: Some(Duration::from_secs(30)),
+        keepalive_max: 3,
+        nodelay: true,
+        ..server::Config::default()
+    }
+}

@@ -1,0 +1,459 @@
+//! The outer connection: key, then code; then jumps to instances, or the desk.
+//!
+//! Holds the login as one state that each step spends. Refusals before login have the same words and take the same time,
+//! whoever asks. The slot of the unauthenticated is given back at login.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use keystore::{Instance, User};
+use russh::server::{
+    self, Auth, ChannelOpenHandle, Msg, PublicKeyOffer, Response, Session, VerifiedPublicKey,
+};
+use russh::{Channel, ChannelId, ChannelOpenFailure, Disconnect, MethodKind, MethodSet, Pty};
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::counter;
+use super::inner::{self, Jump};
+use super::stream::{Deadlines, Elastic, FirstBytes, Phase, first_bytes};
+use crate::audit::Event;
+use crate::auth::{Authenticated, KeyVerified, Unauthenticated, offered_key_known};
+use crate::config::Config;
+use crate::guard::Admitted;
+use crate::policy::Facts;
+use crate::session::{Desk, House, LiveInfo};
+
+/// russh's callbacks for the outer connection.
+pub(super) struct Outer {
+    house: Arc<House>,
+    desk: Arc<dyn Desk>,
+    admitted: Option<Admitted>,
+    source: std::net::SocketAddr,
+    phase: Phase,
+    door: Door,
+    room: Arc<Semaphore>,
+    /// Cancelled when the handler is dropped, that is when the connection is over.
+    over: CancellationToken,
+}
+
+/// How far the login has come.
+enum Door {
+    Outside(Unauthenticated),
+    /// A key signed for this user name.
+    Hall(KeyVerified),
+    Inside(Arc<Authenticated>),
+    /// A step was interrupted: no login any more.
+    Shut,
+}
+
+/// The login deadlines of the configuration.
+pub(super) fn deadlines(config: &Config) -> Deadlines {
+    Deadlines {
+        key: Duration::from_secs(config.login.key_secs),
+        login: Duration::from_secs(config.login.login_secs),
+    }
+}
+
+impl Outer {
+    pub(super) fn new(house: Arc<House>, desk: Arc<dyn Desk>, admitted: Admitted, phase: Phase) -> Self {
+        let door = Door::Outside(Unauthenticated::new(&admitted));
+        let source = admitted.addr();
+        let room = Arc::new(Semaphore::new(MOST_CHANNELS));
+        Self {
+            house,
+            desk,
+            admitted: Some(admitted),
+            source,
+            phase,
+            door,
+            room,
+            over: CancellationToken::new(),
+        }
+    }
+
+    fn caller(&self) -> Option<Arc<Authenticated>> {
+        match &self.door {
+            Door::Inside(caller) => Some(Arc::clone(caller)),
+            _ => None,
+        }
+    }
+
+    /// A durable audit event, or no login.
+    async fn audit(&self, event: Event) -> bool {
+        match self.house.trail.append(event, Timestamp::now()).await {
+            Ok(_receipt) => true,
+            Err(error) => {
+                tracing::error!(%error, "audit.append_failed");
+                false
+            }
+        }
+    }
+
+    /// Counts the failure against the source and refuses, `since` + [`REFUSAL`].
+    async fn refuse(&mut self, since: Instant, next: MethodKind) -> Auth {
+        let source = self.source.ip();
+        if let Some(until) = self.house.guard.failed(source, Timestamp::now()) {
+            let reason = "too many failed logins".to_owned();
+            self.audit(Event::SourceBanned {
+                source_ip: source.to_string(),
+                until: until.to_string(),
+                reason,
+            })
+            .await;
+        }
+        tokio::time::sleep_until(since + REFUSAL).await;
+        Auth::Reject {
+            proceed_with_methods: Some(MethodSet::from([next].as_slice())),
+            partial_success: false,
+        }
+    }
+
+    /// Key and code are proven and the trail says so: the peer is inside.
+    fn enter(&mut self, caller: Authenticated) {
+        // The slot of the unauthenticated is given back.
+        drop(self.admitted.take());
+        self.house.guard.succeeded(self.source.ip());
+        self.phase.logged_in();
+        self.door = Door::Inside(Arc::new(caller));
+    }
+
+    async fn code_given(&mut self, user: &str, code: &str) -> Auth {
+        let since = Instant::now();
+        let verified = match std::mem::replace(&mut self.door, Door::Shut) {
+            Door::Hall(verified) => verified,
+            other => {
+                self.door = other;
+                return self.refuse(since, MethodKind::PublicKey).await;
+            }
+        };
+        match verified.with_second_factor(&self.house.vault, user, code, Timestamp::now()).await {
+            Ok(caller) => {
+                let event = Event::SshLoginSucceeded {
+                    user: caller.user().to_string(),
+                    source_ip: self.source.ip().to_string(),
+                    key: caller.key().to_owned(),
+                };
+                if !self.audit(event).await {
+                    return self.refuse(since, MethodKind::PublicKey).await;
+                }
+                self.enter(caller);
+                Auth::Accept
+            }
+            Err((verified, fault)) => {
+                let (user, source_ip) = (verified.user().to_string(), self.source.ip().to_string());
+                self.door = Door::Hall(verified);
+                self.audit(Event::MfaFailed { user, source_ip, reason: fault.reason().to_owned() }).await;
+                self.refuse(since, MethodKind::KeyboardInteractive).await
+            }
+        }
+    }
+}
+
+impl server::Handler for Outer {
+    type Error = russh::Error;
+
+    async fn auth_publickey_offered(
+        &mut self,
+        user: &str,
+        offer: PublicKeyOffer<'_>,
+    ) -> Result<Auth, russh::Error> {
+        let since = Instant::now();
+        if offered_key_known(&self.house.vault, user, offer.public_key, Timestamp::now()).await {
+            return Ok(Auth::Accept);
+        }
+        // Not counted: an agent offers every key it holds.
+        tokio::time::sleep_until(since + OFFER).await;
+        Ok(Auth::reject())
+    }
+
+    async fn auth_publickey(&mut self, user: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, russh::Error> {
+        let since = Instant::now();
+        let outside = match std::mem::replace(&mut self.door, Door::Shut) {
+            Door::Outside(outside) => outside,
+            // A new key starts the login anew (RFC 4252 §5).
+            Door::Hall(verified) => verified.void(),
+            other => {
+                self.door = other;
+                return Ok(Auth::reject());
+            }
+        };
+        match outside.key_verified(&self.house.vault, user, key.public_key, Timestamp::now()).await {
+            Ok(verified) => {
+                self.door = Door::Hall(verified);
+                self.phase.key_proven();
+                Ok(Auth::Reject {
+                    proceed_with_methods: Some(MethodSet::from([MethodKind::KeyboardInteractive].as_slice())),
+                    partial_success: true,
+                })
+            }
+            Err((outside, fault)) => {
+                self.door = Door::Outside(outside);
+                let event = Event::SshLoginFailed {
+                    user: user.chars().take(64).collect(),
+                    source_ip: self.source.ip().to_string(),
+                    key: Some(keystore::UserKey::fingerprint_of(key.public_key)),
+                    reason: fault.reason().to_owned(),
+                };
+                self.audit(event).await;
+                Ok(self.refuse(since, MethodKind::PublicKey).await)
+            }
+        }
+    }
+
+    async fn auth_keyboard_interactive<'a>(
+        &'a mut self,
+        user: &str,
+        _submethods: &str,
+        response: Option<Response<'a>>,
+    ) -> Result<Auth, russh::Error> {
+        let proven = matches!(&self.door, Door::Hall(verified) if verified.user().as_str() == user);
+        match response {
+            _ if !proven => {
+                // RFC 4252 §5: a changed user name voids every factor.
+                self.door = match std::mem::replace(&mut self.door, Door::Shut) {
+                    Door::Hall(verified) => Door::Outside(verified.void()),
+                    other => other,
+                };
+                Ok(self.refuse(Instant::now(), MethodKind::PublicKey).await)
+            }
+            None => Ok(Auth::Partial {
+                name: "".into(),
+                instructions: "".into(),
+                prompts: vec![("Verification code: ".into(), false)].into(),
+            }),
+            Some(mut answers) => {
+                let answer = answers.next().filter(|code| code.len() <= 64);
+                let code = zeroize::Zeroizing::new(
+                    answer.map(|code| String::from_utf8_lossy(&code).trim().to_owned()).unwrap_or_default(),
+                );
+                Ok(self.code_given(user, &code).await)
+            }
+        }
+    }
+
+    /// Enters the connection into the registry: losing the key or account cuts it.
+    async fn auth_succeeded(&mut self, session: &mut Session) -> Result<(), russh::Error> {
+        let Some(caller) = self.caller() else {
+            return Err(russh::Error::NotAuthenticated);
+        };
+        let info = LiveInfo {
+            session: None,
+            user: caller.user().clone(),
+            key: caller.key().to_owned(),
+            source: caller.source(),
+            to: None,
+            since: Timestamp::now(),
+        };
+        let mut registered = self.house.registry.enter(info);
+        let (handle, over) = (session.handle(), self.over.clone());
+        tokio::spawn(async move {
+            tokio::select! {
+                sentence = registered.cut.happened() => {
+                    // The sessions inside say their sentence first.
+                    tokio::time::sleep(AFTER_SESSIONS).await;
+                    if handle.disconnect(Disconnect::ByApplication, sentence, "en".to_owned()).await.is_err() {
+                        tracing::debug!("connection.gone_before_goodbye");
+                    }
+                }
+                () = over.cancelled() => {}
+            }
+            drop(registered);
+        });
+        Ok(())
+    }
+
+    async fn channel_open_direct_tcpip(
+        &mut self,
+        channel: Channel<Msg>,
+        host_to_connect: &str,
+        port_to_connect: u32,
+        _originator_address: &str,
+        _originator_port: u32,
+        reply: ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        let (Some(caller), Ok(room)) = (self.caller(), Arc::clone(&self.room).try_acquire_owned()) else {
+            reply.reject(ChannelOpenFailure::ResourceShortage).await;
+            return Ok(());
+        };
+        let (house, asked) = (Arc::clone(&self.house), host_to_connect.to_owned());
+        let wanted = format!("{host_to_connect}:{port_to_connect}");
+        tokio::spawn(async move {
+            jump(Arrival { house, caller, asked, wanted }, channel, reply).await;
+            drop(room);
+        });
+        Ok(())
+    }
+
+    async fn channel_open_session(
+        &mut self,
+        channel: Channel<Msg>,
+        reply: ChannelOpenHandle,
+        session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        let (Some(caller), Ok(room)) = (self.caller(), Arc::clone(&self.room).try_acquire_owned()) else {
+            reply.reject(ChannelOpenFailure::ResourceShortage).await;
+            return Ok(());
+        };
+        let (desk, handle) = (Arc::clone(&self.desk), session.handle());
+        tokio::spawn(async move {
+            reply.accept().await;
+            counter::serve(desk, caller, channel, handle).await;
+            drop(room);
+        });
+        Ok(())
+    }
+
+    async fn pty_request(
+        &mut self,
+        channel: ChannelId,
+        _term: &str,
+        _cols: u32,
+        _rows: u32,
+        _px_width: u32,
+        _px_height: u32,
+        _modes: &[(Pty, u32)],
+        session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        session.channel_success(channel)
+    }
+    async fn env_request(
+        &mut self,
+        channel: ChannelId,
+        _name: &str,
+        _value: &str,
+        session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        session.channel_failure(channel)
+    }
+    async fn shell_request(&mut self, channel: ChannelId, session: &mut Session) -> Result<(), russh::Error> {
+        session.channel_success(channel)
+    }
+    async fn exec_request(
+        &mut self,
+        channel: ChannelId,
+        _command: &[u8],
+        session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        session.channel_success(channel)
+    }
+    async fn subsystem_request(
+        &mut self,
+        channel: ChannelId,
+        _name: &str,
+        session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        session.channel_failure(channel)
+    }
+    async fn x11_request(
+        &mut self,
+        channel: ChannelId,
+        _single: bool,
+        _protocol: &str,
+        _cookie: &str,
+        _screen: u32,
+        session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        session.channel_failure(channel)
+    }
+}
+
+impl Drop for Outer {
+    fn drop(&mut self) {
+        self.over.cancel();
+    }
+}
+
+/// A `direct-tcpip` request.
+struct Arrival {
+    house: Arc<House>,
+    caller: Arc<Authenticated>,
+    asked: String,
+    wanted: String,
+}
+
+/// Lets the channel through to an instance that the caller may enter in some way; everything else is refused.
+async fn jump(arrival: Arrival, channel: Channel<Msg>, reply: ChannelOpenHandle) {
+    let request = Uuid::now_v7();
+    let Some(instance) = reachable(&arrival).await else {
+        // The same words whether it does not exist or is not allowed: names are not for guessing.
+        audit_refusal(&arrival, format!("unknown or not allowed (request {request})")).await;
+        let asked: String = arrival.asked.chars().filter(|c| !c.is_control()).take(64).collect();
+        let reason = format!("You have no access to an instance named {asked} (request {request})");
+        reply.reject(ChannelOpenFailure::Other { code: 1, reason }).await;
+        return;
+    };
+    reply.accept().await;
+    let (mut read, write) = tokio::io::split(channel.into_stream());
+    match first_bytes(&mut read, FIRST_BYTES).await {
+        FirstBytes::Ssh(first) => {
+            let Arrival { house, caller, asked, .. } = arrival;
+            let stream = Elastic::new(first, read, write);
+            inner::serve(Jump { house, caller, instance: Arc::new(instance), asked }, stream).await;
+        }
+        FirstBytes::Other => {
+            let event = Event::ForwardDenied {
+                user: arrival.caller.user().to_string(),
+                source_ip: arrival.caller.source().ip().to_string(),
+                session: None,
+                target: arrival.wanted.clone(),
+                reason: format!("not SSH; port forwards are not offered (request {request})"),
+            };
+            append(&arrival.house, event).await;
+        }
+    }
+}
+
+/// The instance that is meant, if any rule lets the caller in there now.
+async fn reachable(arrival: &Arrival) -> Option<Instance> {
+    let house = &arrival.house;
+    let instances = match house.vault.list::<Instance>().await {
+        Ok(instances) => instances,
+        Err(error) => {
+            tracing::error!(%error, "store.failed");
+            return None;
+        }
+    };
+    // A name goes before an alias or address of another instance.
+    let named = instances.iter().find(|i| i.name.as_str().eq_ignore_ascii_case(&arrival.asked));
+    let instance = named.or_else(|| instances.iter().find(|i| i.answers_to(&arrival.asked)))?.clone();
+    // Roles as they are now, not as they were at login.
+    let user = house.vault.get::<User>(arrival.caller.user().as_str()).await.ok().flatten()?;
+    let source = arrival.caller.source().ip();
+    let facts = Facts { user: &user.name, roles: &user.roles, source };
+    let open = house.rulebook.load().reachable(&facts, &instance, Timestamp::now());
+    (!open.is_empty()).then_some(instance)
+}
+
+async fn audit_refusal(arrival: &Arrival, reason: String) {
+    let event = Event::AccessDenied {
+        user: arrival.caller.user().to_string(),
+        source_ip: arrival.caller.source().ip().to_string(),
+        key: Some(arrival.caller.key().to_owned()),
+        instance: Some(arrival.asked.chars().take(64).collect()),
+        login: None,
+        reason,
+    };
+    append(&arrival.house, event).await;
+}
+
+async fn append(house: &House, event: Event) {
+    if let Err(error) = house.trail.append(event, Timestamp::now()).await {
+        tracing::error!(%error, "audit.append_failed");
+    }
+}
+
+/// Every refusal of a proof takes at least this long, counted from the request.
+const REFUSAL: Duration = Duration::from_millis(400);
+/// Every refusal of an offered key takes at least this long.
+const OFFER: Duration = Duration::from_millis(20);
+/// How long a channel may be silent before Keyward speaks first.
+const FIRST_BYTES: Duration = Duration::from_secs(3);
+/// Time for the sessions inside a connection to end with their own sentence.
+const AFTER_SESSIONS: Duration = Duration::from_millis(2500);
+/// Channels in one outer connection.
+const MOST_CHANNELS: usize = 64;

@@ -1,0 +1,38 @@
+//! The desk: who answers `ssh alice@bastion …` when no instance is meant. `admin` sits there.
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use tokio::sync::mpsc;
+
+use crate::auth::Authenticated;
+
+/// What a person asks at the desk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ask {
+    /// The command line after `ssh alice@bastion`; `None` for a plain shell.
+    pub command: Option<String>,
+    /// Standard input, at most 1 MiB, read to its end if [`Desk::reads_stdin`].
+    pub stdin: Vec<u8>,
+    /// The columns of the terminal that the answer goes to, if it does.
+    pub columns: Option<u16>,
+}
+
+/// A piece of an answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Chunk {
+    /// For standard output.
+    Out(Vec<u8>),
+    /// For standard error.
+    Err(Vec<u8>),
+}
+
+/// Answers commands over SSH.
+pub trait Desk: Send + Sync + 'static {
+    /// Runs the command as `caller`, as far as the caller's role allows; the answer goes to `to` as it comes. Returns
+    /// the exit code (CONTRACT.md). Runs to its end even when nobody listens any more.
+    fn run(&self, caller: Arc<Authenticated>, ask: Ask, to: mpsc::Sender<Chunk>) -> BoxFuture<'_, u8>;
+
+    /// Whether `command` reads standard input: only then is it waited for (a terminal's never ends).
+    fn reads_stdin(&self, command: &str) -> bool;
+}

@@ -1,0 +1,35 @@
+//! What a running daemon holds, put together once by `server` and lent to whoever serves a connection.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use keystore::Vault;
+use keystore::signing::Signers;
+
+use crate::audit::Trail;
+use crate::config::Config;
+use crate::guard::Guard;
+use crate::policy::Rulebook;
+use crate::recording::Tapes;
+
+use super::Registry;
+
+/// The rooms' live parts.
+pub struct House {
+    /// The store.
+    pub vault: Arc<Vault>,
+    /// Who may knock.
+    pub guard: Guard,
+    /// The audit trail.
+    pub trail: Arc<Trail>,
+    /// The recordings.
+    pub tapes: Arc<Tapes>,
+    /// The authorities and the host key.
+    pub signers: Arc<Signers>,
+    /// Live sessions and connections.
+    pub registry: Arc<Registry>,
+    /// The validated configuration.
+    pub config: Arc<Config>,
+    /// The compiled rules; [`super::watch`] replaces them when a rule changes.
+    pub rulebook: ArcSwap<Rulebook>,
+}

@@ -1,0 +1,20 @@
+//! Sessions: opened in a fixed order, relayed through the tape, cut when their right ends, closed into the trail.
+//!
+//! [`open`] takes an `Authenticated` caller and walks the doors: policy, tape, audit receipt, dial. [`relay`] moves one
+//! channel's messages both ways, each recorded before it is sent. [`Registry`] knows what is live; [`watch`] re-decides
+//! it whenever a user, key, instance or rule changes. Nothing here speaks SSH: `ingress` and `egress` do.
+
+mod desk;
+mod house;
+mod open;
+mod registry;
+mod relay;
+mod watch;
+
+pub use desk::{Ask, Chunk, Desk};
+pub use house::House;
+pub use open::{OpenFault, Opened, Wanted, open};
+pub use registry::{Cut, Live, LiveInfo, Registered, Registry};
+pub(crate) use relay::parting;
+pub use relay::{Ear, Mouth, Sides, relay};
+pub use watch::{recompile, watch};

@@ -1,0 +1,274 @@
+//! Opening a session: the doors in their order. Whoever reads [`open`] has read what must be true before a byte flows.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use keystore::{Instance, Login};
+
+use super::{Cut, House, LiveInfo, Registered};
+use crate::audit::{Event, SessionFacts};
+use crate::auth::Authenticated;
+use crate::egress::{self, EgressError, FromInstance, Proofs, ToInstance, Upstream};
+use crate::policy::Authorized;
+use crate::recording::{SessionEnd, SessionId, SessionStatus, Tape};
+
+/// Where the caller wants to go.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// The instance, as looked up.
+    pub instance: Arc<Instance>,
+    /// The account there.
+    pub login: Login,
+}
+
+/// Why a session did not open. [`OpenFault::sentence`] is for the user.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenFault {
+    /// Peer: the rules do not allow it.
+    #[error("denied by the access rules")]
+    Denied,
+    /// Internal: no tape, no session.
+    #[error("no recording: {0}")]
+    NoTape(String),
+    /// Internal: no receipt, no session.
+    #[error("no audit receipt: {0}")]
+    NoReceipt(String),
+    /// Instance: it could not be reached or entered.
+    #[error(transparent)]
+    Egress(#[from] EgressError),
+}
+
+impl OpenFault {
+    /// One sentence for the user; names nothing the user may not know.
+    pub fn sentence(&self, wanted: &Wanted) -> String {
+        let name = &wanted.instance.name;
+        match self {
+            Self::Denied => format!("The access rules do not let you in as {}@{name}.", wanted.login),
+            Self::NoTape(_) => "Your session cannot be recorded, so it was not opened.".to_owned(),
+            Self::NoReceipt(_) => "Your session cannot be audited, so it was not opened.".to_owned(),
+            Self::Egress(EgressError::HostKeyMismatch { .. }) => format!(
+                "{name} shows a host key that is not on record; someone may be in between. Tell your administrator."
+            ),
+            Self::Egress(EgressError::Unreachable { .. }) => format!("{name} does not answer."),
+            Self::Egress(EgressError::NotAccepted) => {
+                format!("{name} does not accept this bastion for {}.", wanted.login)
+            }
+            Self::Egress(_) => format!("{name} could not be entered."),
+        }
+    }
+}
+
+/// An open session: authorised, on tape, in the trail, signed in. End it with [`Opened::close`].
+pub struct Opened {
+    id: String,
+    house: Arc<House>,
+    authorized: Authorized,
+    tape: Tape,
+    upstream: Upstream,
+    registered: Registered,
+}
+
+/// Opens the session `id`, in this order: policy, tape, durable audit receipt, dial.
+///
+/// # Errors
+/// [`OpenFault`]; whatever was begun (tape, trail) has then been closed again.
+pub async fn open(
+    house: &Arc<House>,
+    caller: &Authenticated,
+    wanted: &Wanted,
+    id: SessionId,
+) -> Result<Opened, OpenFault> {
+    let now = Timestamp::now();
+    let authorized = match house.rulebook.load().authorize(caller, &wanted.instance, &wanted.login, now) {
+        Ok(authorized) => authorized,
+        Err(_denied) => {
+            audit(house, denied_event(caller, wanted, id)).await?;
+            return Err(OpenFault::Denied);
+        }
+    };
+    let tape = match house.tapes.record(&authorized, id, now).await {
+        Ok(tape) => tape,
+        Err(error) => {
+            let why = error.to_string();
+            audit(house, recording_failed(&authorized, &id.to_string(), &why)).await?;
+            return Err(OpenFault::NoTape(why));
+        }
+    };
+    let registered = house.registry.enter(live_info(&authorized, id, now));
+    let text = id.to_string();
+    let opened =
+        Event::SessionOpened { facts: facts(&authorized, &text), rules: authorized.rules().to_vec() };
+    let receipt = match house.trail.append(opened, now).await {
+        Ok(receipt) => receipt,
+        Err(error) => {
+            seal(&tape, SessionStatus::Killed, "no audit receipt").await;
+            return Err(OpenFault::NoReceipt(error.to_string()));
+        }
+    };
+    let proofs = Proofs { authorized: &authorized, tape: &tape, receipt: &receipt };
+    let id = id.to_string();
+    match egress::dial(proofs, &house.signers.user_ca, &id, now).await {
+        Ok(upstream) => Ok(Opened { id, house: Arc::clone(house), authorized, tape, upstream, registered }),
+        Err(fault) => {
+            not_reached(house, &authorized, &id, &fault).await;
+            finish(house, &authorized, &tape, Ending { id: &id, killed: false, reason: &fault.to_string() })
+                .await;
+            Err(fault.into())
+        }
+    }
+}
+
+impl Opened {
+    /// Its id, as text.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+    /// What the policy granted.
+    pub fn authorized(&self) -> &Authorized {
+        &self.authorized
+    }
+    /// The tape it is recorded on.
+    pub fn tape(&self) -> &Tape {
+        &self.tape
+    }
+    /// The instance's name.
+    pub fn instance(&self) -> &str {
+        self.authorized.instance().name.as_str()
+    }
+    /// A wire that tells when it is cut.
+    pub fn cut(&self) -> Cut {
+        self.registered.cut.clone()
+    }
+    /// Opens a session channel on the instance.
+    ///
+    /// # Errors
+    /// [`EgressError::Broken`].
+    pub async fn channel(&self) -> Result<(FromInstance, ToInstance), EgressError> {
+        self.upstream.open_session().await
+    }
+
+    /// The tape took no more: says so in the trail and cuts every channel of the session.
+    pub async fn recording_failed(&self, why: &str) {
+        let event = recording_failed(&self.authorized, &self.id, why);
+        if let Err(fault) = audit(&self.house, event).await {
+            tracing::error!(session.id = %self.id, %fault, "audit.append_failed");
+        }
+        self.registered.cut("Recording failed, so your session cannot go on.");
+    }
+
+    /// Hangs up, seals the tape and says so in the trail.
+    pub async fn close(&self) {
+        self.upstream.hang_up().await;
+        let sentence = self.registered.cut.sentence();
+        let ending = Ending {
+            id: &self.id,
+            killed: sentence.is_some(),
+            reason: sentence.as_deref().unwrap_or("closed by the user"),
+        };
+        finish(&self.house, &self.authorized, &self.tape, ending).await;
+    }
+}
+
+struct Ending<'a> {
+    id: &'a str,
+    killed: bool,
+    reason: &'a str,
+}
+
+/// Seals the tape, then appends the close that carries its digest.
+async fn finish(house: &House, authorized: &Authorized, tape: &Tape, ending: Ending<'_>) {
+    let status = if ending.killed { SessionStatus::Killed } else { SessionStatus::Closed };
+    let digest = seal(tape, status, ending.reason).await;
+    let facts = facts(authorized, ending.id);
+    let reason = ending.reason.to_owned();
+    let killed = ending.killed.then(|| Event::SessionKilled {
+        facts: facts.clone(),
+        by: None,
+        reason: reason.clone(),
+    });
+    let word = if ending.killed { "killed" } else { "closed" };
+    let closed = Event::SessionClosed { facts, status: word.to_owned(), reason: Some(reason), digest };
+    for event in killed.into_iter().chain([closed]) {
+        if let Err(fault) = audit(house, event).await {
+            tracing::error!(session.id = %ending.id, %fault, "audit.append_failed");
+        }
+    }
+}
+
+async fn seal(tape: &Tape, status: SessionStatus, reason: &str) -> String {
+    match tape.seal(SessionEnd { status, reason: Some(reason.to_owned()) }, Timestamp::now()).await {
+        Ok(summary) => summary.digest.unwrap_or_default(),
+        Err(error) => {
+            tracing::error!(%error, "tape.seal_failed");
+            String::new()
+        }
+    }
+}
+
+async fn not_reached(house: &House, authorized: &Authorized, id: &str, fault: &EgressError) {
+    let SessionFacts { session, user, source_ip, instance, login, .. } = facts(authorized, id);
+    let (session, login, reason) = (Some(session), Some(login), fault.to_string());
+    let event = match fault {
+        EgressError::HostKeyMismatch { offered } => Event::InstanceHostKeyMismatch {
+            user,
+            source_ip,
+            session,
+            instance,
+            login,
+            offered: offered.clone(),
+            reason,
+        },
+        _ => Event::InstanceUnreachable { user, source_ip, session, instance, login, reason },
+    };
+    if let Err(fault) = audit(house, event).await {
+        tracing::error!(session.id = %id, %fault, "audit.append_failed");
+    }
+}
+
+async fn audit(house: &House, event: Event) -> Result<(), OpenFault> {
+    match house.trail.append(event, Timestamp::now()).await {
+        Ok(_receipt) => Ok(()),
+        Err(error) => Err(OpenFault::NoReceipt(error.to_string())),
+    }
+}
+
+fn facts(authorized: &Authorized, session: &str) -> SessionFacts {
+    SessionFacts {
+        session: session.to_owned(),
+        user: authorized.user().to_string(),
+        source_ip: authorized.source().ip().to_string(),
+        key: authorized.key().to_owned(),
+        instance: authorized.instance().name.to_string(),
+        login: authorized.login().to_string(),
+    }
+}
+
+fn recording_failed(authorized: &Authorized, session: &str, why: &str) -> Event {
+    Event::RecordingFailed {
+        user: authorized.user().to_string(),
+        session: session.to_owned(),
+        reason: why.to_owned(),
+    }
+}
+
+fn denied_event(caller: &Authenticated, wanted: &Wanted, id: SessionId) -> Event {
+    Event::AccessDenied {
+        user: caller.user().to_string(),
+        source_ip: caller.source().ip().to_string(),
+        key: Some(caller.key().to_owned()),
+        instance: Some(wanted.instance.name.to_string()),
+        login: Some(wanted.login.to_string()),
+        reason: format!("no rule allows it (request {id})"),
+    }
+}
+
+fn live_info(authorized: &Authorized, id: SessionId, now: Timestamp) -> LiveInfo {
+    LiveInfo {
+        session: Some(id.to_string()),
+        user: authorized.user().clone(),
+        key: authorized.key().to_owned(),
+        source: authorized.source(),
+        to: Some((authorized.instance().name.clone(), authorized.login().clone(), authorized.can().clone())),
+        since: now,
+    }
+}

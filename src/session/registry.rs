@@ -1,0 +1,210 @@
+//! What is live: sessions and logged-in connections, each with a wire that cuts it with a sentence.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use keystore::{Capability, InstanceName, Login, UserName};
+use std::collections::BTreeSet;
+use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
+
+/// Where a live session leads, and what it may do there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LiveInfo {
+    /// The session id as text; `None` for a connection to the bastion itself.
+    pub session: Option<String>,
+    /// Whose it is.
+    pub user: UserName,
+    /// Fingerprint of the key that signed the login.
+    pub key: String,
+    /// Where it comes from.
+    pub source: SocketAddr,
+    /// The instance and login it leads to, and the capabilities it was opened with.
+    pub to: Option<(InstanceName, Login, BTreeSet<Capability>)>,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+/// A live session or connection.
+#[derive(Debug, Clone)]
+pub struct Live {
+    /// What it is.
+    pub info: LiveInfo,
+    cut: Arc<watch::Sender<Option<String>>>,
+}
+
+impl Live {
+    /// Cuts it with a sentence; the first sentence stands.
+    pub fn cut(&self, sentence: &str) {
+        self.cut.send_if_modified(|current| {
+            let first = current.is_none();
+            if first {
+                *current = Some(sentence.to_owned());
+            }
+            first
+        });
+    }
+}
+
+/// The receiving end of the wire: resolves when the session is cut.
+#[derive(Debug, Clone)]
+pub struct Cut(watch::Receiver<Option<String>>);
+
+impl Cut {
+    /// Waits for the cut and returns its sentence; never returns if it never comes. Cancel-safe.
+    pub async fn happened(&mut self) -> String {
+        // The guard of the watched value must be gone before the next await.
+        let sentence = self.0.wait_for(Option::is_some).await.ok().and_then(|sentence| sentence.clone());
+        match sentence {
+            Some(sentence) => sentence,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// The sentence, if it was cut already.
+    pub fn sentence(&self) -> Option<String> {
+        self.0.borrow().clone()
+    }
+}
+
+/// Keeps an entry in the registry for as long as it lives.
+pub struct Registered {
+    registry: Arc<Registry>,
+    number: u64,
+    /// The wire.
+    pub cut: Cut,
+    live: Live,
+}
+
+impl Registered {
+    /// Cuts it from the inside.
+    pub fn cut(&self, sentence: &str) {
+        self.live.cut(sentence);
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.registry.lock().live.remove(&self.number);
+    }
+}
+
+/// Live sessions and connections.
+#[derive(Default)]
+pub struct Registry {
+    entries: Mutex<Entries>,
+    tasks: TaskTracker,
+}
+
+#[derive(Default)]
+struct Entries {
+    next: u64,
+    draining: Option<String>,
+    live: HashMap<u64, Live>,
+}
+
+impl Registry {
+    /// An empty registry.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self::default())
+    }
+
+    /// Enters a session or connection; it leaves when the returned guard is dropped.
+    pub fn enter(self: &Arc<Self>, info: LiveInfo) -> Registered {
+        let (sender, receiver) = watch::channel(None);
+        let live = Live { info, cut: Arc::new(sender) };
+        let mut entries = self.lock();
+        if let Some(sentence) = &entries.draining {
+            live.cut(sentence);
+        }
+        let number = entries.next;
+        entries.next += 1;
+        entries.live.insert(number, live.clone());
+        Registered { registry: Arc::clone(self), number, cut: Cut(receiver), live }
+    }
+
+    /// Everything live, in no order.
+    pub fn live(&self) -> Vec<Live> {
+        self.lock().live.values().cloned().collect()
+    }
+
+    /// How many sessions (not connections) are live.
+    pub fn sessions(&self) -> usize {
+        self.lock().live.values().filter(|l| l.info.session.is_some()).count()
+    }
+
+    /// Cuts the session with this id. Says whether there was one.
+    pub fn kill(&self, session: &str, reason: &str) -> bool {
+        let found = self.live().into_iter().find(|l| l.info.session.as_deref() == Some(session));
+        if let Some(live) = &found {
+            live.cut(&format!("Your session was ended by an administrator: {reason}."));
+        }
+        found.is_some()
+    }
+
+    /// Runs a task that the drain waits for.
+    pub fn spawn<F>(&self, task: F) -> tokio::task::JoinHandle<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        self.tasks.spawn(task)
+    }
+
+    /// Cuts everything, also what enters from now on, and waits until tapes are sealed, at most `patience`.
+    /// Says whether all ended.
+    pub async fn drain(&self, sentence: &str, patience: Duration) -> bool {
+        self.lock().draining = Some(sentence.to_owned());
+        for live in self.live() {
+            live.cut(sentence);
+        }
+        self.tasks.close();
+        tokio::time::timeout(patience, self.tasks.wait()).await.is_ok()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Entries> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn info(session: &str) -> LiveInfo {
+        LiveInfo {
+            session: Some(session.to_owned()),
+            user: "alice".parse().unwrap(),
+            key: "SHA256:x".to_owned(),
+            source: "192.0.2.1:5".parse().unwrap(),
+            to: None,
+            since: Timestamp::UNIX_EPOCH,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_killed_session_hears_the_reason() {
+        let registry = Registry::new();
+        let mut s = registry.enter(info("s1"));
+        assert!(registry.kill("s1", "left the company"));
+        assert!(s.cut.happened().await.contains("left the company"));
+    }
+
+    #[tokio::test]
+    async fn its_neighbour_lives_on() {
+        let registry = Registry::new();
+        let other = registry.enter(info("s2"));
+        assert!(!registry.kill("s1", "left the company"));
+        assert!(other.cut.sentence().is_none());
+    }
+
+    #[test]
+    fn what_is_dropped_is_no_longer_live() {
+        let registry = Registry::new();
+        drop(registry.enter(info("s1")));
+        assert_eq!(registry.sessions(), 0);
+    }
+}
