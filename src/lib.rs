@@ -2,8 +2,15 @@
 //!
 //! The rooms stand on floors; each imports only rooms on lower floors (`tests/house.rs` checks it).
 
+pub mod admin;
 pub mod audit;
 pub mod auth;
+pub mod cli;
 pub mod config;
+pub mod egress;
 pub mod guard;
+pub mod ingress;
 pub mod policy;
+pub mod recording;
+pub mod server;
+pub mod session;

@@ -31,6 +31,8 @@ pub struct Config {
     pub login: LoginDeadlines,
     /// How many unauthenticated peers are borne.
     pub limits: Limits,
+    /// Whom tapes are sealed to, and how much they keep.
+    pub recording: Recording,
     /// Days after which a new key expires.
     pub key_max_age_days: u32,
     /// Seconds a drain waits for live sessions.
@@ -72,6 +74,7 @@ impl Config {
             inner_auth: raw.inner_auth,
             login: raw.login,
             limits: raw.limits,
+            recording: raw.recording.resolved(&base),
             key_max_age_days: raw.key_max_age_days,
             drain_secs: raw.drain_secs,
             path: absolute,
@@ -137,6 +140,32 @@ impl Default for Limits {
     }
 }
 
+/// How sessions are recorded.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Recording {
+    /// The auditors' age identity, if this machine may read tapes. Default: `auditors.key`, unless there are recipients.
+    pub identity: Option<PathBuf>,
+    /// Further age X25519 recipients (`age1…`) of new tapes.
+    pub recipients: Vec<String>,
+    /// Bytes kept of a channel without a terminal.
+    pub capture_limit_bytes: u64,
+}
+
+impl Default for Recording {
+    fn default() -> Self {
+        Self { identity: None, recipients: Vec::new(), capture_limit_bytes: 16 << 20 }
+    }
+}
+
+impl Recording {
+    fn resolved(self, base: &Path) -> Self {
+        // Without a word about it, the identity is where `init` puts it. With recipients alone it is elsewhere.
+        let default = self.recipients.is_empty().then(|| PathBuf::from("auditors.key"));
+        Self { identity: self.identity.or(default).map(|file| base.join(file)), ..self }
+    }
+}
+
 /// What is wrong with the configuration file.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -180,6 +209,8 @@ struct Raw {
     login: LoginDeadlines,
     #[serde(default)]
     limits: Limits,
+    #[serde(default)]
+    recording: Recording,
     #[serde(default = "default_key_max_age")]
     key_max_age_days: u32,
     #[serde(default = "default_drain")]
@@ -332,6 +363,13 @@ mod tests {
         let config = Config::parse(Path::new("/x/k.toml"), "listen = \"127.0.0.1:2222\"\n").unwrap();
         assert_eq!(config.state_dir, Path::new("/x/state"));
         assert!(matches!(config.master_key, MasterKeySource::File(f) if f == Path::new("/x/master.key")));
+    }
+
+    #[test]
+    fn a_bastion_with_recipients_alone_needs_no_identity() {
+        let parse = |text: &str| Config::parse(Path::new("/x/k.toml"), text).unwrap().recording.identity;
+        assert_eq!(parse("listen = \"127.0.0.1:1\"\n"), Some("/x/auditors.key".into()));
+        assert_eq!(parse("listen = \"127.0.0.1:1\"\n[recording]\nrecipients = [\"age1x\"]\n"), None);
     }
 
     #[test]

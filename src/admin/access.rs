@@ -1,0 +1,158 @@
+//! `access …`.
+//!
+//! Rules are compiled before a change is reported done, so that what `explain` says next is what decides.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use jiff::Timestamp;
+use keystore::{Capability, Effect, Instance, Login, Rule, Subject, Target};
+use serde_json::{Value, json};
+
+use super::render::{short_time, table};
+use super::{Access, Caller, Fault, Output, RuleTerms, instances, trail, users};
+use crate::audit::Event;
+use crate::policy::Facts;
+use crate::session::{House, recompile};
+
+pub(super) async fn run(
+    house: &House,
+    caller: &Caller,
+    command: Access,
+    out: &mut Output,
+) -> Result<(), Fault> {
+    let now = Timestamp::now();
+    match command {
+        Access::Allow(terms) => add(house, caller, (Effect::Allow, terms), out).await,
+        Access::Deny(terms) => add(house, caller, (Effect::Deny, terms), out).await,
+        Access::List => {
+            let rules: Vec<Rule> = house.vault.list().await?;
+            let rows = rules.iter().map(row);
+            let header = ["RULE", "EFFECT", "WHO", "WHERE", "LOGINS", "CAN", "FROM", "EXPIRES"];
+            out.either(&rules, table(&header, rows, out.width())).await
+        }
+        Access::Remove { id } => {
+            remove(house, caller, &id, now).await?;
+            out.note(format!("Removed {id}.")).await
+        }
+        Access::Explain { user, destination, from } => {
+            if !caller.has_role("admin") && !caller.has_role("auditor") && caller.user() != Some(&user) {
+                return Err(Fault::denied("you may ask about your own access only"));
+            }
+            let user = users::found(house, &user).await?;
+            let instance = instances::answering(house, &destination.host).await?;
+            let source = from.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+            let facts = Facts { user: &user.name, roles: &user.roles, source };
+            let decision = house.rulebook.load().decide(&facts, &instance, &destination.login, now);
+            let barred = user.barred(now);
+            let allowed = barred.is_none() && !decision.can.is_empty();
+            let can: Vec<_> = decision.can.iter().map(|c| c.as_str()).collect();
+            let value = json!({
+                "user": user.name, "instance": instance.name, "login": destination.login, "source_ip": source,
+                "allowed": allowed, "can": can, "rules": decision.rules, "denied_by": decision.denied_by,
+                "until": decision.until, "reason": barred,
+            });
+            let to = format!("{}@{}", destination.login, instance.name);
+            let text = match barred {
+                Some(why) => format!("denied: {why}"),
+                None if allowed => {
+                    format!(
+                        "allowed: {} on {to} for {}, by {}",
+                        can.join(","),
+                        user.name,
+                        decision.rules.join(",")
+                    )
+                }
+                None if decision.denied_by.is_empty() => {
+                    format!("denied: no rule allows {} on {to} from {source}", user.name)
+                }
+                None => format!("denied: {} forbids {} on {to}", decision.denied_by.join(","), user.name),
+            };
+            out.either(&value, text).await
+        }
+    }
+}
+
+async fn add(
+    house: &House,
+    caller: &Caller,
+    (effect, terms): (Effect, RuleTerms),
+    out: &mut Output,
+) -> Result<(), Fault> {
+    let now = Timestamp::now();
+    let subject = match (terms.user, terms.role) {
+        (Some(user), _) => Subject::User(users::found(house, &user).await?.name),
+        (None, Some(role)) => Subject::Role(role),
+        (None, None) => return Err(Fault::usage("say whom: --user NAME or --role ROLE")),
+    };
+    let target = match (terms.instance, terms.label) {
+        (Some(name), _) => Target::Instance(instances::found(house, &name).await?.name),
+        (None, Some(label)) => Target::Label { key: label.key, value: label.value },
+        (None, None) => return Err(Fault::usage("say where: --instance NAME or --label KEY=VALUE")),
+    };
+    let expires_at = terms.expires.map(|when| when.ahead(now));
+    if expires_at.is_some_and(|end| end <= now) {
+        return Err(Fault::usage("--expires lies in the past; nothing was changed"));
+    }
+    let rule = Rule {
+        id: house.vault.next_id("R").await?,
+        effect,
+        subject,
+        target,
+        logins: terms.logins.into_iter().collect(),
+        can: terms.can.into_iter().collect(),
+        from: terms.from.into_iter().map(|net| net.0).collect(),
+        expires_at,
+        added_at: now,
+    };
+    if rule.logins.is_empty() || rule.can.is_empty() {
+        return Err(Fault::usage("a rule needs at least one --login and one capability"));
+    }
+    house.vault.insert(&rule).await?;
+    recompile(house).await;
+    let summary = row(&rule).join(" ");
+    let event = Event::AccessRuleAdded { rule: rule.id.clone(), by: caller.name(), summary };
+    trail::note(house, event, now).await?;
+    out.either(&rule, format!("Added {}.", rule.id)).await
+}
+
+pub(super) async fn remove(house: &House, caller: &Caller, id: &str, now: Timestamp) -> Result<(), Fault> {
+    house.vault.remove::<Rule>(id).await?;
+    recompile(house).await;
+    trail::note(house, Event::AccessRuleRemoved { rule: id.to_owned(), by: caller.name() }, now).await
+}
+
+fn row(rule: &Rule) -> Vec<String> {
+    let effect = if rule.effect == Effect::Allow { "allow" } else { "deny" };
+    let who = match &rule.subject {
+        Subject::User(user) => format!("user {user}"),
+        Subject::Role(role) => format!("role {role}"),
+    };
+    let place = match &rule.target {
+        Target::Instance(name) => name.to_string(),
+        Target::Label { key, value } => format!("{key}={value}"),
+    };
+    let logins = rule.logins.iter().map(Login::as_str).collect::<Vec<_>>().join(",");
+    let can = rule.can.iter().map(|c: &Capability| c.as_str()).collect::<Vec<_>>().join(",");
+    let from = rule.from.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    let from = if from.is_empty() { "anywhere".to_owned() } else { from };
+    let expires = rule.expires_at.map_or_else(|| "never".to_owned(), short_time);
+    vec![rule.id.clone(), effect.into(), who, place, logins, can, from, expires]
+}
+
+/// Where `caller` may go now: one entry for each instance and login.
+pub(super) async fn reachable(
+    house: &House,
+    facts: &Facts<'_>,
+) -> Result<Vec<(Instance, Login, Value)>, Fault> {
+    let now = Timestamp::now();
+    let rulebook = house.rulebook.load_full();
+    let mut found = Vec::new();
+    for instance in house.vault.list::<Instance>().await? {
+        for (login, can) in rulebook.reachable(facts, &instance, now) {
+            if !can.is_empty() {
+                found.push((instance.clone(), login, json!(can)));
+            }
+        }
+    }
+    Ok(found)
+}

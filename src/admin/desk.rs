@@ -1,0 +1,150 @@
+//! The command language over SSH: `ssh alice@bastion …`, and the page a bare shell shows.
+
+use std::sync::Arc;
+
+use clap::Parser;
+use futures_util::future::{BoxFuture, FutureExt};
+use jiff::Timestamp;
+use keystore::{Role, UserKey};
+use tokio::sync::mpsc;
+
+use super::{Caller, Chunk, Command, Fault, Instances, Logs, Output, Sessions, SshKeys, Visitor};
+use super::{access, execute, keys};
+use crate::auth::Authenticated;
+use crate::policy::Facts;
+use crate::session::{Ask, Desk, House};
+
+/// Answers logged-in users.
+pub struct FrontDesk {
+    house: Arc<House>,
+}
+
+impl FrontDesk {
+    /// A desk in `house`.
+    pub fn new(house: Arc<House>) -> Self {
+        Self { house }
+    }
+
+    async fn answer(&self, visitor: Visitor, ask: Ask, to: mpsc::Sender<Chunk>) -> u8 {
+        let mut out = Output::new(to, false, ask.columns);
+        match parse(&visitor, &ask) {
+            Ok(Asked::Page) => match page(&self.house, &visitor, &mut out).await {
+                Ok(()) => 0,
+                Err(fault) => fault.code,
+            },
+            Ok(Asked::Command { command, json }) => {
+                let mut out = out.with_json(json);
+                execute(&self.house, &Caller::User(visitor), *command, &mut out).await
+            }
+            Err(fault) => {
+                let told =
+                    if fault.code == 0 { out.line(fault.says).await } else { out.note(fault.says).await };
+                if told.is_ok() { fault.code } else { 1 }
+            }
+        }
+    }
+}
+
+impl Desk for FrontDesk {
+    fn run(&self, caller: Arc<Authenticated>, ask: Ask, to: mpsc::Sender<Chunk>) -> BoxFuture<'_, u8> {
+        let visitor = Visitor {
+            user: caller.user().clone(),
+            roles: caller.roles().clone(),
+            key: caller.key().to_owned(),
+            source: caller.source().ip(),
+        };
+        self.answer(visitor, ask, to).boxed()
+    }
+
+    fn reads_stdin(&self, command: &str) -> bool {
+        let words = shlex::split(command).unwrap_or_default();
+        let mut words = words.iter().map(String::as_str).filter(|word| !word.starts_with('-'));
+        matches!((words.next(), words.next()), (Some("ssh-keys"), Some("add" | "rotate")))
+    }
+}
+
+/// Keyward, over SSH
+#[derive(Parser)]
+#[command(name = "keyward", no_binary_name = true, disable_version_flag = true)]
+struct Line {
+    /// Answer in JSON
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+enum Asked {
+    Page,
+    Command { command: Box<Command>, json: bool },
+}
+
+fn parse(visitor: &Visitor, ask: &Ask) -> Result<Asked, Fault> {
+    let typed = ask.command.as_deref().unwrap_or("").trim();
+    if typed.is_empty() || typed == "whoami" {
+        return Ok(Asked::Page);
+    }
+    let words = shlex::split(typed).ok_or_else(|| Fault::usage("keyward: a quote is not closed"))?;
+    let line = Line::try_parse_from(words).map_err(|error| Fault {
+        code: u8::try_from(error.exit_code()).unwrap_or(2),
+        says: error.render().to_string(),
+    })?;
+    let mut command = line.command;
+    match &mut command {
+        Command::SshKeys(SshKeys::Add { file, file_text, .. }) => {
+            if file.as_ref().is_some_and(|f| f.as_os_str() != "-") {
+                return Err(Fault::usage(
+                    "keyward: over SSH the key comes by standard input: … ssh-keys add --user NAME < id.pub",
+                ));
+            }
+            *file_text = Some(String::from_utf8_lossy(&ask.stdin).into_owned());
+        }
+        Command::SshKeys(SshKeys::List { user, .. }) | Command::Sessions(Sessions::List { user, .. }) => {
+            let all = visitor.roles.iter().any(|r| matches!(r.as_str(), "admin" | "auditor"));
+            if user.is_none() && !all {
+                *user = Some(visitor.user.clone());
+            }
+        }
+        Command::Instances(Instances::Add(_)) => {
+            return Err(Fault::usage(
+                "keyward: instances are added on the bastion itself: keyward instances add …",
+            ));
+        }
+        Command::Sessions(Sessions::Export { output: Some(_), .. })
+        | Command::Logs(Logs::Export { output: Some(_), .. }) => {
+            return Err(Fault::usage("keyward: over SSH, leave --output out and redirect: … > FILE"));
+        }
+        Command::Logs(Logs::Tail { follow: true, .. }) => {
+            return Err(Fault::usage("keyward: over SSH, logs tail does not follow; use it on the bastion"));
+        }
+        _ => {}
+    }
+    Ok(Asked::Command { command: Box::new(command), json: line.json })
+}
+
+async fn page(house: &House, visitor: &Visitor, out: &mut Output) -> Result<(), Fault> {
+    let now = Timestamp::now();
+    let roles = visitor.roles.iter().map(Role::as_str).collect::<Vec<_>>().join(", ");
+    let mut owned: Vec<UserKey> = house.vault.list().await?;
+    owned.retain(|k| k.user == visitor.user);
+    let facts = Facts { user: &visitor.user, roles: &visitor.roles, source: visitor.source };
+    let rows = access::reachable(house, &facts).await?.into_iter().map(|(instance, login, can)| {
+        let can =
+            can.as_array().into_iter().flatten().filter_map(|c| c.as_str()).collect::<Vec<_>>().join(",");
+        vec![format!("ssh -J {}@{} {login}@{}", visitor.user, bastion(house), instance.name), can]
+    });
+    let places = super::render::table(&["YOU MAY GO TO", "AND DO"], rows, None);
+    let text = format!(
+        "You are {} ({roles}), from {}.\n\n{}\n\n{places}\n\nClient configuration: ssh {}@{} setup >> ~/.ssh/config\n",
+        visitor.user,
+        visitor.source,
+        keys::listed(&owned, now, None),
+        visitor.user,
+        bastion(house),
+    );
+    out.line(text).await
+}
+
+fn bastion(house: &House) -> &str {
+    house.config.names.first().map_or("bastion", String::as_str)
+}

@@ -1,0 +1,143 @@
+//! From a command to its answer: who may say it, then who carries it out.
+
+use serde_json::json;
+
+use super::{Access, Caller, Command, Fault, Instances, Mfa, Output, Sessions, SshKeys, Users};
+use super::{access, instances, keys, logs, sessions, users};
+use crate::session::House;
+
+/// Carries out `command` and returns its exit code. What failed is written to `out`'s standard error.
+/// Not cancel-safe: run it to its end, or a change may be made without its audit event.
+pub async fn execute(house: &House, caller: &Caller, command: Command, out: &mut Output) -> u8 {
+    let done = match permitted(caller, &command) {
+        Ok(()) => dispatch(house, caller, command, out).await,
+        Err(fault) => Err(fault),
+    };
+    let Err(fault) = done else { return 0 };
+    if out.note(format!("keyward: {fault}")).await.is_err() {
+        tracing::debug!("admin.client_gone");
+    }
+    fault.code
+}
+
+/// Whether `caller` may say `command` at all; some commands look closer at what it names.
+///
+/// # Errors
+/// [`Fault`] with exit code 4.
+pub fn permitted(caller: &Caller, command: &Command) -> Result<(), Fault> {
+    let anyone = match command {
+        Command::SshConfig { .. } | Command::Ca(_) => true,
+        Command::SshKeys(SshKeys::Show { .. } | SshKeys::Revoke { .. }) => true,
+        Command::SshKeys(SshKeys::List { user, .. }) => user.is_some() && user.as_ref() == caller.user(),
+        Command::Sessions(Sessions::List { user, .. }) => user.is_some() && user.as_ref() == caller.user(),
+        Command::Access(Access::Explain { .. }) => true,
+        _ => false,
+    };
+    let auditor = match command {
+        Command::Status | Command::Logs(_) => true,
+        Command::Sessions(Sessions::Kill { .. }) => false,
+        Command::Sessions(_) => true,
+        Command::Users(Users::List | Users::Show { .. })
+        | Command::SshKeys(SshKeys::List { .. })
+        | Command::Instances(Instances::List | Instances::Show { .. })
+        | Command::Access(Access::List) => true,
+        _ => false,
+    };
+    // Who administers does not thereby read other people's sessions: that is the auditors' right.
+    let tape = matches!(command, Command::Sessions(Sessions::Play { .. } | Sessions::Export { .. }));
+    if anyone || caller.has_role("auditor") && auditor || caller.has_role("admin") && !tape {
+        return Ok(());
+    }
+    let whose = if auditor { "auditors" } else { "admins" };
+    Err(Fault::denied(format!("this is for {whose}; ask one of them")))
+}
+
+async fn dispatch(house: &House, caller: &Caller, command: Command, out: &mut Output) -> Result<(), Fault> {
+    // One change at a time: checks such as "no other instance has this name" hold until the write.
+    let _turn = if changes(&command) { Some(CHANGES.lock().await) } else { None };
+    match command {
+        Command::Status => status(house, out).await,
+        Command::Users(command) => users::users(house, caller, command, out).await,
+        Command::SshKeys(command) => keys::run(house, caller, command, out).await,
+        Command::Mfa(command) => users::factors(house, caller, command, out).await,
+        Command::Instances(command) => instances::run(house, caller, command, out).await,
+        Command::Access(command) => access::run(house, caller, command, out).await,
+        Command::Sessions(command) => sessions::run(house, caller, command, out).await,
+        Command::Logs(command) => logs::run(house, caller, command, out).await,
+        Command::Ca(super::Ca::Show { which }) => instances::ca(house, which, out).await,
+        Command::SshConfig { user } => instances::ssh_config_for(house, caller, user, out).await,
+    }
+}
+
+static CHANGES: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+fn changes(command: &Command) -> bool {
+    matches!(
+        command,
+        Command::Users(
+            Users::Add { .. } | Users::Suspend { .. } | Users::Resume { .. } | Users::Remove { .. }
+        ) | Command::SshKeys(SshKeys::Add { .. } | SshKeys::Revoke { .. })
+            | Command::Mfa(Mfa::Enroll { .. } | Mfa::Reset { .. } | Mfa::RecoveryCodes { .. })
+            | Command::Instances(Instances::Add(_) | Instances::Remove { .. })
+            | Command::Access(Access::Allow(_) | Access::Deny(_) | Access::Remove { .. })
+    )
+}
+
+async fn status(house: &House, out: &mut Output) -> Result<(), Fault> {
+    let now = jiff::Timestamp::now();
+    let keys: Vec<keystore::UserKey> = house.vault.list().await?;
+    let soon = now.as_second() + 14 * 86_400;
+    let expiring = keys.iter().filter(|k| k.usable(now) && k.expires_at.as_second() <= soon).count();
+    let head = house.trail.head();
+    let live = house.registry.sessions();
+    let version = env!("CARGO_PKG_VERSION");
+    let value = json!({
+        "version": version, "listen": house.config.listen, "live_sessions": live, "keys_expiring": expiring,
+        "audit": { "seq": head.seq, "hash": head.hash },
+    });
+    let text = format!(
+        "keyward {version}, listening on {}\nlive sessions      {live}\nkeys expiring 14d  {expiring}\naudit head         {} {}",
+        house.config.listen, head.seq, head.hash
+    );
+    out.either(&value, text).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::{Logs, Visitor};
+
+    fn user(role: &str) -> Caller {
+        Caller::User(Visitor {
+            user: "alice".parse().unwrap(),
+            roles: [role.parse().unwrap()].into(),
+            key: String::new(),
+            source: "192.0.2.1".parse().unwrap(),
+        })
+    }
+    fn keys_of(name: &str) -> Command {
+        Command::SshKeys(SshKeys::List { user: Some(name.parse().unwrap()), expiring: None })
+    }
+
+    #[test]
+    fn an_engineer_lists_her_own_keys_and_not_her_neighbours() {
+        assert!(permitted(&user("engineer"), &keys_of("alice")).is_ok());
+        assert_eq!(permitted(&user("engineer"), &keys_of("bob")).unwrap_err().code, 4);
+    }
+
+    #[test]
+    fn an_auditor_plays_tapes_and_kills_no_session() {
+        let play = Command::Sessions(Sessions::Play { id: "s".into(), speed: 1.0 });
+        let kill = Command::Sessions(Sessions::Kill { id: "s".into(), reason: "r".into() });
+        assert!(permitted(&user("auditor"), &play).is_ok() && permitted(&user("auditor"), &kill).is_err());
+        assert!(permitted(&user("admin"), &kill).is_ok() && permitted(&user("admin"), &play).is_err());
+    }
+
+    #[test]
+    fn an_auditor_exports_logs_and_an_engineer_does_not() {
+        let verify = Command::Logs(Logs::Verify { state: None });
+        assert!(
+            permitted(&user("auditor"), &verify).is_ok() && permitted(&user("engineer"), &verify).is_err()
+        );
+    }
+}

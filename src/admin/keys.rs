@@ -1,0 +1,163 @@
+//! `ssh-keys …`.
+//!
+//! A key's record is filed under its fingerprint, so a key that another user holds, or that was ever revoked, cannot be
+//! added again. Revoking writes the record first, then cuts the key's live sessions.
+
+use jiff::Timestamp;
+use keystore::signing::parse_user_key;
+use keystore::{Ended, KeyStatus, UserKey, UserName};
+use serde_json::{Value, json};
+
+use super::render::{day, short_time, table};
+use super::{Caller, Fault, Output, SshKeys, trail, users};
+use crate::session::House;
+
+const DAY_SECS: i64 = 86_400;
+
+pub(super) async fn run(
+    house: &House,
+    caller: &Caller,
+    command: SshKeys,
+    out: &mut Output,
+) -> Result<(), Fault> {
+    let now = Timestamp::now();
+    match command {
+        SshKeys::Add { user, file: _, file_text, name, expires } => {
+            let text =
+                file_text.ok_or_else(|| Fault::usage("name the public key file: --file id_ed25519.pub"))?;
+            let expires_at = expires.map(|when| when.ahead(now));
+            let key = add(house, caller, NewKey { user, text, name, expires_at }).await?;
+            let text = format!(
+                "Added {} for {}: {}, expires {}.",
+                key.id,
+                key.user,
+                key.fingerprint,
+                day(key.expires_at)
+            );
+            out.either(&shown(&key, now), text).await
+        }
+        SshKeys::List { user, expiring } => {
+            let mut keys: Vec<UserKey> = house.vault.list().await?;
+            keys.retain(|k| user.as_ref().is_none_or(|u| &k.user == u));
+            if let Some(within) = expiring {
+                keys.retain(|k| k.usable(now) && k.expires_at.as_second() <= now.as_second() + within.0);
+            }
+            keys.sort_by(|a, b| (&a.user, a.added_at).cmp(&(&b.user, b.added_at)));
+            let text = listed(&keys, now, out.width());
+            out.either(&keys.iter().map(|k| shown(k, now)).collect::<Vec<_>>(), text).await
+        }
+        SshKeys::Show { key } => {
+            let key = find(house, &key).await?;
+            if !caller.has_role("admin") && !caller.has_role("auditor") && caller.user() != Some(&key.user) {
+                return Err(Fault::denied("that key is not yours; see yours with: ssh-keys list"));
+            }
+            let text =
+                format!("{}\n{}", listed(std::slice::from_ref(&key), now, out.width()), key.public_key);
+            out.either(&shown(&key, now), text).await
+        }
+        SshKeys::Revoke { key, reason } => {
+            let key = find(house, &key).await?;
+            if !caller.has_role("admin") && caller.user() != Some(&key.user) {
+                return Err(Fault::denied("that key is not yours; see yours with: ssh-keys list"));
+            }
+            if key.status == KeyStatus::Revoked {
+                return Err(Fault::conflict(format!("{} is revoked already", key.id)));
+            }
+            revoke(house, caller, &key, &reason).await?;
+            out.note(format!("Revoked {} of {}. Its live sessions were ended.", key.id, key.user)).await
+        }
+    }
+}
+
+struct NewKey {
+    user: UserName,
+    text: String,
+    name: Option<String>,
+    expires_at: Option<Timestamp>,
+}
+
+async fn add(house: &House, caller: &Caller, new: NewKey) -> Result<UserKey, Fault> {
+    let now = Timestamp::now();
+    users::found(house, &new.user).await?;
+    let public = parse_user_key(&new.text).map_err(|fault| Fault::error(fault.to_string()))?;
+    let fingerprint = UserKey::fingerprint_of(&public);
+    if let Some(held) = house.vault.get::<UserKey>(&fingerprint).await? {
+        return Err(Fault::conflict(match held.status {
+            KeyStatus::Revoked => format!("{fingerprint} was revoked and never works again; make a new key"),
+            _ if held.user == new.user => {
+                format!("{fingerprint} is known already, as {} of {}", held.id, held.user)
+            }
+            _ => format!("{fingerprint} belongs to another user; make a key of {}'s own", new.user),
+        }));
+    }
+    let latest = now.as_second() + i64::from(house.config.key_max_age_days) * DAY_SECS;
+    let latest = Timestamp::from_second(latest).map_err(|e| Fault::error(e.to_string()))?;
+    let expires_at = new.expires_at.unwrap_or(latest);
+    if expires_at > latest || expires_at <= now {
+        let days = house.config.key_max_age_days;
+        return Err(Fault::error(format!("a key may live from now to {days} days (key_max_age_days)")));
+    }
+    let comment = public.comment().to_string();
+    let key = UserKey {
+        id: house.vault.next_id("K").await?,
+        user: new.user,
+        name: new.name.or(Some(comment).filter(|c| !c.is_empty())).unwrap_or_else(|| "unnamed".to_owned()),
+        public_key: public.to_openssh().map_err(|e| Fault::error(e.to_string()))?,
+        algorithm: public.algorithm().to_string(),
+        fingerprint,
+        status: KeyStatus::Active,
+        added_at: now,
+        expires_at,
+        last_used_at: None,
+        revoked: None,
+    };
+    house.vault.insert(&key).await?;
+    trail::note(house, trail::key_added(caller, &key), now).await?;
+    Ok(key)
+}
+
+/// Revokes `key`: the record first, so that no login passes meanwhile, then the live sessions.
+pub(super) async fn revoke(house: &House, caller: &Caller, key: &UserKey, reason: &str) -> Result<(), Fault> {
+    let now = Timestamp::now();
+    house
+        .vault
+        .update(&key.fingerprint, |record: &mut UserKey| {
+            record.status = KeyStatus::Revoked;
+            record.revoked = Some(Ended { at: now, reason: reason.to_owned() });
+            Ok::<(), Fault>(())
+        })
+        .await?;
+    trail::note(house, trail::key_revoked(caller, key, reason), now).await
+}
+
+async fn find(house: &House, wanted: &str) -> Result<UserKey, Fault> {
+    let keys: Vec<UserKey> = house.vault.list().await?;
+    keys.into_iter()
+        .find(|k| k.id.eq_ignore_ascii_case(wanted) || k.fingerprint == wanted)
+        .ok_or_else(|| Fault::not_found(format!("no key {wanted}; see: keyward ssh-keys list")))
+}
+
+pub(super) fn listed(keys: &[UserKey], now: Timestamp, width: Option<u16>) -> String {
+    let rows = keys.iter().map(|k| {
+        vec![
+            k.id.clone(),
+            k.user.to_string(),
+            k.name.clone(),
+            k.status_at(now).to_string(),
+            format!("{} d", k.age_days(now)),
+            day(k.expires_at),
+            k.last_used_at.map_or_else(|| "never".to_owned(), short_time),
+            k.fingerprint.clone(),
+        ]
+    });
+    table(&["KEY", "USER", "NAME", "STATUS", "AGE", "EXPIRES", "LAST USED", "FINGERPRINT"], rows, width)
+}
+
+fn shown(key: &UserKey, now: Timestamp) -> Value {
+    let mut value = json!(key);
+    if let Some(fields) = value.as_object_mut() {
+        fields.insert("status".to_owned(), key.status_at(now).to_string().into());
+        fields.insert("age_days".to_owned(), key.age_days(now).into());
+    }
+    value
+}

@@ -1,0 +1,55 @@
+//! Tables and times for people.
+//!
+//! Cells come from users and instances, so control characters are shown, never sent to a terminal.
+
+use comfy_table::{ContentArrangement, Table};
+use jiff::Timestamp;
+
+/// A table without frames, as wide as the terminal at most.
+pub(super) fn table(
+    header: &[&str],
+    rows: impl IntoIterator<Item = Vec<String>>,
+    width: Option<u16>,
+) -> String {
+    let mut table = Table::new();
+    table.load_style(comfy_table::presets::NOTHING);
+    if let Some(width) = width.filter(|w| *w >= 60) {
+        table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
+    }
+    table.set_header(header.iter().copied());
+    let mut empty = true;
+    for row in rows {
+        empty = false;
+        table.add_row(row.into_iter().map(|cell| plain(&cell)));
+    }
+    if empty {
+        return "(none)".to_owned();
+    }
+    table.trim_fmt()
+}
+
+/// `text` with control characters made visible.
+pub(super) fn plain(text: &str) -> String {
+    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
+}
+
+/// `2026-11-23 12:00` in UTC.
+pub(super) fn short_time(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%d %H:%M").to_string()
+}
+
+/// `2026-11-23`.
+pub(super) fn day(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%d").to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_control_character_never_reaches_the_terminal() {
+        let shown = table(&["NAME"], [vec!["a\u{1b}[2Jb".to_owned()]], None);
+        assert!(!shown.contains('\u{1b}') && shown.contains("a\\u{1b}[2Jb"));
+    }
+}

@@ -1,0 +1,209 @@
+//! `users …` and `mfa …`.
+//!
+//! Removing a user leaves nothing behind that a later user of the same name would inherit: keys are revoked, the
+//! second factor and the user's own rules go.
+
+use jiff::Timestamp;
+use keystore::{Ended, Role, Rule, SecondFactor, Subject, User, UserKey, UserKind, UserName};
+use serde_json::{Value, json};
+
+use super::render::{short_time, table};
+use super::{Caller, Fault, Kind, Mfa, Output, Users, access, keys, trail};
+use crate::auth::mfa;
+use crate::session::House;
+
+pub(super) async fn users(
+    house: &House,
+    caller: &Caller,
+    command: Users,
+    out: &mut Output,
+) -> Result<(), Fault> {
+    let now = Timestamp::now();
+    match command {
+        Users::Add { name, roles, kind, expires } => {
+            let mut roles: std::collections::BTreeSet<Role> = roles.into_iter().collect();
+            if roles.is_empty() {
+                roles.extend("engineer".parse::<Role>());
+            }
+            let kind = match kind {
+                Kind::Human => UserKind::Human,
+                Kind::Service => UserKind::Service,
+            };
+            let expires_at = expires.map(|when| when.ahead(now));
+            let user = User { name: name.clone(), roles, kind, added_at: now, expires_at, suspended: None };
+            house.vault.insert(&user).await?;
+            trail::note(house, trail::user_added(caller, &user), now).await?;
+            let next =
+                format!("Added {name}. Next: keyward ssh-keys add --user {name} --file id_ed25519.pub");
+            out.either(&shown(&user, now), next).await
+        }
+        Users::List => {
+            let users: Vec<User> = house.vault.list().await?;
+            let rows = users.iter().map(|user| row(user, now));
+            let text = table(&["USER", "ROLES", "KIND", "STATE", "ADDED", "EXPIRES"], rows, out.width());
+            out.either(&users.iter().map(|u| shown(u, now)).collect::<Vec<_>>(), text).await
+        }
+        Users::Show { name } => {
+            let user = found(house, &name).await?;
+            let text = table(
+                &["USER", "ROLES", "KIND", "STATE", "ADDED", "EXPIRES"],
+                [row(&user, now)],
+                out.width(),
+            );
+            out.either(&shown(&user, now), text).await
+        }
+        Users::Suspend { name, reason } => {
+            let ended = Ended { at: now, reason: reason.clone() };
+            set_suspended(house, &name, Some(ended)).await?;
+            trail::note(house, trail::user_suspended(caller, &name, &reason), now).await?;
+            out.note(format!("Suspended {name}. Undo: keyward users resume {name}")).await
+        }
+        Users::Resume { name } => {
+            set_suspended(house, &name, None).await?;
+            trail::note(house, trail::user_resumed(caller, &name), now).await?;
+            out.note(format!("{name} can log in again.")).await
+        }
+        Users::Remove { name, yes } => {
+            found(house, &name).await?;
+            if !yes {
+                return Err(Fault::usage(format!(
+                    "removing {name} revokes all their keys for good; nothing was changed. To do it, add --yes"
+                )));
+            }
+            remove(house, caller, &name, now).await?;
+            out.note(format!("Removed {name}.")).await
+        }
+    }
+}
+
+pub(super) async fn found(house: &House, name: &UserName) -> Result<User, Fault> {
+    let user = house.vault.get::<User>(name.as_str()).await?;
+    if let Some(user) = user {
+        return Ok(user);
+    }
+    let known: Vec<User> = house.vault.list().await?;
+    let near = known.iter().map(|u| u.name.as_str()).find(|n| strsim::jaro_winkler(n, name.as_str()) > 0.85);
+    Err(Fault::not_found(match near {
+        Some(near) => format!("no user {name}; did you mean {near}?"),
+        None => format!("no user {name}; see: keyward users list"),
+    }))
+}
+
+async fn set_suspended(house: &House, name: &UserName, ended: Option<Ended>) -> Result<(), Fault> {
+    found(house, name).await?;
+    house
+        .vault
+        .update(name.as_str(), |user: &mut User| {
+            user.suspended.clone_from(&ended);
+            Ok::<(), Fault>(())
+        })
+        .await
+}
+
+async fn remove(house: &House, caller: &Caller, name: &UserName, now: Timestamp) -> Result<(), Fault> {
+    let owned: Vec<UserKey> = house.vault.list().await?;
+    for key in owned.iter().filter(|k| &k.user == name && k.revoked.is_none()) {
+        keys::revoke(house, caller, key, "user removed").await?;
+    }
+    let rules: Vec<Rule> = house.vault.list().await?;
+    for rule in rules.iter().filter(|r| r.subject == Subject::User(name.clone())) {
+        access::remove(house, caller, &rule.id, now).await?;
+    }
+    if house.vault.get::<SecondFactor>(name.as_str()).await?.is_some() {
+        house.vault.remove::<SecondFactor>(name.as_str()).await?;
+    }
+    house.vault.remove::<User>(name.as_str()).await?;
+    trail::note(house, trail::user_removed(caller, name), now).await
+}
+
+fn state(user: &User, now: Timestamp) -> &'static str {
+    match user.barred(now) {
+        None => "active",
+        Some(_) if user.suspended.is_some() => "suspended",
+        Some(_) => "expired",
+    }
+}
+
+fn row(user: &User, now: Timestamp) -> Vec<String> {
+    let roles = user.roles.iter().map(Role::as_str).collect::<Vec<_>>().join(",");
+    let kind = if user.kind == UserKind::Human { "human" } else { "service" };
+    let expires = user.expires_at.map_or_else(|| "-".to_owned(), short_time);
+    vec![
+        user.name.to_string(),
+        roles,
+        kind.into(),
+        state(user, now).into(),
+        short_time(user.added_at),
+        expires,
+    ]
+}
+
+fn shown(user: &User, now: Timestamp) -> Value {
+    let mut value = json!(user);
+    if let Some(fields) = value.as_object_mut() {
+        fields.insert("status".to_owned(), state(user, now).into());
+    }
+    value
+}
+
+pub(super) async fn factors(
+    house: &House,
+    caller: &Caller,
+    command: Mfa,
+    out: &mut Output,
+) -> Result<(), Fault> {
+    let now = Timestamp::now();
+    match command {
+        Mfa::Enroll { name } => {
+            found(house, &name).await?;
+            if house.vault.get::<SecondFactor>(name.as_str()).await?.is_some() {
+                let says = format!("{name} is enrolled already. To start over: keyward mfa reset {name}");
+                return Err(Fault::conflict(says));
+            }
+            let enrolment =
+                mfa::enroll(&house.vault, &name, now).await.map_err(|e| Fault::error(e.to_string()))?;
+            trail::note(house, trail::mfa_enrolled(&name), now).await?;
+            let value = json!({
+                "user": name, "secret": enrolment.secret_base32, "uri": enrolment.uri,
+                "recovery_codes": enrolment.recovery_codes,
+            });
+            let mut text = out.width().and_then(|_| qr(&enrolment.uri)).unwrap_or_default();
+            text.push_str(&format!(
+                "Scan the code, or type the secret into an authenticator app:\n\n  secret  {}\n  uri     {}\n\n{}",
+                enrolment.secret_base32,
+                enrolment.uri,
+                recovery(&enrolment.recovery_codes)
+            ));
+            out.either(&value, text).await
+        }
+        Mfa::Reset { name } => {
+            found(house, &name).await?;
+            mfa::reset(&house.vault, &name).await.map_err(|e| Fault::error(e.to_string()))?;
+            trail::note(house, trail::mfa_reset(caller, &name), now).await?;
+            out.note(format!("{name} has no second factor now. Next: keyward mfa enroll {name}")).await
+        }
+        Mfa::RecoveryCodes { name } => {
+            found(house, &name).await?;
+            let codes = mfa::new_recovery_codes(&house.vault, &name)
+                .await
+                .map_err(|e| Fault::error(e.to_string()))?;
+            trail::note(house, trail::mfa_enrolled(&name), now).await?;
+            out.either(&json!({ "user": name, "recovery_codes": codes }), recovery(&codes)).await
+        }
+    }
+}
+
+fn recovery(codes: &[String]) -> String {
+    format!("Recovery codes, each good once; shown only now:\n\n  {}", codes.join("\n  "))
+}
+
+fn qr(uri: &str) -> Option<String> {
+    let code = qrcode::QrCode::new(uri).ok()?;
+    let mut drawn = code
+        .render::<qrcode::render::unicode::Dense1x2>()
+        .dark_color(qrcode::render::unicode::Dense1x2::Light)
+        .light_color(qrcode::render::unicode::Dense1x2::Dark)
+        .build();
+    drawn.push_str("\n\n");
+    Some(drawn)
+}

@@ -1,0 +1,115 @@
+//! The client of the daemon's socket: reads and writes the files that are named on this side.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, IsTerminal, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use crate::admin::{Chunk, Command, Fault, Instances, Logs, Reply, Request, Sessions, SshKeys, read_reply};
+
+/// Asks the daemon and returns its exit code.
+pub(super) fn ask(socket: &Path, mut command: Command, json: bool) -> Result<u8, Fault> {
+    read_files(&mut command)?;
+    let output = take_output(&mut command);
+    let width = if output.is_none() && io::stdout().is_terminal() {
+        Some(comfy_table::Table::new().width().unwrap_or(80))
+    } else {
+        None
+    };
+    let gone = |e: io::Error| Fault {
+        code: 6,
+        says: format!(
+            "the daemon does not answer on {}: {e}. Is it running? Start it: keyward serve",
+            socket.display()
+        ),
+    };
+    let mut stream = UnixStream::connect(socket).map_err(gone)?;
+    let request = Request { command, json, width }.frame().map_err(|e| Fault::usage(e.to_string()))?;
+    stream.write_all(&request).map_err(gone)?;
+    match output {
+        None => relay(&mut stream, &mut io::stdout().lock()).map_err(gone),
+        Some(path) => {
+            into_file(&mut stream, &path).map_err(|e| Fault::error(format!("{}: {e}", path.display())))
+        }
+    }
+}
+
+fn relay(stream: &mut UnixStream, out: &mut impl Write) -> io::Result<u8> {
+    loop {
+        match read_reply(stream)? {
+            Reply::Chunk(Chunk::Out(bytes)) => {
+                out.write_all(&bytes)?;
+                out.flush()?;
+            }
+            Reply::Chunk(Chunk::Err(bytes)) => io::stderr().write_all(&bytes)?,
+            Reply::Exit(code) => return Ok(code),
+        }
+    }
+}
+
+/// The file appears whole or not at all.
+fn into_file(stream: &mut UnixStream, path: &Path) -> io::Result<u8> {
+    let mut part = path.as_os_str().to_owned();
+    part.push(".part");
+    let part = PathBuf::from(part);
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&part)?;
+    let code = relay(stream, &mut file);
+    if let Ok(0) = code {
+        file.sync_all()?;
+        fs::rename(&part, path)?;
+    } else {
+        fs::remove_file(&part)?;
+    }
+    code
+}
+
+fn take_output(command: &mut Command) -> Option<PathBuf> {
+    match command {
+        Command::Sessions(Sessions::Export { output, .. }) | Command::Logs(Logs::Export { output, .. }) => {
+            output.take()
+        }
+        _ => None,
+    }
+}
+
+fn read_files(command: &mut Command) -> Result<(), Fault> {
+    match command {
+        Command::SshKeys(SshKeys::Add { file, file_text, .. }) => *file_text = read(file.as_deref())?,
+        Command::Instances(Instances::Add(wanted)) => {
+            wanted.host_key_text = read(wanted.host_key.as_deref())?;
+            wanted.host_ca_text = read(wanted.host_ca.as_deref())?;
+            if wanted.scan {
+                wanted.host_key_text = Some(scan(&wanted.address)?);
+            }
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+fn read(path: Option<&Path>) -> Result<Option<String>, Fault> {
+    let Some(path) = path else { return Ok(None) };
+    let mut text = String::new();
+    let read = if path.as_os_str() == "-" {
+        io::stdin().lock().take(1 << 16).read_to_string(&mut text)
+    } else {
+        fs::File::open(path).and_then(|file| file.take(1 << 16).read_to_string(&mut text))
+    };
+    read.map_err(|e| Fault::error(format!("{}: {e}", path.display())))?;
+    Ok(Some(text))
+}
+
+fn scan(address: &keystore::HostPort) -> Result<String, Fault> {
+    let port = address.port.to_string();
+    let found = std::process::Command::new("ssh-keyscan").args(["-p", &port, "--", &address.host]).output();
+    let found =
+        found.map_err(|e| Fault::error(format!("ssh-keyscan: {e}; name the key with --host-key FILE")))?;
+    let text = String::from_utf8_lossy(&found.stdout).into_owned();
+    if text.trim().is_empty() {
+        return Err(Fault::error(format!("{address} shows no host key; is its sshd running?")));
+    }
+    let note = "Pinned what the instance showed just now; compare it: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub\n";
+    io::stderr().write_all(note.as_bytes()).map_err(|e| Fault::error(e.to_string()))?;
+    Ok(text)
+}

@@ -1,0 +1,11 @@
+//! The composition root: makes a house, opens it, serves it, drains it.
+//!
+//! Owns the listeners, the accept loop and the administration socket. It decides nothing about peers: `guard` admits,
+//! `ingress` serves.
+
+mod bootstrap;
+mod run;
+mod socket;
+
+pub use bootstrap::{InitError, init};
+pub use run::{ServeError, run};

@@ -1,0 +1,149 @@
+//! `keyward serve`: opens the house, accepts until told to stop, drains.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use jiff::Timestamp;
+use keystore::Vault;
+use keystore::backend::Embedded;
+use keystore::seal::MasterKey;
+use keystore::signing::Signers;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::socket;
+use crate::admin::FrontDesk;
+use crate::audit::{Event, SessionFacts, Trail};
+use crate::config::Config;
+use crate::guard::{self, Guard};
+use crate::ingress::serve_connection;
+use crate::policy::Rulebook;
+use crate::recording::{Header, Summary, TapeKeys, Tapes};
+use crate::session::{Desk, House, Registry, recompile, watch};
+
+/// Why the daemon does not serve: what was being done, and what went wrong.
+#[derive(Debug, thiserror::Error)]
+#[error("{doing}: {why}")]
+pub struct ServeError {
+    doing: &'static str,
+    why: String,
+}
+
+fn during<E: std::fmt::Display>(doing: &'static str) -> impl FnOnce(E) -> ServeError {
+    move |why| ServeError { doing, why: why.to_string() }
+}
+
+/// Serves until SIGTERM or SIGINT, then drains.
+///
+/// # Errors
+/// Anything that keeps it from starting; nothing is made anew.
+pub async fn run(config: Config) -> Result<(), ServeError> {
+    let house = Arc::new(open(config).await?);
+    recompile(&house).await;
+    let listener = TcpListener::bind(house.config.listen).await.map_err(during("listening for SSH"))?;
+    let door = socket::bind(&house.config.socket).map_err(during("opening the administration socket"))?;
+    let mut term = signal(SignalKind::terminate()).map_err(during("waiting for signals"))?;
+    let mut int = signal(SignalKind::interrupt()).map_err(during("waiting for signals"))?;
+
+    let stop = CancellationToken::new();
+    let tasks = tokio_util::task::TaskTracker::new();
+    tasks.spawn(watch(Arc::clone(&house), stop.clone()));
+    tasks.spawn(socket::serve(door, Arc::clone(&house), stop.clone()));
+    tracing::info!(address = %house.config.listen, "daemon.listening");
+    tokio::select! {
+        () = accept(listener, Arc::clone(&house)) => {}
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    tracing::info!("daemon.draining");
+    let patience = Duration::from_secs(house.config.drain_secs);
+    if !house.registry.drain("The bastion is restarting; please connect again in a moment.", patience).await {
+        tracing::warn!("daemon.drain_timed_out");
+    }
+    stop.cancel();
+    tasks.close();
+    if tokio::time::timeout(Duration::from_secs(5), tasks.wait()).await.is_err() {
+        tracing::warn!("daemon.tasks_left");
+    }
+    house.trail.checkpoint(Timestamp::now()).await.map_err(during("signing the last checkpoint"))?;
+    note(&house, Event::DaemonStopped { reason: "told to stop".to_owned() }).await?;
+    if let Err(error) = std::fs::remove_file(&house.config.socket) {
+        tracing::debug!(%error, "daemon.socket_left");
+    }
+    Ok(())
+}
+
+async fn open(config: Config) -> Result<House, ServeError> {
+    let master = MasterKey::load(&config.master_key).map_err(during("loading the master key"))?;
+    let backend = Embedded::open(&config.store_dir(), false).map_err(during("opening the store"))?;
+    let vault = Vault::new(Arc::new(backend), master);
+    vault.check_master_key().await.map_err(during("checking the master key"))?;
+    let signers = Signers::load(&vault).await.map_err(during("loading the signing keys"))?;
+    let auditor = signers.audit.clone();
+    let trail = Trail::open(&config.audit_dir(), auditor).map_err(during("opening the audit trail"))?;
+    let terms = &config.recording;
+    let keys = TapeKeys::configured(terms.identity.as_deref(), &terms.recipients)
+        .map_err(during("reading the auditors' keys"))?;
+    let (tapes, truncated) = Tapes::open(&config.tapes_dir(), keys, terms.capture_limit_bytes)
+        .map_err(during("opening the recordings"))?;
+    let guard = Guard::new(guard::Limits {
+        max_startups: config.limits.max_startups,
+        per_source: config.limits.per_source,
+        ..guard::Limits::default()
+    });
+    let rulebook = Rulebook::compile(&[]).map_err(during("compiling the rules"))?;
+    let house = House {
+        vault: Arc::new(vault),
+        guard,
+        trail: Arc::new(trail),
+        tapes: Arc::new(tapes),
+        signers: Arc::new(signers),
+        registry: Registry::new(),
+        config: Arc::new(config),
+        rulebook: ArcSwap::from_pointee(rulebook),
+    };
+    note(&house, Event::DaemonStarted { version: env!("CARGO_PKG_VERSION").to_owned() }).await?;
+    for tape in truncated {
+        note(&house, cut_off(tape)).await?;
+    }
+    Ok(house)
+}
+
+/// What the trail hears of a session that a crash cut off.
+fn cut_off(tape: Summary) -> Event {
+    let Header { id, user, login, instance, source_ip, key, .. } = tape.header;
+    Event::SessionClosed {
+        facts: SessionFacts { session: id, user, source_ip, key, instance, login },
+        status: "truncated".to_owned(),
+        reason: tape.reason,
+        digest: tape.digest.unwrap_or_default(),
+    }
+}
+
+async fn note(house: &House, event: Event) -> Result<(), ServeError> {
+    house.trail.append(event, Timestamp::now()).await.map(drop).map_err(during("writing the audit trail"))
+}
+
+async fn accept(listener: TcpListener, house: Arc<House>) {
+    let desk: Arc<dyn Desk> = Arc::new(FrontDesk::new(Arc::clone(&house)));
+    loop {
+        let (tcp, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of file descriptors, most likely: others will close some.
+                tracing::warn!(%error, "accept.failed");
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                continue;
+            }
+        };
+        match house.guard.admit(peer, Timestamp::now()) {
+            Ok(admitted) => {
+                let (house, desk) = (Arc::clone(&house), Arc::clone(&desk));
+                tokio::spawn(serve_connection(house, desk, admitted, tcp));
+            }
+            Err(refused) => tracing::info!(source.ip = %peer.ip(), why = %refused, "accept.refused"),
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! The administration socket: mode 0600, and only root or the daemon's own user is heard.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::{Caller, MAX_REQUEST, Output, Reply, Request, execute};
+use crate::session::House;
+
+/// Binds the socket; one that a dead daemon left is replaced, a live daemon's is not.
+pub(super) fn bind(path: &Path) -> io::Result<UnixListener> {
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(io::Error::new(io::ErrorKind::AddrInUse, "another daemon answers there"));
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Serves the socket until `stop`.
+pub(super) async fn serve(listener: UnixListener, house: Arc<House>, stop: CancellationToken) {
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let house = Arc::clone(&house);
+                tokio::spawn(async move {
+                    if let Err(error) = converse(stream, &house).await {
+                        tracing::debug!(%error, "admin.conversation_ended");
+                    }
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "admin.accept_failed");
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        }
+    }
+}
+
+async fn converse(mut stream: UnixStream, house: &House) -> io::Result<()> {
+    let uid = stream.peer_cred()?.uid();
+    if uid != 0 && uid != rustix::process::geteuid().as_raw() {
+        tracing::warn!(uid, "admin.peer_refused");
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    let request = tokio::time::timeout(Duration::from_secs(10), read(&mut stream)).await??;
+    let (to, mut from) = mpsc::channel(16);
+    let work = async move {
+        let mut out = Output::new(to, request.json, request.width);
+        execute(house, &Caller::Operator { uid }, request.command, &mut out).await
+    };
+    let (_, mut writer) = stream.split();
+    let send = async {
+        let mut sent = Ok(());
+        while let Some(chunk) = from.recv().await {
+            sent = writer.write_all(&Reply::Chunk(chunk).frame()).await;
+            if sent.is_err() {
+                // The command sees its output closed and ends by itself, audit event included.
+                from.close();
+                break;
+            }
+        }
+        sent
+    };
+    let (code, sent) = tokio::join!(work, send);
+    sent?;
+    writer.write_all(&Reply::Exit(code).frame()).await
+}
+
+async fn read(stream: &mut UnixStream) -> io::Result<Request> {
+    let length = stream.read_u32().await?;
+    if length > MAX_REQUEST {
+        return Err(io::Error::other("the request is too long"));
+    }
+    let mut body = vec![0; length as usize];
+    stream.read_exact(&mut body).await?;
+    serde_json::from_slice(&body).map_err(io::Error::other)
+}
