@@ -1,0 +1,16 @@
+//! The built binary, driven with stock tools: ssh, scp, sftp, rsync, git, sshd, oathtool, asciinema.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    missing_docs,
+    unreachable_pub,
+    reason = "a test fails by panicking"
+)]
+
+mod administration;
+mod jump;
+mod login;
+mod rig;
