@@ -1,15 +1,12 @@
 //! The relay: one channel's messages, both ways, each on the tape before it is sent.
 //!
-//! Takes the open session; never sends what was not recorded. Both ends are read eagerly into a bounded queue, so that
-//! neither SSH connection's own loop waits for the other (two full loops that wait for each other never move again).
+//! Takes the open session; never sends what was not recorded. A side is read only when the other has taken what came
+//! before: what waits is in the SSH connections' own queues, bounded by the windows they granted (RFC 4254 §5.2).
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use keystore::Capability;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio_util::task::AbortOnDropHandle;
 
 use super::{Cut, Opened};
 use crate::egress::{EgressError, FromInstance, ToInstance};
@@ -63,16 +60,14 @@ enum End {
 pub async fn relay<E: Ear, M: Mouth>(
     session: &Opened,
     number: u32,
-    user: Sides<E, M>,
-    instance: Sides<FromInstance, ToInstance>,
+    mut user: Sides<E, M>,
+    mut instance: Sides<FromInstance, ToInstance>,
 ) {
-    let (mut user_said, _user_reader) = queue(user.ear);
-    let (mut instance_said, _instance_reader) = queue(instance.ear);
     let mut cut = session.cut();
     session.tape().channel_opened(number);
     let end = {
-        let up = upward(session, number, &mut user_said, &instance.mouth);
-        let down = downward(session, number, &mut instance_said, &user.mouth);
+        let up = upward(session, number, &mut user.ear, &instance.mouth);
+        let down = downward(session, number, &mut instance.ear, &user.mouth);
         tokio::pin!(up, down);
         tokio::select! {
             biased;
@@ -112,13 +107,8 @@ pub async fn relay<E: Ear, M: Mouth>(
 }
 
 /// User to instance.
-async fn upward(
-    session: &Opened,
-    number: u32,
-    said: &mut mpsc::UnboundedReceiver<Queued>,
-    mouth: &ToInstance,
-) -> End {
-    while let Some(Queued(message, _room)) = said.recv().await {
+async fn upward<E: Ear>(session: &Opened, number: u32, ear: &mut E, mouth: &ToInstance) -> End {
+    while let Some(message) = ear.next().await {
         if let Some(refused) = refusal(session, &message) {
             return End::Sentence(refused);
         }
@@ -140,14 +130,9 @@ async fn upward(
 }
 
 /// Instance to user.
-async fn downward<M: Mouth>(
-    session: &Opened,
-    number: u32,
-    said: &mut mpsc::UnboundedReceiver<Queued>,
-    mouth: &M,
-) -> End {
+async fn downward<M: Mouth>(session: &Opened, number: u32, ear: &mut FromInstance, mouth: &M) -> End {
     let mut closed = false;
-    while let Some(Queued(message, _room)) = said.recv().await {
+    while let Some(message) = ear.next().await {
         if let Err(why) = session.tape().record(number, Direction::ToUser, &message).await {
             return End::NotRecorded(why.to_string());
         }
@@ -205,36 +190,6 @@ pub(crate) fn parting(sentence: &str, id: &str) -> [ChannelMessage; 3] {
     [ChannelMessage::Stderr(Bytes::from(text)), ChannelMessage::ExitStatus(255), ChannelMessage::Eof]
 }
 
-/// A message and its share of the queue's room.
-struct Queued(ChannelMessage, Option<OwnedSemaphorePermit>);
-
-fn queue<E: Ear>(mut ear: E) -> (mpsc::UnboundedReceiver<Queued>, AbortOnDropHandle<()>) {
-    // Unbounded by count, bounded by the bytes that the semaphore lends.
-    let (sender, receiver) = mpsc::unbounded_channel();
-    let room = Arc::new(Semaphore::new(QUEUE));
-    let reader = tokio::spawn(async move {
-        while let Some(message) = ear.next().await {
-            let weight = u32::try_from(weight(&message)).unwrap_or(u32::MAX).min(64 * 1024);
-            let lent = Arc::clone(&room).acquire_many_owned(weight).await.ok();
-            if sender.send(Queued(message, lent)).is_err() {
-                return;
-            }
-        }
-    });
-    (receiver, AbortOnDropHandle::new(reader))
-}
-
-fn weight(message: &ChannelMessage) -> usize {
-    match message {
-        ChannelMessage::Data(bytes) | ChannelMessage::Stderr(bytes) | ChannelMessage::Exec(bytes) => {
-            bytes.len() + 64
-        }
-        _ => 256,
-    }
-}
-
-/// Bytes read ahead on each side of a channel.
-const QUEUE: usize = 8 * 1024 * 1024;
 /// How long a side that should be ending is listened to.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 

@@ -11,6 +11,7 @@
 )]
 
 mod administration;
+mod flow;
 mod jump;
 mod login;
 mod rig;

@@ -55,6 +55,14 @@ impl Rig {
         daemon.wait().unwrap();
     }
 
+    /// Resident memory of the daemon.
+    pub fn memory_kib(&self) -> u64 {
+        let id = self.daemon.as_ref().unwrap().id();
+        let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
@@ -189,7 +197,7 @@ impl Rig {
         let dir = self.dir.path().display();
         let config = format!(
             "ListenAddress 127.0.0.1:{}\nHostKey {dir}/instance_key\nTrustedUserCAKeys {dir}/user_ca.pub\n\
-             AuthorizedKeysFile none\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n\
+             AuthorizedKeysFile {dir}/authorized_keys\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n\
              StrictModes no\nPermitRootLogin prohibit-password\nPidFile {dir}/sshd.pid\nAcceptEnv LANG LC_* KW_*\n\
              Subsystem sftp internal-sftp\nMaxStartups 100\nMaxSessions 100\n",
             self.instance_port
