@@ -70,6 +70,7 @@ impl ToInstance {
             ChannelMessage::WindowChange { cols, rows, px_width, px_height } => {
                 half.window_change(cols, rows, px_width, px_height).await
             }
+            ChannelMessage::Agent => half.agent_forward(false).await,
             ChannelMessage::Signal(name) => half.signal(signal_of(&name)).await,
             // What only a server says (RFC 4254 §6.10) is not for the instance.
             ChannelMessage::ExitStatus(_)

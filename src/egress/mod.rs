@@ -4,6 +4,7 @@
 //! cannot dial. Never decides who may go where, never sees a private key (a signer signs), never skips the host key.
 
 mod channel;
+mod offer;
 mod trust;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,15 +14,19 @@ use jiff::Timestamp;
 use keystore::Capability;
 use keystore::journal::Receipt;
 use keystore::signing::{CertTerms, InstanceCredential, UserCa};
+use russh::keys::HashAlg;
 use russh::keys::agent::AgentIdentity;
-use russh::keys::{HashAlg, PublicKeyOrCertificate};
 use russh::{Disconnect, client};
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 
 use crate::policy::Authorized;
 use crate::recording::Tape;
 
 pub use channel::{FromInstance, ToInstance};
+pub use offer::{Offer, Offered};
+
+use offer::Verifier;
 
 /// Why the instance could not be reached or entered.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +80,7 @@ pub struct Proofs<'a> {
 /// A signed-in connection to an instance. Closed by [`Upstream::hang_up`], or when dropped with its channels.
 pub struct Upstream {
     handle: client::Handle<Verifier>,
+    offers: Mutex<Option<mpsc::Receiver<Offer>>>,
 }
 
 /// Dials the instance, checks its host key, and signs in as the authorised login. Gives up after 20 s.
@@ -105,7 +111,8 @@ async fn enter(
     let trust = trust::Trust::read(instance, now)?;
     let config = Arc::new(client_config(&trust));
     let fault = Arc::new(Mutex::new(None));
-    let verifier = Verifier { trust, fault: Arc::clone(&fault) };
+    let (offered, offers) = mpsc::channel(MOST_OFFERS);
+    let verifier = Verifier { trust, fault: Arc::clone(&fault), offered };
     let unreachable = |why: String| EgressError::Unreachable { address: instance.address.to_string(), why };
 
     let tcp = TcpStream::connect((instance.address.host.as_str(), instance.address.port))
@@ -136,14 +143,20 @@ async fn enter(
     if !signed_in.success() {
         return Err(EgressError::NotAccepted);
     }
-    Ok(Upstream { handle })
+    Ok(Upstream { handle, offers: Mutex::new(Some(offers)) })
 }
 
-/// Only what was granted: without `permit-pty` sshd gives no terminal (OpenSSH PROTOCOL.certkeys).
+/// Only what was granted: without `permit-pty` sshd gives no terminal, and so on (OpenSSH PROTOCOL.certkeys).
 fn terms(authorized: &Authorized, session: &str) -> CertTerms {
     let mut extensions = Vec::new();
     if authorized.may(Capability::Shell) || authorized.may(Capability::Exec) {
         extensions.push("permit-pty");
+    }
+    if authorized.may(Capability::Forward) {
+        extensions.push("permit-port-forwarding");
+    }
+    if authorized.may(Capability::Agent) {
+        extensions.push("permit-agent-forwarding");
     }
     CertTerms {
         login: authorized.login().clone(),
@@ -165,6 +178,57 @@ impl Upstream {
         Ok(channel::split(channel))
     }
 
+    /// Opens a channel from the instance to `host:port`, as the instance sees them.
+    ///
+    /// # Errors
+    /// [`EgressError::Broken`] with what the instance says.
+    pub async fn open_forward(
+        &self,
+        host: &str,
+        port: u16,
+    ) -> Result<(FromInstance, ToInstance), EgressError> {
+        let opening = self.handle.channel_open_direct_tcpip(host, port.into(), "127.0.0.1", 0);
+        opening.await.map(channel::split).map_err(|e| EgressError::Broken(e.to_string()))
+    }
+
+    /// Opens a channel from the instance to a Unix socket on it.
+    ///
+    /// # Errors
+    /// [`EgressError::Broken`] with what the instance says.
+    pub async fn open_socket(&self, path: &str) -> Result<(FromInstance, ToInstance), EgressError> {
+        let opening = self.handle.channel_open_direct_streamlocal(path);
+        opening.await.map(channel::split).map_err(|e| EgressError::Broken(e.to_string()))
+    }
+
+    /// Asks the instance to listen for the user (RFC 4254 §7.1); the port it took, 0 if it is the one asked for.
+    ///
+    /// # Errors
+    /// [`EgressError::Broken`] with what the instance says.
+    pub async fn listen(&self, listen: &Listen) -> Result<u32, EgressError> {
+        let asked = match listen {
+            Listen::Tcp { address, port } => self.handle.tcpip_forward(address, *port).await,
+            Listen::Socket(path) => self.handle.streamlocal_forward(path).await.map(|()| 0),
+        };
+        asked.map_err(|e| EgressError::Broken(e.to_string()))
+    }
+
+    /// Asks the instance to listen no more.
+    ///
+    /// # Errors
+    /// [`EgressError::Broken`] with what the instance says.
+    pub async fn listen_no_more(&self, listen: &Listen) -> Result<(), EgressError> {
+        let asked = match listen {
+            Listen::Tcp { address, port } => self.handle.cancel_tcpip_forward(address, *port).await,
+            Listen::Socket(path) => self.handle.cancel_streamlocal_forward(path).await,
+        };
+        asked.map_err(|e| EgressError::Broken(e.to_string()))
+    }
+
+    /// The channels that the instance offers; `None` if someone has them already.
+    pub fn take_offers(&self) -> Option<mpsc::Receiver<Offer>> {
+        self.offers.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
     /// Whether the connection is gone.
     pub fn is_closed(&self) -> bool {
         self.handle.is_closed()
@@ -177,6 +241,20 @@ impl Upstream {
             tracing::debug!(%error, "instance was gone before the goodbye");
         }
     }
+}
+
+/// Where an instance listens for the user.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Listen {
+    /// A TCP port, as `ssh -R` says it.
+    Tcp {
+        /// Address to bind.
+        address: String,
+        /// Port; 0 for any.
+        port: u32,
+    },
+    /// A Unix socket.
+    Socket(String),
 }
 
 struct CertificateSigner(InstanceCredential);
@@ -214,95 +292,6 @@ impl russh::Signer for CertificateSigner {
     }
 }
 
-struct Verifier {
-    trust: trust::Trust,
-    fault: Arc<Mutex<Option<String>>>,
-}
-
-impl client::Handler for Verifier {
-    type Error = russh::Error;
-
-    async fn check_server_key(&mut self, offered: &PublicKeyOrCertificate) -> Result<bool, russh::Error> {
-        match self.trust.check(offered) {
-            Ok(()) => Ok(true),
-            Err(why) => {
-                *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
-                Ok(false)
-            }
-        }
-    }
-
-    // An instance opens no channels towards the bastion: the handles are dropped, which refuses (RFC 4254 §5.1).
-    async fn server_channel_open_forwarded_tcpip(
-        &mut self,
-        _channel: russh::Channel<client::Msg>,
-        _connected_address: &str,
-        _connected_port: u32,
-        _originator_address: &str,
-        _originator_port: u32,
-        _reply: client::ChannelOpenHandle,
-        _session: &mut client::Session,
-    ) -> Result<(), russh::Error> {
-        Ok(())
-    }
-    async fn server_channel_open_forwarded_streamlocal(
-        &mut self,
-        _channel: russh::Channel<client::Msg>,
-        _socket_path: &str,
-        _reply: client::ChannelOpenHandle,
-        _session: &mut client::Session,
-    ) -> Result<(), russh::Error> {
-        Ok(())
-    }
-    async fn server_channel_open_agent_forward(
-        &mut self,
-        _channel: russh::Channel<client::Msg>,
-        _reply: client::ChannelOpenHandle,
-        _session: &mut client::Session,
-    ) -> Result<(), russh::Error> {
-        Ok(())
-    }
-    async fn server_channel_open_session(
-        &mut self,
-        _channel: russh::Channel<client::Msg>,
-        _reply: client::ChannelOpenHandle,
-        _session: &mut client::Session,
-    ) -> Result<(), russh::Error> {
-        Ok(())
-    }
-    async fn server_channel_open_direct_tcpip(
-        &mut self,
-        _channel: russh::Channel<client::Msg>,
-        _host: &str,
-        _port: u32,
-        _originator_address: &str,
-        _originator_port: u32,
-        _reply: client::ChannelOpenHandle,
-        _session: &mut client::Session,
-    ) -> Result<(), russh::Error> {
-        Ok(())
-    }
-    async fn server_channel_open_direct_streamlocal(
-        &mut self,
-        _channel: russh::Channel<client::Msg>,
-        _socket_path: &str,
-        _reply: client::ChannelOpenHandle,
-        _session: &mut client::Session,
-    ) -> Result<(), russh::Error> {
-        Ok(())
-    }
-    async fn server_channel_open_x11(
-        &mut self,
-        _channel: russh::Channel<client::Msg>,
-        _originator_address: &str,
-        _originator_port: u32,
-        _reply: client::ChannelOpenHandle,
-        _session: &mut client::Session,
-    ) -> Result<(), russh::Error> {
-        Ok(())
-    }
-}
-
 fn client_config(trust: &trust::Trust) -> client::Config {
     let mut preferred = russh::Preferred::DEFAULT;
     trust.narrow(&mut preferred);
@@ -322,4 +311,6 @@ fn client_config(trust: &trust::Trust) -> client::Config {
     }
 }
 
+/// Channels that an instance may offer before one is taken; more are refused.
+const MOST_OFFERS: usize = 64;
 const DIAL: Duration = Duration::from_secs(20);

@@ -2,25 +2,27 @@
 //! every session channel to the relay.
 //!
 //! The login is a signature of the key that opened the outer connection. The session is opened once, after that login;
-//! its channels wait for it. Other channels (forwards, SSH in SSH) are refused: nothing opaque goes through.
+//! its channels wait for it. Forwards are [`super::forward`]'s.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use keystore::{Instance, Login};
+use keystore::{Capability, Instance, Login};
 use russh::server::{self, Auth, ChannelOpenHandle, Handle, Msg, PublicKeyOffer, Session, VerifiedPublicKey};
 use russh::{Channel, ChannelId, ChannelOpenFailure, Disconnect, MethodKind, MethodSet, Pty};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
+use super::forward::{self, Target};
 use super::reception::{FromUser, ToUser, apologise};
 use super::stream::{Deadlined, Phase};
 use crate::auth::Authenticated;
 use crate::config::InnerAuth;
+use crate::egress::Listen;
 use crate::recording::SessionId;
-use crate::session::{House, Opened, Sides, Wanted, open, relay};
+use crate::session::{Carries, House, Lane, Opened, Sides, Wanted, open, relay};
 
 /// A jump that was let through to an instance.
 pub(super) struct Jump {
@@ -31,7 +33,7 @@ pub(super) struct Jump {
     pub(super) asked: String,
 }
 
-type Outcome = Result<Arc<Opened>, String>;
+pub(super) type Outcome = Result<Arc<Opened>, String>;
 
 /// Serves the inner connection on `stream` until it ends; the session is sealed and audited when this returns.
 pub(super) async fn serve<S>(jump: Jump, stream: S)
@@ -48,15 +50,16 @@ where
     let phase = Phase::new();
     let stream = Deadlined::new(stream, phase.clone(), super::outer::deadlines(&jump.house.config));
     let (result, outcome) = watch::channel(None);
-    let shared = Arc::new(Shared { jump, id: SessionId::new(Timestamp::now()), result, phase });
-    let handler = Inner {
-        shared: Arc::clone(&shared),
-        outcome: outcome.clone(),
-        login: None,
-        channels: Arc::new(AtomicU32::new(0)),
+    let shared = Arc::new(Shared {
+        jump,
+        id: SessionId::new(Timestamp::now()),
+        result,
+        phase,
+        handle: OnceLock::new(),
+        channels: AtomicU32::new(0),
         room: Arc::new(Semaphore::new(MOST_CHANNELS)),
-        opening: None,
-    };
+    });
+    let handler = Inner { shared: Arc::clone(&shared), outcome: outcome.clone(), login: None, opening: None };
     let mut running = match server::run_stream(config, stream, handler).await {
         Ok(running) => running,
         Err(error) => {
@@ -65,6 +68,8 @@ where
         }
     };
     let handle = running.handle();
+    shared.handle.get_or_init(|| handle.clone());
+    drop(shared);
     tokio::select! {
         ended = &mut running => if let Err(error) = ended {
             tracing::debug!(%error, "inner.ended");
@@ -114,11 +119,16 @@ fn host_config(jump: &Jump) -> Result<server::Config, String> {
     Ok(config)
 }
 
-struct Shared {
+pub(super) struct Shared {
     jump: Jump,
-    id: SessionId,
-    result: watch::Sender<Option<Outcome>>,
+    pub(super) id: SessionId,
+    pub(super) result: watch::Sender<Option<Outcome>>,
     phase: Phase,
+    handle: OnceLock<Handle>,
+    /// The next channel's number.
+    pub(super) channels: AtomicU32,
+    /// For how many channels there is room.
+    pub(super) room: Arc<Semaphore>,
 }
 
 /// russh's callbacks for the inner connection.
@@ -126,8 +136,6 @@ struct Inner {
     shared: Arc<Shared>,
     outcome: watch::Receiver<Option<Outcome>>,
     login: Option<Login>,
-    channels: Arc<AtomicU32>,
-    room: Arc<Semaphore>,
     opening: Option<tokio::task::JoinHandle<()>>,
 }
 
@@ -146,6 +154,49 @@ impl Inner {
         }
         Auth::Accept
     }
+
+    /// A channel's way to the session, if there is room for one more.
+    fn visit(&self, handle: Handle) -> Option<(Visit, OwnedSemaphorePermit)> {
+        let room = Arc::clone(&self.shared.room).try_acquire_owned().ok()?;
+        let number = self.shared.channels.fetch_add(1, Ordering::Relaxed);
+        let id = self.shared.id.to_string();
+        Some((Visit::new(self.outcome.clone(), id, number, handle), room))
+    }
+
+    async fn forward(&self, target: Target, asked: (Channel<Msg>, ChannelOpenHandle), handle: Handle) {
+        let (channel, reply) = asked;
+        let Some((visit, room)) = self.visit(handle) else {
+            reply.reject(ChannelOpenFailure::ResourceShortage).await;
+            return;
+        };
+        tokio::spawn(async move {
+            forward::serve(visit, target, channel, reply).await;
+            drop(room);
+        });
+    }
+
+    /// The session, once it is open; waits for it as long as the dial may take.
+    async fn opened(&self) -> Option<Arc<Opened>> {
+        let mut outcome = self.outcome.clone();
+        let known =
+            tokio::time::timeout(OPENING, outcome.wait_for(Option::is_some)).await.ok()?.ok()?.clone();
+        known.and_then(Result::ok)
+    }
+
+    /// Lets the instance listen for the user; the port, if it does.
+    async fn listen(&self, listen: &Listen) -> Option<u32> {
+        let opened = self.opened().await?;
+        if !opened.authorized().may(Capability::Forward) {
+            opened.forward_denied(&format!("{listen:?}"), "the access rules give no forward").await;
+            return None;
+        }
+        tokio::time::timeout(OPENING, opened.upstream().listen(listen)).await.ok()?.ok()
+    }
+
+    async fn listen_no_more(&self, listen: &Listen) -> bool {
+        let Some(opened) = self.opened().await else { return false };
+        tokio::time::timeout(OPENING, opened.upstream().listen_no_more(listen)).await.is_ok_and(|r| r.is_ok())
+    }
 }
 
 /// Opens the session, publishes the outcome, and closes the session once the connection and its channels are gone.
@@ -162,8 +213,17 @@ async fn hold(shared: Arc<Shared>, login: Login) {
     let opened = outcome.as_ref().ok().cloned();
     shared.result.send_replace(Some(outcome));
     let Some(opened) = opened else { return };
-    // Receivers live in the handler, in `serve` and in every channel's task.
-    shared.result.closed().await;
+    let offers = async {
+        if let Some(handle) = shared.handle.get() {
+            forward::serve_offers(&shared, &opened, handle.clone()).await;
+        }
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        // Receivers live in the handler, in `serve` and in every channel's task.
+        () = shared.result.closed() => {}
+        () = offers => {}
+    }
     opened.close().await;
 }
 
@@ -199,14 +259,12 @@ impl server::Handler for Inner {
         reply: ChannelOpenHandle,
         session: &mut Session,
     ) -> Result<(), russh::Error> {
-        let Ok(room) = Arc::clone(&self.room).try_acquire_owned() else {
+        let Some((visit, room)) = self.visit(session.handle()) else {
             reply.reject(ChannelOpenFailure::ResourceShortage).await;
             return Ok(());
         };
-        let number = self.channels.fetch_add(1, Ordering::Relaxed);
-        let (outcome, id, handle) = (self.outcome.clone(), self.shared.id.to_string(), session.handle());
         tokio::spawn(async move {
-            serve_channel(Visit { outcome, id, number, handle }, channel, reply).await;
+            serve_channel(visit, channel, reply).await;
             drop(room);
         });
         Ok(())
@@ -214,30 +272,70 @@ impl server::Handler for Inner {
 
     async fn channel_open_direct_tcpip(
         &mut self,
-        _channel: Channel<Msg>,
+        channel: Channel<Msg>,
         host_to_connect: &str,
         port_to_connect: u32,
         _originator_address: &str,
         _originator_port: u32,
         reply: ChannelOpenHandle,
-        _session: &mut Session,
+        session: &mut Session,
     ) -> Result<(), russh::Error> {
-        let jump = &self.shared.jump;
-        let event = crate::audit::Event::ForwardDenied {
-            user: jump.caller.user().to_string(),
-            source_ip: jump.caller.source().ip().to_string(),
-            session: Some(self.shared.id.to_string()),
-            target: format!("{host_to_connect}:{port_to_connect}"),
-            reason: NO_FORWARDS.to_owned(),
-        };
-        let house = Arc::clone(&jump.house);
-        tokio::spawn(async move {
-            if let Err(error) = house.trail.append(event, Timestamp::now()).await {
-                tracing::error!(%error, "audit.append_failed");
-            }
-            reply.reject(ChannelOpenFailure::Other { code: 1, reason: NO_FORWARDS.to_owned() }).await;
-        });
+        let Ok(port) = u16::try_from(port_to_connect) else { return Ok(()) };
+        let target = Target::Tcp { host: host_to_connect.to_owned(), port };
+        self.forward(target, (channel, reply), session.handle()).await;
         Ok(())
+    }
+
+    async fn channel_open_direct_streamlocal(
+        &mut self,
+        channel: Channel<Msg>,
+        socket_path: &str,
+        reply: ChannelOpenHandle,
+        session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        self.forward(Target::Socket(socket_path.to_owned()), (channel, reply), session.handle()).await;
+        Ok(())
+    }
+
+    // Whoever asks the instance to listen waits for its answer, and with it this one connection (RFC 4254 §7.1: replies
+    // come in order).
+    async fn tcpip_forward(
+        &mut self,
+        address: &str,
+        port: &mut u32,
+        _session: &mut Session,
+    ) -> Result<bool, russh::Error> {
+        let listen = Listen::Tcp { address: address.to_owned(), port: *port };
+        let taken = self.listen(&listen).await;
+        if let (0, Some(chosen)) = (*port, taken) {
+            *port = chosen;
+        }
+        Ok(taken.is_some())
+    }
+    async fn cancel_tcpip_forward(
+        &mut self,
+        address: &str,
+        port: u32,
+        _session: &mut Session,
+    ) -> Result<bool, russh::Error> {
+        Ok(self.listen_no_more(&Listen::Tcp { address: address.to_owned(), port }).await)
+    }
+    async fn streamlocal_forward(
+        &mut self,
+        socket_path: &str,
+        _session: &mut Session,
+    ) -> Result<bool, russh::Error> {
+        Ok(self.listen(&Listen::Socket(socket_path.to_owned())).await.is_some())
+    }
+    async fn cancel_streamlocal_forward(
+        &mut self,
+        socket_path: &str,
+        _session: &mut Session,
+    ) -> Result<bool, russh::Error> {
+        Ok(self.listen_no_more(&Listen::Socket(socket_path.to_owned())).await)
+    }
+    async fn agent_request(&mut self, _: ChannelId, _: &mut Session) -> Result<bool, russh::Error> {
+        Ok(self.opened().await.is_some_and(|opened| opened.authorized().may(Capability::Agent)))
     }
 
     // Requests are answered here, in order; the relay reads them from the channel and decides (see `reception`).
@@ -295,18 +393,33 @@ impl server::Handler for Inner {
     }
 }
 
-/// One session channel of the inner connection.
-struct Visit {
+/// One channel's way to the session.
+pub(super) struct Visit {
     outcome: watch::Receiver<Option<Outcome>>,
     id: String,
-    number: u32,
-    handle: Handle,
+    pub(super) number: u32,
+    pub(super) handle: Handle,
+}
+
+impl Visit {
+    pub(super) fn new(
+        outcome: watch::Receiver<Option<Outcome>>,
+        id: String,
+        number: u32,
+        handle: Handle,
+    ) -> Self {
+        Self { outcome, id, number, handle }
+    }
+
+    /// Waits until the session has opened, or not; `None` if the connection went before.
+    pub(super) async fn outcome(&mut self) -> Option<Outcome> {
+        self.outcome.wait_for(Option::is_some).await.ok().and_then(|outcome| outcome.clone())
+    }
 }
 
 /// Waits for the session, opens its channel on the instance, and relays. If there is no session, says why.
 async fn serve_channel(mut visit: Visit, channel: Channel<Msg>, reply: ChannelOpenHandle) {
-    let known = visit.outcome.wait_for(Option::is_some).await.ok().and_then(|outcome| outcome.clone());
-    let Some(outcome) = known else { return };
+    let Some(outcome) = visit.outcome().await else { return };
     let id = channel.id();
     let opened = match outcome {
         Ok(opened) => opened,
@@ -321,7 +434,8 @@ async fn serve_channel(mut visit: Visit, channel: Channel<Msg>, reply: ChannelOp
         Ok((from, to)) => {
             reply.accept().await;
             let (ear, mouth) = split(channel, visit.handle, id);
-            relay(&opened, visit.number, Sides { ear, mouth }, Sides { ear: from, mouth: to }).await;
+            let lane = Lane { number: visit.number, carries: Carries::Session };
+            relay(&opened, lane, Sides { ear, mouth }, Sides { ear: from, mouth: to }).await;
         }
         Err(fault) => {
             let reason = format!("{} opened no channel: {fault} (session {})", opened.instance(), visit.id);
@@ -330,12 +444,13 @@ async fn serve_channel(mut visit: Visit, channel: Channel<Msg>, reply: ChannelOp
     }
 }
 
-fn split(channel: Channel<Msg>, handle: Handle, id: ChannelId) -> (FromUser, ToUser) {
+pub(super) fn split(channel: Channel<Msg>, handle: Handle, id: ChannelId) -> (FromUser, ToUser) {
     let (read, write) = channel.split();
     (FromUser::new(read), ToUser::new(write, handle, id))
 }
 
-const NO_FORWARDS: &str = "Port forwards through an instance are not offered by this bastion";
+/// How long a request that needs the session waits for it; a dial takes at most 20 s.
+const OPENING: Duration = Duration::from_secs(25);
 /// Sessions in one connection, as OpenSSH's MaxSessions bounds them.
 const MOST_CHANNELS: usize = 32;
 /// Time for a sentence to reach the user before the connection goes.

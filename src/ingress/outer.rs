@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use keystore::{Instance, User};
+use keystore::{Capability, Instance, Login, User};
 use russh::server::{
     self, Auth, ChannelOpenHandle, Msg, PublicKeyOffer, Response, Session, VerifiedPublicKey,
 };
@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::counter;
+use super::forward::{self, Plain};
 use super::inner::{self, Jump};
 use super::stream::{Deadlines, Elastic, FirstBytes, Phase, first_bytes};
 use crate::audit::Event;
@@ -281,9 +282,9 @@ impl server::Handler for Outer {
             return Ok(());
         };
         let (house, asked) = (Arc::clone(&self.house), host_to_connect.to_owned());
-        let wanted = format!("{host_to_connect}:{port_to_connect}");
+        let Ok(port) = u16::try_from(port_to_connect) else { return Ok(()) };
         tokio::spawn(async move {
-            jump(Arrival { house, caller, asked, wanted }, channel, reply).await;
+            jump(Arrival { house, caller, asked, port }, channel, reply).await;
             drop(room);
         });
         Ok(())
@@ -372,8 +373,9 @@ impl Drop for Outer {
 struct Arrival {
     house: Arc<House>,
     caller: Arc<Authenticated>,
+    /// The name or address as the client asked for it.
     asked: String,
-    wanted: String,
+    port: u16,
 }
 
 /// Lets the channel through to an instance that the caller may enter in some way; everything else is refused.
@@ -388,24 +390,52 @@ async fn jump(arrival: Arrival, channel: Channel<Msg>, reply: ChannelOpenHandle)
         return;
     };
     reply.accept().await;
-    let (mut read, write) = tokio::io::split(channel.into_stream());
-    match first_bytes(&mut read, FIRST_BYTES).await {
-        FirstBytes::Ssh(first) => {
-            let Arrival { house, caller, asked, .. } = arrival;
-            let stream = Elastic::new(first, read, write);
-            inner::serve(Jump { house, caller, instance: Arc::new(instance), asked }, stream).await;
+    let mut stream = channel.into_stream();
+    let first = first_bytes(&mut stream, FIRST_BYTES).await;
+    let forward = forward_login(&arrival, &instance).await;
+    let sshs = arrival.port == 22 || arrival.port == instance.address.port;
+    let instance = Arc::new(instance);
+    let (first, login) = match (first, forward) {
+        // A client that is silent at an SSH port, or that may do nothing else, waits for us to speak first.
+        (FirstBytes::Ssh(first), _) => (first, None),
+        (FirstBytes::Silent(first), forward) if sshs || forward.is_none() => (first, None),
+        (FirstBytes::Silent(first) | FirstBytes::Other(first), Some(login)) => (first, Some(login)),
+        (FirstBytes::Silent(_) | FirstBytes::Other(_), None) => {
+            let reason = format!("not SSH, and the access rules give no forward (request {request})");
+            audit_forward(&arrival, reason).await;
+            return;
         }
-        FirstBytes::Other => {
-            let event = Event::ForwardDenied {
-                user: arrival.caller.user().to_string(),
-                source_ip: arrival.caller.source().ip().to_string(),
-                session: None,
-                target: arrival.wanted.clone(),
-                reason: format!("not SSH; port forwards are not offered (request {request})"),
-            };
-            append(&arrival.house, event).await;
-        }
+    };
+    let Arrival { house, caller, asked, port, .. } = arrival;
+    let Some(login) = login else {
+        let (read, write) = tokio::io::split(stream);
+        let stream = Elastic::new(first, read, write);
+        return inner::serve(Jump { house, caller, instance, asked }, stream).await;
+    };
+    let plain = Plain { house, caller, instance, login, port, first, stream };
+    if let Err(why) = forward::serve_plain(plain).await {
+        tracing::info!(%request, %why, "forward.failed");
     }
+}
+
+/// A login on the instance with which the caller may forward.
+async fn forward_login(arrival: &Arrival, instance: &Instance) -> Option<Login> {
+    let house = &arrival.house;
+    let user = house.vault.get::<User>(arrival.caller.user().as_str()).await.ok().flatten()?;
+    let facts = Facts { user: &user.name, roles: &user.roles, source: arrival.caller.source().ip() };
+    let open = house.rulebook.load().reachable(&facts, instance, Timestamp::now());
+    open.into_iter().find(|(_, can)| can.contains(&Capability::Forward)).map(|(login, _)| login)
+}
+
+async fn audit_forward(arrival: &Arrival, reason: String) {
+    let event = Event::ForwardDenied {
+        user: arrival.caller.user().to_string(),
+        source_ip: arrival.caller.source().ip().to_string(),
+        session: None,
+        target: format!("{}:{}", arrival.asked.chars().take(64).collect::<String>(), arrival.port),
+        reason,
+    };
+    append(&arrival.house, event).await;
 }
 
 /// The instance that is meant, if any rule lets the caller in there now.

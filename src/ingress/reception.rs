@@ -54,8 +54,9 @@ impl Ear for FromUser {
                         px_height: pix_height,
                     }
                 }
+                ChannelMsg::AgentForward { .. } => ChannelMessage::Agent,
                 ChannelMsg::Signal { signal } => ChannelMessage::Signal(signal_text(signal)),
-                // X11 and agent requests were refused when they came.
+                // X11 requests were refused when they came.
                 _ => continue,
             });
         }

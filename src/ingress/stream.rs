@@ -160,10 +160,12 @@ impl<R: Unpin> AsyncWrite for Elastic<R> {
 
 /// What a channel's first bytes say.
 pub(super) enum FirstBytes {
-    /// It is SSH, or silent: a client may wait for our version first.
+    /// It is SSH.
     Ssh(Bytes),
+    /// It says nothing: a client may wait for the other side to speak first.
+    Silent(Bytes),
     /// It is something else.
-    Other,
+    Other(Bytes),
 }
 
 /// Reads until it is clear whether the peer speaks SSH (RFC 4253 §4.2), at most `patience`.
@@ -178,8 +180,14 @@ pub(super) async fn first_bytes<R: AsyncRead + Unpin>(read: &mut R, patience: Du
         }
     };
     let late = tokio::time::timeout(patience, reading).await.is_err();
-    let ssh = seen.starts_with(SSH) || (late && SSH.starts_with(&seen));
-    if ssh { FirstBytes::Ssh(seen.freeze()) } else { FirstBytes::Other }
+    let seen = seen.freeze();
+    if seen.starts_with(SSH) {
+        FirstBytes::Ssh(seen)
+    } else if late && SSH.starts_with(&seen) {
+        FirstBytes::Silent(seen)
+    } else {
+        FirstBytes::Other(seen)
+    }
 }
 
 const SSH: &[u8] = b"SSH-2.0-";
@@ -200,7 +208,7 @@ mod tests {
     #[tokio::test]
     async fn a_client_that_says_get_is_not_relayed() {
         let mut said: &[u8] = b"GET / HTTP/1.1\r\n";
-        assert!(matches!(first_bytes(&mut said, Duration::from_secs(1)).await, FirstBytes::Other));
+        assert!(matches!(first_bytes(&mut said, Duration::from_secs(1)).await, FirstBytes::Other(_)));
     }
 
     fn brief() -> Deadlines {

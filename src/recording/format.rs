@@ -94,6 +94,7 @@ pub enum Note {
     Shell,
     Exec(String),
     Subsystem(String),
+    Agent,
     WindowChange { cols: u32, rows: u32 },
     Signal(String),
     ExitStatus(u32),
@@ -116,6 +117,7 @@ impl Note {
             ChannelMessage::Shell => Self::Shell,
             ChannelMessage::Exec(command) => Self::Exec(String::from_utf8_lossy(command).into_owned()),
             ChannelMessage::Subsystem(name) => Self::Subsystem(name.clone()),
+            ChannelMessage::Agent => Self::Agent,
             ChannelMessage::WindowChange { cols, rows, .. } => {
                 Self::WindowChange { cols: *cols, rows: *rows }
             }

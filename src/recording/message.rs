@@ -94,6 +94,8 @@ pub enum ChannelMessage {
         /// Height in pixels.
         px_height: u32,
     },
+    /// `auth-agent-req@openssh.com`.
+    Agent,
     /// `signal`, without `SIG`.
     Signal(String),
     /// `exit-status`.

@@ -16,5 +16,5 @@ pub use house::House;
 pub use open::{OpenFault, Opened, Wanted, open};
 pub use registry::{Cut, Live, LiveInfo, Registered, Registry};
 pub(crate) use relay::parting;
-pub use relay::{Ear, Mouth, Sides, relay};
+pub use relay::{Carries, Ear, Lane, Mouth, Sides, relay};
 pub use watch::{recompile, watch};

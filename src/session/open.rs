@@ -147,6 +147,25 @@ impl Opened {
         self.upstream.open_session().await
     }
 
+    /// The connection to the instance, for forwards.
+    pub fn upstream(&self) -> &Upstream {
+        &self.upstream
+    }
+
+    /// Says in the trail that a forward was refused.
+    pub async fn forward_denied(&self, target: &str, why: &str) {
+        let event = Event::ForwardDenied {
+            user: self.authorized.user().to_string(),
+            source_ip: self.authorized.source().ip().to_string(),
+            session: Some(self.id.clone()),
+            target: target.chars().take(256).collect(),
+            reason: why.to_owned(),
+        };
+        if let Err(fault) = audit(&self.house, event).await {
+            tracing::error!(session.id = %self.id, %fault, "audit.append_failed");
+        }
+    }
+
     /// The tape took no more: says so in the trail and cuts every channel of the session.
     pub async fn recording_failed(&self, why: &str) {
         let event = recording_failed(&self.authorized, &self.id, why);

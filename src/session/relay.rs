@@ -52,22 +52,46 @@ enum End {
     UserLeft,
     /// The channel ends with a sentence to the user.
     Sentence(String),
+    /// SSH inside a forward: it would go through unseen.
+    Opaque,
     /// The whole session ends: the tape took no more.
     NotRecorded(String),
 }
 
-/// Relays channel `number` until it ends, then closes both sides.
+/// One channel of a session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lane {
+    /// Its number within the session.
+    pub number: u32,
+    /// What goes through it.
+    pub carries: Carries,
+}
+
+/// What a channel carries.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Carries {
+    /// A shell, a command or a subsystem.
+    Session,
+    /// An opaque stream to or from this target.
+    Forward(String),
+}
+
+/// Relays a channel until it ends, then closes both sides.
 pub async fn relay<E: Ear, M: Mouth>(
     session: &Opened,
-    number: u32,
+    lane: Lane,
     mut user: Sides<E, M>,
     mut instance: Sides<FromInstance, ToInstance>,
 ) {
     let mut cut = session.cut();
-    session.tape().channel_opened(number);
+    let number = lane.number;
+    match &lane.carries {
+        Carries::Session => session.tape().channel_opened(number),
+        Carries::Forward(target) => session.tape().forward_opened(number, target),
+    }
     let end = {
-        let up = upward(session, number, &mut user.ear, &instance.mouth);
-        let down = downward(session, number, &mut instance.ear, &user.mouth);
+        let up = upward(session, &lane, &mut user.ear, &instance.mouth);
+        let down = downward(session, &lane, &mut instance.ear, &user.mouth);
         tokio::pin!(up, down);
         tokio::select! {
             biased;
@@ -87,12 +111,17 @@ pub async fn relay<E: Ear, M: Mouth>(
     };
     match end {
         End::Closed | End::UserLeft => {}
-        End::Sentence(sentence) => farewell(session, number, &user.mouth, &sentence).await,
+        End::Sentence(sentence) => farewell(session, &lane, &user.mouth, &sentence).await,
+        End::Opaque => {
+            if let Carries::Forward(target) = &lane.carries {
+                session.forward_denied(target, SSH_IN_FORWARD).await;
+            }
+        }
         End::NotRecorded(why) => {
             tracing::error!(session.id = %session.id(), %why, "recording.failed");
             session.recording_failed(&why).await;
             let sentence = "Recording failed, so your session cannot go on.";
-            farewell(session, number, &user.mouth, sentence).await;
+            farewell(session, &lane, &user.mouth, sentence).await;
         }
     }
     for (side, said) in [
@@ -107,8 +136,16 @@ pub async fn relay<E: Ear, M: Mouth>(
 }
 
 /// User to instance.
-async fn upward<E: Ear>(session: &Opened, number: u32, ear: &mut E, mouth: &ToInstance) -> End {
+async fn upward<E: Ear>(session: &Opened, lane: &Lane, ear: &mut E, mouth: &ToInstance) -> End {
+    let number = lane.number;
+    let mut opening = Opening::of(lane);
     while let Some(message) = ear.next().await {
+        if !lane.takes(session, &message) {
+            continue;
+        }
+        if opening.is_ssh(&message) {
+            return End::Opaque;
+        }
         if let Some(refused) = refusal(session, &message) {
             return End::Sentence(refused);
         }
@@ -130,9 +167,14 @@ async fn upward<E: Ear>(session: &Opened, number: u32, ear: &mut E, mouth: &ToIn
 }
 
 /// Instance to user.
-async fn downward<M: Mouth>(session: &Opened, number: u32, ear: &mut FromInstance, mouth: &M) -> End {
+async fn downward<M: Mouth>(session: &Opened, lane: &Lane, ear: &mut FromInstance, mouth: &M) -> End {
+    let number = lane.number;
+    let mut opening = Opening::of(lane);
     let mut closed = false;
     while let Some(message) = ear.next().await {
+        if opening.is_ssh(&message) {
+            return End::Opaque;
+        }
         if let Err(why) = session.tape().record(number, Direction::ToUser, &message).await {
             return End::NotRecorded(why.to_string());
         }
@@ -156,6 +198,43 @@ async fn downward<M: Mouth>(session: &Opened, number: u32, ear: &mut FromInstanc
     if closed { End::Closed } else { End::Sentence(format!("{} closed the connection.", session.instance())) }
 }
 
+impl Lane {
+    /// Whether a message of the user is passed on. What is not is left out, and the session goes on.
+    fn takes(&self, session: &Opened, message: &ChannelMessage) -> bool {
+        match (message, &self.carries) {
+            (ChannelMessage::Data(_) | ChannelMessage::Eof | ChannelMessage::Close, _) => true,
+            (_, Carries::Forward(_)) => false,
+            // Refused when it was asked for; many clients ask always.
+            (ChannelMessage::Agent, Carries::Session) => session.authorized().may(Capability::Agent),
+            (_, Carries::Session) => true,
+        }
+    }
+}
+
+/// Watches the first bytes of one direction of a forward for an SSH version (RFC 4253 §4.2). Nothing is held back: the
+/// first eight bytes of a stream are harmless, and some protocols wait for an answer to their first one.
+struct Opening {
+    seen: Option<Vec<u8>>,
+}
+
+impl Opening {
+    fn of(lane: &Lane) -> Self {
+        Self { seen: matches!(lane.carries, Carries::Forward(_)).then(Vec::new) }
+    }
+
+    fn is_ssh(&mut self, message: &ChannelMessage) -> bool {
+        let (Some(seen), ChannelMessage::Data(bytes)) = (&mut self.seen, message) else { return false };
+        seen.extend(bytes.iter().take(SSH.len()));
+        if seen.starts_with(SSH) {
+            return true;
+        }
+        if !SSH.starts_with(seen) {
+            self.seen = None;
+        }
+        false
+    }
+}
+
 /// Why the rules do not let this request through, if so.
 fn refusal(session: &Opened, message: &ChannelMessage) -> Option<String> {
     let needed = match message {
@@ -171,7 +250,11 @@ fn refusal(session: &Opened, message: &ChannelMessage) -> Option<String> {
 }
 
 /// Tells the user, on the tape first, and ends the channel as a failed command.
-async fn farewell<M: Mouth>(session: &Opened, number: u32, mouth: &M, sentence: &str) {
+async fn farewell<M: Mouth>(session: &Opened, lane: &Lane, mouth: &M, sentence: &str) {
+    if lane.carries != Carries::Session {
+        return;
+    }
+    let number = lane.number;
     for message in parting(sentence, session.id()) {
         if let Err(error) = session.tape().record(number, Direction::ToUser, &message).await {
             tracing::debug!(%error, "the last words are not on the tape");
@@ -190,12 +273,39 @@ pub(crate) fn parting(sentence: &str, id: &str) -> [ChannelMessage; 3] {
     [ChannelMessage::Stderr(Bytes::from(text)), ChannelMessage::ExitStatus(255), ChannelMessage::Eof]
 }
 
+const SSH: &[u8] = b"SSH-2.0-";
+/// Why SSH inside a forward is refused.
+const SSH_IN_FORWARD: &str =
+    "SSH inside a forward cannot be recorded: jump to that instance through the bastion itself";
 /// How long a side that should be ending is listened to.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn data(text: &str) -> ChannelMessage {
+        ChannelMessage::Data(Bytes::copy_from_slice(text.as_bytes()))
+    }
+    fn forward() -> Lane {
+        Lane { number: 1, carries: Carries::Forward("web:80".to_owned()) }
+    }
+
+    #[test]
+    fn ssh_in_a_forward_is_seen_however_it_is_cut() {
+        let mut whole = Opening::of(&forward());
+        assert!(whole.is_ssh(&data("SSH-2.0-OpenSSH_9.2\r\n")));
+        let mut cut = Opening::of(&forward());
+        assert!(!cut.is_ssh(&data("SS")) && !cut.is_ssh(&data("H-2.")) && cut.is_ssh(&data("0-x")));
+    }
+
+    #[test]
+    fn what_is_not_ssh_goes_through_and_a_shell_may_print_anything() {
+        let mut http = Opening::of(&forward());
+        assert!(!http.is_ssh(&data("S")) && !http.is_ssh(&data("END /")) && !http.is_ssh(&data("SSH-2.0-")));
+        let mut shell = Opening::of(&Lane { number: 1, carries: Carries::Session });
+        assert!(!shell.is_ssh(&data("SSH-2.0-OpenSSH")));
+    }
 
     #[test]
     fn a_channel_that_is_cut_ends_with_a_sentence_and_255() {

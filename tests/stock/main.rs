@@ -12,6 +12,7 @@
 
 mod administration;
 mod flow;
+mod forward;
 mod jump;
 mod login;
 mod rig;

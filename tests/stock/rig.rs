@@ -173,6 +173,13 @@ impl Rig {
         sessions
     }
 
+    /// The audit events of this name.
+    pub fn events(&self, name: &str) -> Vec<serde_json::Value> {
+        let all: serde_json::Value =
+            serde_json::from_str(&self.ok(&["logs", "export", "--start", "1h"])).unwrap();
+        all.as_array().unwrap().iter().filter(|e| e["event"] == name).cloned().collect()
+    }
+
     pub fn add_instance(&self, name: &str) {
         let address = format!("127.0.0.1:{}", self.instance_port);
         let key = self.path("instance_key.pub");
@@ -252,6 +259,6 @@ pub fn write(path: &Path, bytes: usize) -> Vec<u8> {
     content
 }
 
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }

@@ -1,0 +1,211 @@
+//! Forwards: what goes through a session beside its shells and commands, each with the `forward` or `agent` capability.
+//!
+//! A forward is opened by the instance's own sshd, under the session's certificate; it is counted and hashed on the
+//! tape. SSH inside a forward is cut: it would go through unseen.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::{Bytes, BytesMut};
+use jiff::Timestamp;
+use keystore::{Capability, Instance, Login};
+use russh::server::{ChannelOpenHandle, Handle, Msg};
+use russh::{Channel, ChannelOpenFailure};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::Mutex;
+
+use super::inner::{Shared, Visit, split};
+use crate::auth::Authenticated;
+use crate::egress::{EgressError, FromInstance, Offer, Offered, ToInstance};
+use crate::recording::{ChannelMessage, SessionId};
+use crate::session::{Carries, Ear, House, Lane, Mouth, Opened, Sides, Wanted, open, relay};
+
+/// Where a user's forward leads, as the instance sees it.
+#[derive(Debug, Clone)]
+pub(super) enum Target {
+    Tcp { host: String, port: u16 },
+    Socket(String),
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp { host, port } => write!(f, "{host}:{port}"),
+            Self::Socket(path) => f.write_str(path),
+        }
+    }
+}
+
+impl Target {
+    async fn reach(&self, opened: &Opened) -> Result<(FromInstance, ToInstance), EgressError> {
+        match self {
+            Self::Tcp { host, port } => opened.upstream().open_forward(host, *port).await,
+            Self::Socket(path) => opened.upstream().open_socket(path).await,
+        }
+    }
+}
+
+/// A forward that the client asks for inside its session (`ssh -L`, `ssh -D`).
+pub(super) async fn serve(mut visit: Visit, target: Target, channel: Channel<Msg>, reply: ChannelOpenHandle) {
+    let Some(Ok(opened)) = visit.outcome().await else {
+        reply.reject(ChannelOpenFailure::ConnectFailed).await;
+        return;
+    };
+    if !opened.authorized().may(Capability::Forward) {
+        opened.forward_denied(&target.to_string(), "the access rules give no forward").await;
+        let reason = format!("The access rules do not let you forward through {}", opened.instance());
+        let reason = format!("{reason} (session {})", opened.id());
+        reply.reject(ChannelOpenFailure::Other { code: PROHIBITED, reason }).await;
+        return;
+    }
+    match target.reach(&opened).await {
+        Ok((ear, mouth)) => {
+            reply.accept().await;
+            let lane = Lane { number: visit.number, carries: Carries::Forward(target.to_string()) };
+            let id = channel.id();
+            let (from, to) = split(channel, visit.handle, id);
+            relay(&opened, lane, Sides { ear: from, mouth: to }, Sides { ear, mouth }).await;
+        }
+        Err(error) => {
+            let reason = format!("{} could not connect to {target}: {error}", opened.instance());
+            reply.reject(ChannelOpenFailure::Other { code: CONNECT_FAILED, reason }).await;
+        }
+    }
+}
+
+/// Takes the channels that the instance offers (`ssh -R`, agent) to the user, for as long as the connection lives.
+pub(super) async fn serve_offers(shared: &Arc<Shared>, opened: &Arc<Opened>, handle: Handle) {
+    let Some(mut offers) = opened.upstream().take_offers() else { return };
+    while let Some(offer) = offers.recv().await {
+        let needed = if offer.what == Offered::Agent { Capability::Agent } else { Capability::Forward };
+        let room = Arc::clone(&shared.room).try_acquire_owned();
+        let (true, Ok(room)) = (opened.authorized().may(needed), room) else {
+            offer.refuse().await;
+            continue;
+        };
+        let visit = shared.visit(handle.clone());
+        let opened = Arc::clone(opened);
+        tokio::spawn(async move {
+            carry_offer(&opened, visit, offer).await;
+            drop(room);
+        });
+    }
+}
+
+async fn carry_offer(opened: &Opened, visit: Visit, offer: Offer) {
+    let handle = &visit.handle;
+    let (opening, target) = match &offer.what {
+        Offered::Agent => (handle.channel_open_agent().await, "the user's agent".to_owned()),
+        Offered::Socket(path) => (
+            handle.channel_open_forwarded_streamlocal(path).await,
+            format!("the user, from {path} on the instance"),
+        ),
+        Offered::Tcp { address, port, originator, originator_port } => (
+            handle.channel_open_forwarded_tcpip(address, *port, originator, *originator_port).await,
+            format!("the user, from {address}:{port} on the instance"),
+        ),
+    };
+    let Ok(channel) = opening else {
+        offer.refuse().await;
+        return;
+    };
+    let (ear, mouth) = offer.take().await;
+    let id = channel.id();
+    let (from, to) = split(channel, visit.handle, id);
+    let lane = Lane { number: visit.number, carries: Carries::Forward(target) };
+    relay(opened, lane, Sides { ear: from, mouth: to }, Sides { ear, mouth }).await;
+}
+
+impl Shared {
+    fn visit(&self, handle: Handle) -> Visit {
+        let number = self.channels.fetch_add(1, Ordering::Relaxed);
+        Visit::new(self.result.subscribe(), self.id.to_string(), number, handle)
+    }
+}
+
+/// A stream that is no SSH, from a jump channel of the outer connection to a port of an instance.
+pub(super) struct Plain<S> {
+    pub(super) house: Arc<House>,
+    pub(super) caller: Arc<Authenticated>,
+    pub(super) instance: Arc<Instance>,
+    /// One of the instance's logins that has the `forward` capability.
+    pub(super) login: Login,
+    pub(super) port: u16,
+    /// What was read of the stream already.
+    pub(super) first: Bytes,
+    pub(super) stream: S,
+}
+
+/// Opens a session for the stream and relays it. The error is a sentence for the log: the stream can't carry one.
+pub(super) async fn serve_plain<S>(plain: Plain<S>) -> Result<(), String>
+where
+    S: AsyncRead + AsyncWrite + Send + 'static,
+{
+    let host = plain.instance.address.host.clone();
+    let target = Target::Tcp { host, port: plain.port };
+    let wanted = Wanted { instance: plain.instance, login: plain.login };
+    let id = SessionId::new(Timestamp::now());
+    let opened = open(&plain.house, &plain.caller, &wanted, id).await.map_err(|fault| fault.to_string())?;
+    let reached = match target.reach(&opened).await {
+        Ok((ear, mouth)) => {
+            let (read, write) = tokio::io::split(plain.stream);
+            let user = Sides {
+                ear: Incoming { first: plain.first, read, ended: false },
+                mouth: Outgoing(Mutex::new(write)),
+            };
+            let lane = Lane { number: 1, carries: Carries::Forward(target.to_string()) };
+            relay(&opened, lane, user, Sides { ear, mouth }).await;
+            Ok(())
+        }
+        Err(error) => Err(format!("{} could not connect to {target}: {error}", opened.instance())),
+    };
+    opened.close().await;
+    reached
+}
+
+struct Incoming<R> {
+    first: Bytes,
+    read: R,
+    ended: bool,
+}
+
+impl<R: AsyncRead + Unpin + Send + 'static> Ear for Incoming<R> {
+    async fn next(&mut self) -> Option<ChannelMessage> {
+        if self.ended {
+            // Only the other side can end it now.
+            return std::future::pending().await;
+        }
+        if !self.first.is_empty() {
+            return Some(ChannelMessage::Data(std::mem::take(&mut self.first)));
+        }
+        let mut buffer = BytesMut::with_capacity(READ);
+        match self.read.read_buf(&mut buffer).await {
+            Ok(0) => {
+                self.ended = true;
+                Some(ChannelMessage::Eof)
+            }
+            Ok(_) => Some(ChannelMessage::Data(buffer.freeze())),
+            Err(_) => None,
+        }
+    }
+}
+
+struct Outgoing<W>(Mutex<W>);
+
+impl<W: AsyncWrite + Unpin + Send> Mouth for Outgoing<W> {
+    async fn say(&self, message: ChannelMessage) -> Result<(), String> {
+        // One task at a time says something: the lock is never waited for, it only lends the writer.
+        let mut write = self.0.lock().await;
+        let said = match message {
+            ChannelMessage::Data(bytes) => write.write_all(&bytes).await,
+            ChannelMessage::Eof | ChannelMessage::Close => write.shutdown().await,
+            _ => Ok(()),
+        };
+        said.map_err(|e| e.to_string())
+    }
+}
+
+const READ: usize = 128 * 1024;
+/// RFC 4254 §5.1.
+const PROHIBITED: u32 = 1;
+const CONNECT_FAILED: u32 = 2;
