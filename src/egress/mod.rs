@@ -3,6 +3,7 @@
 //! Takes the three proofs of a session ([`Authorized`], [`Tape`], the audit [`Receipt`]) by reference: who lacks one
 //! cannot dial. Never decides who may go where, never sees a private key (a signer signs), never skips the host key.
 
+mod algorithms;
 mod channel;
 mod offer;
 mod trust;
@@ -23,6 +24,7 @@ use tokio::sync::mpsc;
 use crate::policy::Authorized;
 use crate::recording::Tape;
 
+pub use algorithms::preferred;
 pub use channel::{FromInstance, ToInstance};
 pub use offer::{Offer, Offered};
 
@@ -293,14 +295,8 @@ impl russh::Signer for CertificateSigner {
 }
 
 fn client_config(trust: &trust::Trust) -> client::Config {
-    let mut preferred = russh::Preferred::DEFAULT;
+    let mut preferred = preferred();
     trust.narrow(&mut preferred);
-    preferred.cipher = std::borrow::Cow::Borrowed(&[
-        russh::cipher::AES_256_GCM,
-        russh::cipher::CHACHA20_POLY1305,
-        russh::cipher::AES_256_CTR,
-    ]);
-    preferred.compression = std::borrow::Cow::Borrowed(&[russh::compression::NONE]);
     client::Config {
         preferred,
         inactivity_timeout: None,

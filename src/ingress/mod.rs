@@ -53,20 +53,13 @@ pub async fn serve_connection(house: Arc<House>, desk: Arc<dyn Desk>, admitted: 
 }
 
 fn server_config(methods: MethodSet) -> server::Config {
-    let mut preferred = russh::Preferred::DEFAULT;
-    preferred.cipher = Cow::Borrowed(&[
-        russh::cipher::AES_256_GCM,
-        russh::cipher::CHACHA20_POLY1305,
-        russh::cipher::AES_256_CTR,
-    ]);
-    preferred.compression = Cow::Borrowed(&[russh::compression::NONE]);
     server::Config {
         server_id: russh::SshId::Standard(Cow::Borrowed("SSH-2.0-Keyward")),
         methods,
         // It sleeps on partial success too; refusals are made equal in time by the handler.
         auth_rejection_time: Duration::from_millis(5),
         auth_rejection_time_initial: Some(Duration::ZERO),
-        preferred,
+        preferred: crate::egress::preferred(),
         max_auth_attempts: 10,
         inactivity_timeout: None,
         keepalive_interval: Some(Duration::from_secs(30)),

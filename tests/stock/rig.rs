@@ -55,9 +55,14 @@ impl Rig {
         daemon.wait().unwrap();
     }
 
+    /// The daemon's process id.
+    pub fn pid(&self) -> u32 {
+        self.daemon.as_ref().unwrap().id()
+    }
+
     /// Resident memory of the daemon.
     pub fn memory_kib(&self) -> u64 {
-        let id = self.daemon.as_ref().unwrap().id();
+        let id = self.pid();
         let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap();
         let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap();
         line.trim().trim_end_matches(" kB").parse().unwrap()
@@ -99,6 +104,15 @@ impl Rig {
         self.ok(&["ssh-keys", "add", "--user", name, "--file", file.to_str().unwrap()]);
         let enrolment = self.json(&["mfa", "enroll", name]);
         self.authenticator(name, &enrolment);
+    }
+
+    /// Ten new recovery codes for `code_NAME`.
+    #[allow(dead_code, reason = "for the benchmark, which shares this rig")]
+    pub fn recover(&self, name: &str) {
+        let mut fresh = self.json(&["mfa", "recovery-codes", name]);
+        fresh["secret"] = "".into();
+        self.authenticator(name, &fresh);
+        fs::write(self.path(&format!("count_{name}")), "1").unwrap();
     }
 
     /// Makes `code_NAME` an authenticator: the code of now at the first call, then recovery codes, since a code is
