@@ -103,6 +103,20 @@ pub async fn dial(
     }
 }
 
+/// Dials `port` of the instance for a stream that is no SSH. Gives up after 20 s.
+///
+/// # Errors
+/// [`EgressError::Unreachable`].
+pub async fn dial_plain(proofs: Proofs<'_>, port: u16) -> Result<TcpStream, EgressError> {
+    let host = proofs.authorized.instance().address.host.as_str();
+    let unreachable = |why: String| EgressError::Unreachable { address: format!("{host}:{port}"), why };
+    match tokio::time::timeout(DIAL, TcpStream::connect((host, port))).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(error)) => Err(unreachable(error.to_string())),
+        Err(_) => Err(unreachable("no answer within 20 seconds".to_owned())),
+    }
+}
+
 async fn enter(
     proofs: Proofs<'_>,
     ca: &UserCa,

@@ -7,18 +7,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::{Bytes, BytesMut};
-use jiff::Timestamp;
 use keystore::{Capability, Instance, Login};
 use russh::server::{ChannelOpenHandle, Handle, Msg};
 use russh::{Channel, ChannelOpenFailure};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::Mutex;
 
 use super::inner::{Shared, Visit, split};
 use crate::auth::Authenticated;
 use crate::egress::{EgressError, FromInstance, Offer, Offered, ToInstance};
-use crate::recording::{ChannelMessage, SessionId};
-use crate::session::{Carries, Ear, House, Lane, Mouth, Opened, Sides, Wanted, open, relay};
+use crate::recording::ChannelMessage;
+use crate::session::{Carries, Ear, House, Lane, Mouth, OpenFault, Opened, Sides, Wanted, open_plain, relay};
 
 /// Where a user's forward leads, as the instance sees it.
 #[derive(Debug, Clone)]
@@ -137,53 +136,41 @@ pub(super) struct Plain<S> {
 }
 
 /// Opens a session for the stream and relays it. The error is a sentence for the log: the stream can't carry one.
-pub(super) async fn serve_plain<S>(plain: Plain<S>) -> Result<(), String>
+pub(super) async fn serve_plain<S>(plain: Plain<S>) -> Result<(), OpenFault>
 where
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
-    let host = plain.instance.address.host.clone();
-    let target = Target::Tcp { host, port: plain.port };
+    let target = format!("{}:{}", plain.instance.address.host, plain.port);
     let wanted = Wanted { instance: plain.instance, login: plain.login };
-    let id = SessionId::new(Timestamp::now());
-    let opened = open(&plain.house, &plain.caller, &wanted, id).await.map_err(|fault| fault.to_string())?;
-    let reached = match target.reach(&opened).await {
-        Ok((ear, mouth)) => {
-            let (read, write) = tokio::io::split(plain.stream);
-            let user = Sides {
-                ear: Incoming { first: plain.first, read, ended: false },
-                mouth: Outgoing(Mutex::new(write)),
-            };
-            let lane = Lane { number: 1, carries: Carries::Forward(target.to_string()) };
-            relay(&opened, lane, user, Sides { ear, mouth }).await;
-            Ok(())
-        }
-        Err(error) => Err(format!("{} could not connect to {target}: {error}", opened.instance())),
-    };
-    opened.close().await;
-    reached
+    let (session, there) = open_plain(&plain.house, &plain.caller, &wanted, plain.port).await?;
+    let user = sides(plain.first, plain.stream);
+    let lane = Lane { number: 1, carries: Carries::Forward(target) };
+    relay(&session, lane, user, sides(Bytes::new(), there)).await;
+    session.close().await;
+    Ok(())
+}
+
+fn sides<S>(first: Bytes, stream: S) -> Sides<Incoming<ReadHalf<S>>, Outgoing<WriteHalf<S>>>
+where
+    S: AsyncRead + AsyncWrite + Send + 'static,
+{
+    let (read, write) = tokio::io::split(stream);
+    Sides { ear: Incoming { first, read }, mouth: Outgoing(Mutex::new(write)) }
 }
 
 struct Incoming<R> {
     first: Bytes,
     read: R,
-    ended: bool,
 }
 
 impl<R: AsyncRead + Unpin + Send + 'static> Ear for Incoming<R> {
     async fn next(&mut self) -> Option<ChannelMessage> {
-        if self.ended {
-            // Only the other side can end it now.
-            return std::future::pending().await;
-        }
         if !self.first.is_empty() {
             return Some(ChannelMessage::Data(std::mem::take(&mut self.first)));
         }
         let mut buffer = BytesMut::with_capacity(READ);
         match self.read.read_buf(&mut buffer).await {
-            Ok(0) => {
-                self.ended = true;
-                Some(ChannelMessage::Eof)
-            }
+            Ok(0) => Some(ChannelMessage::Eof),
             Ok(_) => Some(ChannelMessage::Data(buffer.freeze())),
             Err(_) => None,
         }

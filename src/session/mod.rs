@@ -13,7 +13,7 @@ mod watch;
 
 pub use desk::{Ask, Chunk, Desk};
 pub use house::House;
-pub use open::{OpenFault, Opened, Wanted, open};
+pub use open::{Ongoing, OpenFault, Opened, Wanted, open, open_plain};
 pub use registry::{Cut, Live, LiveInfo, Registered, Registry};
 pub(crate) use relay::parting;
 pub use relay::{Carries, Ear, Lane, Mouth, Sides, relay};

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use keystore::journal::Receipt;
 use keystore::{Instance, Login};
+use tokio::net::TcpStream;
 
 use super::{Cut, House, LiveInfo, Registered};
 use crate::audit::{Event, SessionFacts};
@@ -58,14 +60,26 @@ impl OpenFault {
     }
 }
 
-/// An open session: authorised, on tape, in the trail, signed in. End it with [`Opened::close`].
-pub struct Opened {
+/// A session that is authorised, on tape and in the trail. End it with [`Ongoing::close`].
+pub struct Ongoing {
     id: String,
     house: Arc<House>,
     authorized: Authorized,
     tape: Tape,
-    upstream: Upstream,
     registered: Registered,
+}
+
+/// A session that is signed in on its instance. End it with [`Opened::close`].
+pub struct Opened {
+    ongoing: Ongoing,
+    upstream: Upstream,
+}
+
+impl std::ops::Deref for Opened {
+    type Target = Ongoing;
+    fn deref(&self) -> &Ongoing {
+        &self.ongoing
+    }
 }
 
 /// Opens the session `id`, in this order: policy, tape, durable audit receipt, dial.
@@ -78,6 +92,40 @@ pub async fn open(
     wanted: &Wanted,
     id: SessionId,
 ) -> Result<Opened, OpenFault> {
+    let (ongoing, receipt) = begin(house, caller, wanted, id).await?;
+    let dialled =
+        egress::dial(ongoing.proofs(&receipt), &house.signers.user_ca, &ongoing.id, Timestamp::now()).await;
+    match dialled {
+        Ok(upstream) => Ok(Opened { ongoing, upstream }),
+        Err(fault) => Err(ongoing.not_reached(fault).await),
+    }
+}
+
+/// Opens a session for a stream that is no SSH, to `port` of the instance; the same doors, and a plain dial.
+///
+/// # Errors
+/// As [`open`].
+pub async fn open_plain(
+    house: &Arc<House>,
+    caller: &Authenticated,
+    wanted: &Wanted,
+    port: u16,
+) -> Result<(Ongoing, TcpStream), OpenFault> {
+    let id = SessionId::new(Timestamp::now());
+    let (ongoing, receipt) = begin(house, caller, wanted, id).await?;
+    match egress::dial_plain(ongoing.proofs(&receipt), port).await {
+        Ok(stream) => Ok((ongoing, stream)),
+        Err(fault) => Err(ongoing.not_reached(fault).await),
+    }
+}
+
+/// Policy, tape, durable audit receipt.
+async fn begin(
+    house: &Arc<House>,
+    caller: &Authenticated,
+    wanted: &Wanted,
+    id: SessionId,
+) -> Result<(Ongoing, Receipt), OpenFault> {
     let now = Timestamp::now();
     let authorized = match house.rulebook.load().authorize(caller, &wanted.instance, &wanted.login, now) {
         Ok(authorized) => authorized,
@@ -95,30 +143,21 @@ pub async fn open(
         }
     };
     let registered = house.registry.enter(live_info(&authorized, id, now));
-    let text = id.to_string();
-    let opened =
-        Event::SessionOpened { facts: facts(&authorized, &text), rules: authorized.rules().to_vec() };
-    let receipt = match house.trail.append(opened, now).await {
-        Ok(receipt) => receipt,
+    let id = id.to_string();
+    let opened = Event::SessionOpened { facts: facts(&authorized, &id), rules: authorized.rules().to_vec() };
+    match house.trail.append(opened, now).await {
+        Ok(receipt) => {
+            let house = Arc::clone(house);
+            Ok((Ongoing { id, house, authorized, tape, registered }, receipt))
+        }
         Err(error) => {
             seal(&tape, SessionStatus::Killed, "no audit receipt").await;
-            return Err(OpenFault::NoReceipt(error.to_string()));
-        }
-    };
-    let proofs = Proofs { authorized: &authorized, tape: &tape, receipt: &receipt };
-    let id = id.to_string();
-    match egress::dial(proofs, &house.signers.user_ca, &id, now).await {
-        Ok(upstream) => Ok(Opened { id, house: Arc::clone(house), authorized, tape, upstream, registered }),
-        Err(fault) => {
-            not_reached(house, &authorized, &id, &fault).await;
-            finish(house, &authorized, &tape, Ending { id: &id, killed: false, reason: &fault.to_string() })
-                .await;
-            Err(fault.into())
+            Err(OpenFault::NoReceipt(error.to_string()))
         }
     }
 }
 
-impl Opened {
+impl Ongoing {
     /// Its id, as text.
     pub fn id(&self) -> &str {
         &self.id
@@ -139,17 +178,9 @@ impl Opened {
     pub fn cut(&self) -> Cut {
         self.registered.cut.clone()
     }
-    /// Opens a session channel on the instance.
-    ///
-    /// # Errors
-    /// [`EgressError::Broken`].
-    pub async fn channel(&self) -> Result<(FromInstance, ToInstance), EgressError> {
-        self.upstream.open_session().await
-    }
 
-    /// The connection to the instance, for forwards.
-    pub fn upstream(&self) -> &Upstream {
-        &self.upstream
+    fn proofs<'a>(&'a self, receipt: &'a Receipt) -> Proofs<'a> {
+        Proofs { authorized: &self.authorized, tape: &self.tape, receipt }
     }
 
     /// Says in the trail that a forward was refused.
@@ -175,9 +206,16 @@ impl Opened {
         self.registered.cut("Recording failed, so your session cannot go on.");
     }
 
-    /// Hangs up, seals the tape and says so in the trail.
+    /// The instance was not reached: says so in the trail and ends the session.
+    async fn not_reached(self, fault: EgressError) -> OpenFault {
+        not_reached(&self.house, &self.authorized, &self.id, &fault).await;
+        let ending = Ending { id: &self.id, killed: false, reason: &fault.to_string() };
+        finish(&self.house, &self.authorized, &self.tape, ending).await;
+        fault.into()
+    }
+
+    /// Seals the tape and says so in the trail.
     pub async fn close(&self) {
-        self.upstream.hang_up().await;
         let sentence = self.registered.cut.sentence();
         let ending = Ending {
             id: &self.id,
@@ -185,6 +223,27 @@ impl Opened {
             reason: sentence.as_deref().unwrap_or("closed by the user"),
         };
         finish(&self.house, &self.authorized, &self.tape, ending).await;
+    }
+}
+
+impl Opened {
+    /// The connection to the instance.
+    pub fn upstream(&self) -> &Upstream {
+        &self.upstream
+    }
+
+    /// Opens a session channel on the instance.
+    ///
+    /// # Errors
+    /// [`EgressError::Broken`].
+    pub async fn channel(&self) -> Result<(FromInstance, ToInstance), EgressError> {
+        self.upstream.open_session().await
+    }
+
+    /// Hangs up, seals the tape and says so in the trail.
+    pub async fn close(&self) {
+        self.upstream.hang_up().await;
+        self.ongoing.close().await;
     }
 }
 

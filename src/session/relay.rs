@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use keystore::Capability;
 
-use super::{Cut, Opened};
+use super::{Cut, Ongoing};
 use crate::egress::{EgressError, FromInstance, ToInstance};
 use crate::recording::{ChannelMessage, Direction};
 
@@ -45,7 +45,10 @@ pub struct Sides<E, M> {
 }
 
 /// Why a channel's relay ended.
+#[derive(PartialEq, Eq)]
 enum End {
+    /// One direction of a forward is at its end; with both, the forward is.
+    HalfClosed,
     /// The instance closed the channel: the normal end.
     Closed,
     /// The user closed the channel or is gone.
@@ -77,11 +80,11 @@ pub enum Carries {
 }
 
 /// Relays a channel until it ends, then closes both sides.
-pub async fn relay<E: Ear, M: Mouth>(
-    session: &Opened,
+pub async fn relay<E: Ear, M: Mouth, F: Ear, N: Mouth>(
+    session: &Ongoing,
     lane: Lane,
     mut user: Sides<E, M>,
-    mut instance: Sides<FromInstance, ToInstance>,
+    mut instance: Sides<F, N>,
 ) {
     let mut cut = session.cut();
     let number = lane.number;
@@ -93,24 +96,26 @@ pub async fn relay<E: Ear, M: Mouth>(
         let up = upward(session, &lane, &mut user.ear, &instance.mouth);
         let down = downward(session, &lane, &mut instance.ear, &user.mouth);
         tokio::pin!(up, down);
+        let flow = async {
+            tokio::select! {
+                biased;
+                end = &mut down => if end == End::HalfClosed { up.await } else { end },
+                end = &mut up => match end {
+                    End::HalfClosed => down.await,
+                    // The user closed; the instance may still have an exit status to tell the tape.
+                    End::UserLeft => tokio::time::timeout(LAST_WORDS, down).await.unwrap_or(End::UserLeft),
+                    end => end,
+                },
+            }
+        };
         tokio::select! {
             biased;
             sentence = Cut::happened(&mut cut) => End::Sentence(sentence),
-            end = &mut down => end,
-            end = &mut up => match end {
-                // The user closed; the instance may still have an exit status to tell the tape.
-                End::UserLeft => {
-                    tokio::select! {
-                        end = &mut down => end,
-                        () = tokio::time::sleep(LAST_WORDS) => End::UserLeft,
-                    }
-                }
-                end => end,
-            },
+            end = flow => end,
         }
     };
     match end {
-        End::Closed | End::UserLeft => {}
+        End::Closed | End::HalfClosed | End::UserLeft => {}
         End::Sentence(sentence) => farewell(session, &lane, &user.mouth, &sentence).await,
         End::Opaque => {
             if let Carries::Forward(target) = &lane.carries {
@@ -136,7 +141,7 @@ pub async fn relay<E: Ear, M: Mouth>(
 }
 
 /// User to instance.
-async fn upward<E: Ear>(session: &Opened, lane: &Lane, ear: &mut E, mouth: &ToInstance) -> End {
+async fn upward<E: Ear, N: Mouth>(session: &Ongoing, lane: &Lane, ear: &mut E, mouth: &N) -> End {
     let number = lane.number;
     let mut opening = Opening::of(lane);
     while let Some(message) = ear.next().await {
@@ -155,8 +160,12 @@ async fn upward<E: Ear>(session: &Opened, lane: &Lane, ear: &mut E, mouth: &ToIn
         if matches!(message, ChannelMessage::Close) {
             break;
         }
+        let half_closed = lane.is_forward() && message == ChannelMessage::Eof;
         if let Err(why) = mouth.say(message).await {
             return End::Sentence(format!("{} closed the connection ({why}).", session.instance()));
+        }
+        if half_closed {
+            return End::HalfClosed;
         }
     }
     // The user is gone: a program on the instance that reads its input must see the end.
@@ -167,7 +176,7 @@ async fn upward<E: Ear>(session: &Opened, lane: &Lane, ear: &mut E, mouth: &ToIn
 }
 
 /// Instance to user.
-async fn downward<M: Mouth>(session: &Opened, lane: &Lane, ear: &mut FromInstance, mouth: &M) -> End {
+async fn downward<F: Ear, M: Mouth>(session: &Ongoing, lane: &Lane, ear: &mut F, mouth: &M) -> End {
     let number = lane.number;
     let mut opening = Opening::of(lane);
     let mut closed = false;
@@ -189,8 +198,12 @@ async fn downward<M: Mouth>(session: &Opened, lane: &Lane, ear: &mut FromInstanc
                 return End::Sentence(format!("{} refused to start what you asked for.", session.instance()));
             }
             message => {
+                let half_closed = lane.is_forward() && message == ChannelMessage::Eof;
                 if mouth.say(message).await.is_err() {
                     return End::UserLeft;
+                }
+                if half_closed {
+                    return End::HalfClosed;
                 }
             }
         }
@@ -199,8 +212,12 @@ async fn downward<M: Mouth>(session: &Opened, lane: &Lane, ear: &mut FromInstanc
 }
 
 impl Lane {
+    fn is_forward(&self) -> bool {
+        matches!(self.carries, Carries::Forward(_))
+    }
+
     /// Whether a message of the user is passed on. What is not is left out, and the session goes on.
-    fn takes(&self, session: &Opened, message: &ChannelMessage) -> bool {
+    fn takes(&self, session: &Ongoing, message: &ChannelMessage) -> bool {
         match (message, &self.carries) {
             (ChannelMessage::Data(_) | ChannelMessage::Eof | ChannelMessage::Close, _) => true,
             (_, Carries::Forward(_)) => false,
@@ -219,7 +236,7 @@ struct Opening {
 
 impl Opening {
     fn of(lane: &Lane) -> Self {
-        Self { seen: matches!(lane.carries, Carries::Forward(_)).then(Vec::new) }
+        Self { seen: lane.is_forward().then(Vec::new) }
     }
 
     fn is_ssh(&mut self, message: &ChannelMessage) -> bool {
@@ -236,7 +253,7 @@ impl Opening {
 }
 
 /// Why the rules do not let this request through, if so.
-fn refusal(session: &Opened, message: &ChannelMessage) -> Option<String> {
+fn refusal(session: &Ongoing, message: &ChannelMessage) -> Option<String> {
     let needed = match message {
         ChannelMessage::Shell => Capability::Shell,
         ChannelMessage::Exec(_) => Capability::Exec,
@@ -250,8 +267,8 @@ fn refusal(session: &Opened, message: &ChannelMessage) -> Option<String> {
 }
 
 /// Tells the user, on the tape first, and ends the channel as a failed command.
-async fn farewell<M: Mouth>(session: &Opened, lane: &Lane, mouth: &M, sentence: &str) {
-    if lane.carries != Carries::Session {
+async fn farewell<M: Mouth>(session: &Ongoing, lane: &Lane, mouth: &M, sentence: &str) {
+    if lane.is_forward() {
         return;
     }
     let number = lane.number;

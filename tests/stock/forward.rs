@@ -161,6 +161,36 @@ fn a_port_of_an_instance_that_is_no_ssh_is_a_forward() {
 }
 
 #[test]
+fn a_half_closed_forward_still_brings_the_answer() {
+    let rig = rig();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut heard = Vec::new();
+            stream.read_to_end(&mut heard).unwrap();
+            // Longer than what a user who left is waited for.
+            std::thread::sleep(std::time::Duration::from_secs(6));
+            stream.write_all(&heard).unwrap();
+        }
+    });
+    let (inside, outside) = (free_port(), free_port());
+    let spec = format!("127.0.0.1:{inside}:127.0.0.1:{port}");
+    let _inner = background(&rig, &["-L", &spec, "db-1"], inside);
+    let spec = format!("127.0.0.1:{outside}:db-1:{port}");
+    let _outer = background(&rig, &["-L", &spec, "bastion"], outside);
+    for local in [inside, outside] {
+        let mut stream = TcpStream::connect(("127.0.0.1", local)).unwrap();
+        stream.write_all(b"question").unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert_eq!(answer, "question");
+    }
+}
+
+#[test]
 fn ssh_inside_a_forward_is_cut_and_audited() {
     let rig = rig();
     std::fs::copy(rig.path("id_alice.pub"), rig.path("authorized_keys")).unwrap();

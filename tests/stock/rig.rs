@@ -152,10 +152,10 @@ impl Rig {
         let config = self.path(&format!("ssh_config_{user}"));
         let known = self.path("known_hosts");
         // All the trust that a client needs: one line.
-        fs::write(&known, self.ok(&["ca", "show", "host"])).unwrap();
-        fs::write(
+        keep(&known, &self.ok(&["ca", "show", "host"]));
+        keep(
             &config,
-            format!(
+            &format!(
                 "Host *\n IdentityFile {key}\n IdentitiesOnly yes\n UserKnownHostsFile {known}\n \
                  StrictHostKeyChecking yes\nHost bastion\n HostName 127.0.0.1\n Port {port}\n User {user}\n\
                  Host db-*\n ProxyJump bastion\n User {login}\n",
@@ -164,8 +164,7 @@ impl Rig {
                 port = self.port,
                 login = self.login,
             ),
-        )
-        .unwrap();
+        );
         let mut command = Command::new(program);
         command.arg("-F").arg(config).stdin(Stdio::null());
         command.env("SSH_ASKPASS", self.path(&format!("code_{user}"))).env("SSH_ASKPASS_REQUIRE", "force");
@@ -256,6 +255,13 @@ impl Drop for Rig {
 
 pub fn text(bytes: Vec<u8>) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Writes a file unless it holds that already: a client that is starting may be reading it.
+fn keep(path: &Path, content: &str) {
+    if fs::read_to_string(path).ok().as_deref() != Some(content) {
+        fs::write(path, content).unwrap();
+    }
 }
 
 /// Waits up to 20 s; what is waited for is named in the panic.
