@@ -10,10 +10,11 @@ use bytes::{Bytes, BytesMut};
 use keystore::{Capability, Instance, Login};
 use russh::server::{ChannelOpenHandle, Handle, Msg};
 use russh::{Channel, ChannelOpenFailure};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Mutex;
 
 use super::inner::{Shared, Visit, split};
+use super::reception::{FromUser, ToUser};
 use crate::auth::Authenticated;
 use crate::egress::{EgressError, FromInstance, Offer, Offered, ToInstance};
 use crate::recording::ChannelMessage;
@@ -123,7 +124,7 @@ impl Shared {
 }
 
 /// A stream that is no SSH, from a jump channel of the outer connection to a port of an instance.
-pub(super) struct Plain<S> {
+pub(super) struct Plain {
     pub(super) house: Arc<House>,
     pub(super) caller: Arc<Authenticated>,
     pub(super) instance: Arc<Instance>,
@@ -132,44 +133,49 @@ pub(super) struct Plain<S> {
     pub(super) port: u16,
     /// What was read of the stream already.
     pub(super) first: Bytes,
-    pub(super) stream: S,
+    /// The user has said all already.
+    pub(super) ended: bool,
 }
 
 /// Opens a session for the stream and relays it. The error is a sentence for the log: the stream can't carry one.
-pub(super) async fn serve_plain<S>(plain: Plain<S>) -> Result<(), OpenFault>
-where
-    S: AsyncRead + AsyncWrite + Send + 'static,
-{
+pub(super) async fn serve_plain(plain: Plain, user: Sides<FromUser, ToUser>) -> Result<(), OpenFault> {
     let target = format!("{}:{}", plain.instance.address.host, plain.port);
     let wanted = Wanted { instance: plain.instance, login: plain.login };
     let (session, there) = open_plain(&plain.house, &plain.caller, &wanted, plain.port).await?;
-    let user = sides(plain.first, plain.stream);
+    let user =
+        Sides { ear: Resumed { first: plain.first, ended: plain.ended, rest: user.ear }, mouth: user.mouth };
     let lane = Lane { number: 1, carries: Carries::Forward(target) };
-    relay(&session, lane, user, sides(Bytes::new(), there)).await;
+    let (read, write) = tokio::io::split(there);
+    relay(&session, lane, user, Sides { ear: Incoming(read), mouth: Outgoing(Mutex::new(write)) }).await;
     session.close().await;
     Ok(())
 }
 
-fn sides<S>(first: Bytes, stream: S) -> Sides<Incoming<ReadHalf<S>>, Outgoing<WriteHalf<S>>>
-where
-    S: AsyncRead + AsyncWrite + Send + 'static,
-{
-    let (read, write) = tokio::io::split(stream);
-    Sides { ear: Incoming { first, read }, mouth: Outgoing(Mutex::new(write)) }
-}
-
-struct Incoming<R> {
+/// What was heard already, then the rest.
+struct Resumed {
     first: Bytes,
-    read: R,
+    ended: bool,
+    rest: FromUser,
 }
 
-impl<R: AsyncRead + Unpin + Send + 'static> Ear for Incoming<R> {
+impl Ear for Resumed {
     async fn next(&mut self) -> Option<ChannelMessage> {
         if !self.first.is_empty() {
             return Some(ChannelMessage::Data(std::mem::take(&mut self.first)));
         }
+        if std::mem::take(&mut self.ended) {
+            return Some(ChannelMessage::Eof);
+        }
+        self.rest.next().await
+    }
+}
+
+struct Incoming<R>(R);
+
+impl<R: AsyncRead + Unpin + Send + 'static> Ear for Incoming<R> {
+    async fn next(&mut self) -> Option<ChannelMessage> {
         let mut buffer = BytesMut::with_capacity(READ);
-        match self.read.read_buf(&mut buffer).await {
+        match self.0.read_buf(&mut buffer).await {
             Ok(0) => Some(ChannelMessage::Eof),
             Ok(_) => Some(ChannelMessage::Data(buffer.freeze())),
             Err(_) => None,

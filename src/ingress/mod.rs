@@ -4,6 +4,7 @@
 //! Never relays an opaque byte: a channel is either SSH and terminated, or refused.
 
 mod counter;
+mod elastic;
 mod forward;
 mod inner;
 mod outer;

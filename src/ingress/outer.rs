@@ -9,7 +9,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use keystore::{Capability, Instance, Login, User};
 use russh::server::{
-    self, Auth, ChannelOpenHandle, Msg, PublicKeyOffer, Response, Session, VerifiedPublicKey,
+    self, Auth, ChannelOpenHandle, Handle, Msg, PublicKeyOffer, Response, Session, VerifiedPublicKey,
 };
 use russh::{Channel, ChannelId, ChannelOpenFailure, Disconnect, MethodKind, MethodSet, Pty};
 use tokio::sync::Semaphore;
@@ -18,15 +18,16 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::counter;
+use super::elastic::{Elastic, FirstBytes, first_bytes};
 use super::forward::{self, Plain};
 use super::inner::{self, Jump};
-use super::stream::{Deadlines, Elastic, FirstBytes, Phase, first_bytes};
+use super::stream::{Deadlines, Phase};
 use crate::audit::Event;
 use crate::auth::{Authenticated, KeyVerified, Unauthenticated, offered_key_known};
 use crate::config::Config;
 use crate::guard::Admitted;
 use crate::policy::Facts;
-use crate::session::{Desk, House, LiveInfo};
+use crate::session::{Desk, House, LiveInfo, Sides};
 
 /// russh's callbacks for the outer connection.
 pub(super) struct Outer {
@@ -275,7 +276,7 @@ impl server::Handler for Outer {
         _originator_address: &str,
         _originator_port: u32,
         reply: ChannelOpenHandle,
-        _session: &mut Session,
+        session: &mut Session,
     ) -> Result<(), russh::Error> {
         let (Some(caller), Ok(room)) = (self.caller(), Arc::clone(&self.room).try_acquire_owned()) else {
             reply.reject(ChannelOpenFailure::ResourceShortage).await;
@@ -283,8 +284,9 @@ impl server::Handler for Outer {
         };
         let (house, asked) = (Arc::clone(&self.house), host_to_connect.to_owned());
         let Ok(port) = u16::try_from(port_to_connect) else { return Ok(()) };
+        let handle = session.handle();
         tokio::spawn(async move {
-            jump(Arrival { house, caller, asked, port }, channel, reply).await;
+            jump(Arrival { house, caller, asked, port }, channel, reply, handle).await;
             drop(room);
         });
         Ok(())
@@ -379,7 +381,7 @@ struct Arrival {
 }
 
 /// Lets the channel through to an instance that the caller may enter in some way; everything else is refused.
-async fn jump(arrival: Arrival, channel: Channel<Msg>, reply: ChannelOpenHandle) {
+async fn jump(arrival: Arrival, channel: Channel<Msg>, reply: ChannelOpenHandle, handle: Handle) {
     let request = Uuid::now_v7();
     let Some(instance) = reachable(&arrival).await else {
         // The same words whether it does not exist or is not allowed: names are not for guessing.
@@ -390,30 +392,32 @@ async fn jump(arrival: Arrival, channel: Channel<Msg>, reply: ChannelOpenHandle)
         return;
     };
     reply.accept().await;
-    let mut stream = channel.into_stream();
-    let first = first_bytes(&mut stream, FIRST_BYTES).await;
+    let id = channel.id();
+    let (mut ear, mouth) = inner::split(channel, handle, id);
+    let first = first_bytes(&mut ear, FIRST_BYTES).await;
     let forward = forward_login(&arrival, &instance).await;
     let sshs = arrival.port == 22 || arrival.port == instance.address.port;
     let instance = Arc::new(instance);
+    let ended = matches!(first, FirstBytes::Ended(_));
     let (first, login) = match (first, forward) {
         // A client that is silent at an SSH port, or that may do nothing else, waits for us to speak first.
         (FirstBytes::Ssh(first), _) => (first, None),
         (FirstBytes::Silent(first), forward) if sshs || forward.is_none() => (first, None),
-        (FirstBytes::Silent(first) | FirstBytes::Other(first), Some(login)) => (first, Some(login)),
-        (FirstBytes::Silent(_) | FirstBytes::Other(_), None) => {
+        (FirstBytes::Silent(first) | FirstBytes::Other(first) | FirstBytes::Ended(first), Some(login)) => {
+            (first, Some(login))
+        }
+        (FirstBytes::Silent(_) | FirstBytes::Other(_) | FirstBytes::Ended(_), None) => {
             let reason = format!("not SSH, and the access rules give no forward (request {request})");
-            audit_forward(&arrival, reason).await;
-            return;
+            return audit_forward(&arrival, reason).await;
         }
     };
     let Arrival { house, caller, asked, port, .. } = arrival;
     let Some(login) = login else {
-        let (read, write) = tokio::io::split(stream);
-        let stream = Elastic::new(first, read, write);
+        let stream = Elastic::new(first, ear, mouth);
         return inner::serve(Jump { house, caller, instance, asked }, stream).await;
     };
-    let plain = Plain { house, caller, instance, login, port, first, stream };
-    if let Err(why) = forward::serve_plain(plain).await {
+    let plain = Plain { house, caller, instance, login, port, first, ended };
+    if let Err(why) = forward::serve_plain(plain, Sides { ear, mouth }).await {
         tracing::info!(%request, %why, "forward.failed");
     }
 }

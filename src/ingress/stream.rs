@@ -1,15 +1,13 @@
-//! Streams under the SSH connections: one with deadlines until login, and one whose writes never wait.
+//! The stream under an SSH connection: with deadlines until login.
 
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::sync::mpsc;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
 /// How far a login has come; shared by the handler, which advances it, and the stream, which enforces it.
@@ -88,128 +86,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Deadlined<S> {
     }
 }
 
-/// The inner connection's stream: reads come from the outer channel, writes never wait.
-///
-/// The outer connection's loop waits when the inner one does not read, and the inner one does not read while it writes:
-/// if its writes could wait for the outer loop, both would wait for ever. What is queued is bounded by the windows that
-/// the client itself granted in the inner connection; past [`MOST`] bytes the stream fails.
-pub(super) struct Elastic<R> {
-    first: Bytes,
-    read: R,
-    queue: Option<mpsc::UnboundedSender<Bytes>>,
-    queued: Arc<AtomicUsize>,
-}
-
-impl<R> Elastic<R> {
-    /// `first` is read before what `read` gives. A task writes to `write` until the stream is dropped and its queue empty.
-    pub(super) fn new<W>(first: Bytes, read: R, mut write: W) -> Self
-    where
-        W: AsyncWrite + Unpin + Send + 'static,
-    {
-        let (queue, mut waiting) = mpsc::unbounded_channel::<Bytes>();
-        let queued = Arc::new(AtomicUsize::new(0));
-        let level = Arc::clone(&queued);
-        tokio::spawn(async move {
-            while let Some(bytes) = waiting.recv().await {
-                if let Err(error) = write.write_all(&bytes).await {
-                    tracing::debug!(%error, "outer.channel_gone");
-                    return;
-                }
-                level.fetch_sub(bytes.len(), Ordering::AcqRel);
-            }
-            if let Err(error) = write.shutdown().await {
-                tracing::debug!(%error, "outer.channel_gone");
-            }
-        });
-        Self { first, read, queue: Some(queue), queued }
-    }
-}
-
-impl<R: AsyncRead + Unpin> AsyncRead for Elastic<R> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if !self.first.is_empty() {
-            let taken = self.first.len().min(buf.remaining());
-            buf.put_slice(&self.first.split_to(taken));
-            return Poll::Ready(Ok(()));
-        }
-        Pin::new(&mut self.read).poll_read(cx, buf)
-    }
-}
-
-impl<R: Unpin> AsyncWrite for Elastic<R> {
-    fn poll_write(self: Pin<&mut Self>, _cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let queue = self.queue.as_ref().ok_or(io::ErrorKind::BrokenPipe)?;
-        if self.queued.fetch_add(buf.len(), Ordering::AcqRel) > MOST {
-            return Poll::Ready(Err(io::ErrorKind::OutOfMemory.into()));
-        }
-        queue.send(Bytes::copy_from_slice(buf)).map_err(|_| io::ErrorKind::BrokenPipe)?;
-        Poll::Ready(Ok(buf.len()))
-    }
-    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-    fn poll_shutdown(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.queue = None;
-        Poll::Ready(Ok(()))
-    }
-}
-
-/// What a channel's first bytes say.
-pub(super) enum FirstBytes {
-    /// It is SSH.
-    Ssh(Bytes),
-    /// It says nothing: a client may wait for the other side to speak first.
-    Silent(Bytes),
-    /// It is something else.
-    Other(Bytes),
-}
-
-/// Reads until it is clear whether the peer speaks SSH (RFC 4253 §4.2), at most `patience`.
-pub(super) async fn first_bytes<R: AsyncRead + Unpin>(read: &mut R, patience: Duration) -> FirstBytes {
-    let mut seen = bytes::BytesMut::with_capacity(256);
-    let reading = async {
-        while seen.len() < SSH.len() && SSH.starts_with(&seen) {
-            match read.read_buf(&mut seen).await {
-                Ok(0) | Err(_) => break,
-                Ok(_) => {}
-            }
-        }
-    };
-    let late = tokio::time::timeout(patience, reading).await.is_err();
-    let seen = seen.freeze();
-    if seen.starts_with(SSH) {
-        FirstBytes::Ssh(seen)
-    } else if late && SSH.starts_with(&seen) {
-        FirstBytes::Silent(seen)
-    } else {
-        FirstBytes::Other(seen)
-    }
-}
-
-const SSH: &[u8] = b"SSH-2.0-";
-/// Bytes queued towards a client that does not read.
-const MOST: usize = 64 * 1024 * 1024;
-
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncReadExt;
+
     use super::*;
-
-    #[tokio::test]
-    async fn a_client_that_says_ssh_is_terminated() {
-        let mut said: &[u8] = b"SSH-2.0-OpenSSH_9.2\r\n";
-        let first = first_bytes(&mut said, Duration::from_secs(1)).await;
-        assert!(matches!(first, FirstBytes::Ssh(b) if b.starts_with(SSH)));
-    }
-
-    #[tokio::test]
-    async fn a_client_that_says_get_is_not_relayed() {
-        let mut said: &[u8] = b"GET / HTTP/1.1\r\n";
-        assert!(matches!(first_bytes(&mut said, Duration::from_secs(1)).await, FirstBytes::Other(_)));
-    }
 
     fn brief() -> Deadlines {
         Deadlines { key: Duration::from_millis(20), login: Duration::from_millis(60) }

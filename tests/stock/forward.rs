@@ -184,9 +184,10 @@ fn a_half_closed_forward_still_brings_the_answer() {
         let mut stream = TcpStream::connect(("127.0.0.1", local)).unwrap();
         stream.write_all(b"question").unwrap();
         stream.shutdown(std::net::Shutdown::Write).unwrap();
+        stream.set_read_timeout(Some(std::time::Duration::from_secs(15))).unwrap();
         let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        assert_eq!(answer, "question");
+        stream.read_to_string(&mut answer).unwrap_or_else(|e| panic!("{e}: {local} of {inside} {outside}"));
+        assert_eq!(answer, "question", "{local} of {inside} {outside}");
     }
 }
 
