@@ -171,6 +171,8 @@ async fn downward<M: Mouth>(session: &Opened, lane: &Lane, ear: &mut FromInstanc
     let number = lane.number;
     let mut opening = Opening::of(lane);
     let mut closed = false;
+    // A forward has no exit status to wait for.
+    let (mut exited, mut ended) = (matches!(lane.carries, Carries::Forward(_)), false);
     while let Some(message) = ear.next().await {
         if opening.is_ssh(&message) {
             return End::Opaque;
@@ -179,6 +181,9 @@ async fn downward<M: Mouth>(session: &Opened, lane: &Lane, ear: &mut FromInstanc
             return End::NotRecorded(why.to_string());
         }
         match message {
+            // A client closes its channel once both sides are at their end, and takes no exit status after that. So the
+            // end waits for the status: with `ssh -n db-1 'make > log 2>&1'` minutes lie between them.
+            ChannelMessage::Eof if !exited => ended = true,
             ChannelMessage::Close => {
                 closed = true;
                 break;
@@ -189,8 +194,13 @@ async fn downward<M: Mouth>(session: &Opened, lane: &Lane, ear: &mut FromInstanc
                 return End::Sentence(format!("{} refused to start what you asked for.", session.instance()));
             }
             message => {
-                if mouth.say(message).await.is_err() {
-                    return End::UserLeft;
+                exited |=
+                    matches!(message, ChannelMessage::ExitStatus(_) | ChannelMessage::ExitSignal { .. });
+                let end = (exited && std::mem::take(&mut ended)).then_some(ChannelMessage::Eof);
+                for message in std::iter::once(message).chain(end) {
+                    if mouth.say(message).await.is_err() {
+                        return End::UserLeft;
+                    }
                 }
             }
         }
