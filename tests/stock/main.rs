@@ -11,6 +11,7 @@
 )]
 
 mod administration;
+mod channels;
 mod flow;
 mod forward;
 mod jump;
