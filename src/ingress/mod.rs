@@ -8,6 +8,7 @@ mod forward;
 mod inner;
 mod outer;
 mod reception;
+mod refusal;
 mod stream;
 
 use std::borrow::Cow;

@@ -20,13 +20,14 @@ use uuid::Uuid;
 use super::counter;
 use super::forward::{self, Plain};
 use super::inner::{self, Jump};
+use super::refusal;
 use super::stream::{Deadlines, Elastic, FirstBytes, Phase, first_bytes};
 use crate::audit::Event;
 use crate::auth::{Authenticated, KeyVerified, Unauthenticated, offered_key_known};
 use crate::config::Config;
 use crate::guard::Admitted;
 use crate::policy::Facts;
-use crate::session::{Desk, House, LiveInfo};
+use crate::session::{Cut, Desk, House, LiveInfo};
 
 /// russh's callbacks for the outer connection.
 pub(super) struct Outer {
@@ -39,6 +40,8 @@ pub(super) struct Outer {
     room: Arc<Semaphore>,
     /// Cancelled when the handler is dropped, that is when the connection is over.
     over: CancellationToken,
+    /// Known from the login on.
+    cut: Option<Cut>,
 }
 
 /// How far the login has come.
@@ -73,6 +76,7 @@ impl Outer {
             door,
             room,
             over: CancellationToken::new(),
+            cut: None,
         }
     }
 
@@ -81,6 +85,11 @@ impl Outer {
             Door::Inside(caller) => Some(Arc::clone(caller)),
             _ => None,
         }
+    }
+
+    /// Why nothing new may begin, once the connection is cut.
+    fn lost(&self) -> Option<String> {
+        self.cut.as_ref().and_then(Cut::sentence)
     }
 
     /// A durable audit event, or no login.
@@ -250,6 +259,7 @@ impl server::Handler for Outer {
             since: Timestamp::now(),
         };
         let mut registered = self.house.registry.enter(info);
+        self.cut = Some(registered.cut.clone());
         let (handle, over) = (session.handle(), self.over.clone());
         tokio::spawn(async move {
             tokio::select! {
@@ -272,11 +282,16 @@ impl server::Handler for Outer {
         channel: Channel<Msg>,
         host_to_connect: &str,
         port_to_connect: u32,
-        _originator_address: &str,
-        _originator_port: u32,
+        originator_address: &str,
+        originator_port: u32,
         reply: ChannelOpenHandle,
         _session: &mut Session,
     ) -> Result<(), russh::Error> {
+        let stdio = refusal::is_stdio(originator_address, originator_port);
+        if let Some(sentence) = self.lost() {
+            tokio::spawn(refusal::refuse(channel, reply, sentence, stdio));
+            return Ok(());
+        }
         let (Some(caller), Ok(room)) = (self.caller(), Arc::clone(&self.room).try_acquire_owned()) else {
             reply.reject(ChannelOpenFailure::ResourceShortage).await;
             return Ok(());
@@ -284,7 +299,7 @@ impl server::Handler for Outer {
         let (house, asked) = (Arc::clone(&self.house), host_to_connect.to_owned());
         let Ok(port) = u16::try_from(port_to_connect) else { return Ok(()) };
         tokio::spawn(async move {
-            jump(Arrival { house, caller, asked, port }, channel, reply).await;
+            jump(Arrival { house, caller, asked, port, stdio }, channel, reply).await;
             drop(room);
         });
         Ok(())
@@ -296,6 +311,10 @@ impl server::Handler for Outer {
         reply: ChannelOpenHandle,
         session: &mut Session,
     ) -> Result<(), russh::Error> {
+        if let Some(reason) = self.lost() {
+            reply.reject(ChannelOpenFailure::Other { code: 1, reason }).await;
+            return Ok(());
+        }
         let (Some(caller), Ok(room)) = (self.caller(), Arc::clone(&self.room).try_acquire_owned()) else {
             reply.reject(ChannelOpenFailure::ResourceShortage).await;
             return Ok(());
@@ -376,6 +395,8 @@ struct Arrival {
     /// The name or address as the client asked for it.
     asked: String,
     port: u16,
+    /// It is an `ssh -W`.
+    stdio: bool,
 }
 
 /// Lets the channel through to an instance that the caller may enter in some way; everything else is refused.
@@ -386,8 +407,7 @@ async fn jump(arrival: Arrival, channel: Channel<Msg>, reply: ChannelOpenHandle)
         audit_refusal(&arrival, format!("unknown or not allowed (request {request})")).await;
         let asked: String = arrival.asked.chars().filter(|c| !c.is_control()).take(64).collect();
         let reason = format!("You have no access to an instance named {asked} (request {request})");
-        reply.reject(ChannelOpenFailure::Other { code: 1, reason }).await;
-        return;
+        return refusal::refuse(channel, reply, reason, arrival.stdio).await;
     };
     reply.accept().await;
     let mut stream = channel.into_stream();
