@@ -12,6 +12,8 @@
 
 mod administration;
 mod channels;
+mod cuts;
+mod destinations;
 mod flow;
 mod forward;
 mod jump;

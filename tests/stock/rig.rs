@@ -271,12 +271,21 @@ impl Rig {
              AuthorizedKeysFile {dir}/authorized_keys\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n\
              StrictModes no\nPermitRootLogin prohibit-password\nPidFile {dir}/sshd.pid\nAcceptEnv LANG LC_* KW_*\n\
              Subsystem sftp internal-sftp\nMaxStartups 100\nMaxSessions 100\nLogLevel VERBOSE\n\
-             SetEnv SHLVL=2\n",
+             SetEnv SHLVL=2\nExposeAuthInfo yes\n",
             self.instance_port
         );
         fs::write(self.path("sshd_config"), config).unwrap();
         if self.login == "root" {
             fs::create_dir_all("/run/sshd").unwrap();
+        }
+        self.restart_sshd();
+    }
+
+    /// (Re)starts the instance on `sshd_config`, with a new log.
+    pub fn restart_sshd(&mut self) {
+        if let Some(mut old) = self.sshd.take() {
+            old.kill().unwrap();
+            old.wait().unwrap();
         }
         let sshd = Command::new("/usr/sbin/sshd")
             .args(["-D", "-e", "-f"])
