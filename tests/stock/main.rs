@@ -13,6 +13,7 @@
 mod administration;
 mod channels;
 mod cuts;
+mod desk;
 mod destinations;
 mod flow;
 mod forward;

@@ -99,8 +99,12 @@ impl Rig {
 
     /// A user with a fresh key `id_NAME` and an authenticator `code_NAME` (a program that prints the code).
     pub fn add_user(&self, name: &str) {
+        self.add_user_as(name, "engineer");
+    }
+
+    pub fn add_user_as(&self, name: &str, role: &str) {
         self.keygen(&format!("id_{name}"));
-        self.ok(&["users", "add", name, "--role", "engineer"]);
+        self.ok(&["users", "add", name, "--role", role]);
         let file = self.path(&format!("id_{name}.pub"));
         self.ok(&["ssh-keys", "add", "--user", name, "--file", file.to_str().unwrap()]);
         let enrolment = self.json(&["mfa", "enroll", name]);
@@ -174,6 +178,12 @@ impl Rig {
     /// Lets `command` ask `code_USER` for the code.
     pub fn asking(&self, command: &mut Command, user: &str) {
         command.env("SSH_ASKPASS", self.path(&format!("code_{user}"))).env("SSH_ASKPASS_REQUIRE", "force");
+    }
+
+    /// The output of `command`, which may ask `code_USER`.
+    pub fn asked(&self, command: &mut Command, user: &str) -> Output {
+        self.asking(command, user);
+        command.output().unwrap()
     }
 
     /// The `ssh_config` of `user`, with `first` before everything else; an own file for each `first`.
