@@ -100,7 +100,7 @@ impl Bench {
             options.iter().find_map(|o| o.strip_prefix("Ciphers=")).unwrap_or("aes128-gcm@openssh.com");
         match host {
             Host::Keyward => {
-                let config = self.rig.path("ssh_config_alice");
+                let config = self.rig.config("alice", "");
                 let proxy =
                     format!("ProxyCommand=ssh -q -F {} -c {cipher} -W %h:22 bastion", config.display());
                 command.args(["-o", &proxy]).arg("db-1");

@@ -82,7 +82,11 @@ async fn add(house: &House, caller: &Caller, wanted: InstanceAdd) -> Result<Inst
     for other in house.vault.list::<Instance>().await? {
         let mut names = instance.aliases.iter().chain([&instance.name]);
         if let Some(name) = names.find(|n| other.name == **n || other.aliases.contains(*n)) {
-            return Err(Fault::conflict(format!("{name} means {} already; nothing was changed", other.name)));
+            return Err(Fault::conflict(if *name == other.name {
+                format!("there is an instance {name} already; nothing was changed")
+            } else {
+                format!("{name} means {} already; nothing was changed", other.name)
+            }));
         }
     }
     house.vault.insert(&instance).await?;
@@ -182,7 +186,9 @@ pub(super) async fn ssh_config(house: &House, facts: &Facts<'_>, out: &mut Outpu
     );
     let mut places: BTreeMap<String, Vec<Login>> = BTreeMap::new();
     for (instance, login, _) in access::reachable(house, facts).await? {
-        places.entry(instance.name.to_string()).or_default().push(login);
+        let names: Vec<_> =
+            [&instance.name].into_iter().chain(&instance.aliases).map(|n| n.as_str()).collect();
+        places.entry(names.join(" ")).or_default().push(login);
     }
     for (name, logins) in places {
         text.push_str(&format!("Host {name}\n    ProxyJump {bastion}\n"));

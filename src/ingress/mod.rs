@@ -9,6 +9,7 @@ mod forward;
 mod inner;
 mod outer;
 mod reception;
+mod refusal;
 mod stream;
 
 use std::borrow::Cow;

@@ -21,13 +21,14 @@ use super::counter;
 use super::elastic::{Elastic, FirstBytes, first_bytes};
 use super::forward::{self, Plain};
 use super::inner::{self, Jump};
+use super::refusal;
 use super::stream::{Deadlines, Phase};
 use crate::audit::Event;
 use crate::auth::{Authenticated, KeyVerified, Unauthenticated, offered_key_known};
 use crate::config::Config;
 use crate::guard::Admitted;
 use crate::policy::Facts;
-use crate::session::{Desk, House, LiveInfo, Sides};
+use crate::session::{Cut, Desk, House, LiveInfo, Sides};
 
 /// russh's callbacks for the outer connection.
 pub(super) struct Outer {
@@ -40,6 +41,8 @@ pub(super) struct Outer {
     room: Arc<Semaphore>,
     /// Cancelled when the handler is dropped, that is when the connection is over.
     over: CancellationToken,
+    /// Known from the login on.
+    cut: Option<Cut>,
 }
 
 /// How far the login has come.
@@ -74,6 +77,7 @@ impl Outer {
             door,
             room,
             over: CancellationToken::new(),
+            cut: None,
         }
     }
 
@@ -82,6 +86,11 @@ impl Outer {
             Door::Inside(caller) => Some(Arc::clone(caller)),
             _ => None,
         }
+    }
+
+    /// Why nothing new may begin, once the connection is cut.
+    fn lost(&self) -> Option<String> {
+        self.cut.as_ref().and_then(Cut::sentence)
     }
 
     /// A durable audit event, or no login.
@@ -251,6 +260,7 @@ impl server::Handler for Outer {
             since: Timestamp::now(),
         };
         let mut registered = self.house.registry.enter(info);
+        self.cut = Some(registered.cut.clone());
         let (handle, over) = (session.handle(), self.over.clone());
         tokio::spawn(async move {
             tokio::select! {
@@ -273,11 +283,16 @@ impl server::Handler for Outer {
         channel: Channel<Msg>,
         host_to_connect: &str,
         port_to_connect: u32,
-        _originator_address: &str,
-        _originator_port: u32,
+        originator_address: &str,
+        originator_port: u32,
         reply: ChannelOpenHandle,
         session: &mut Session,
     ) -> Result<(), russh::Error> {
+        let stdio = refusal::is_stdio(originator_address, originator_port);
+        if let Some(sentence) = self.lost() {
+            tokio::spawn(refusal::refuse(channel, reply, sentence, stdio));
+            return Ok(());
+        }
         let (Some(caller), Ok(room)) = (self.caller(), Arc::clone(&self.room).try_acquire_owned()) else {
             reply.reject(ChannelOpenFailure::ResourceShortage).await;
             return Ok(());
@@ -286,7 +301,7 @@ impl server::Handler for Outer {
         let Ok(port) = u16::try_from(port_to_connect) else { return Ok(()) };
         let handle = session.handle();
         tokio::spawn(async move {
-            jump(Arrival { house, caller, asked, port }, channel, reply, handle).await;
+            jump(Arrival { house, caller, asked, port, stdio }, channel, reply, handle).await;
             drop(room);
         });
         Ok(())
@@ -298,6 +313,10 @@ impl server::Handler for Outer {
         reply: ChannelOpenHandle,
         session: &mut Session,
     ) -> Result<(), russh::Error> {
+        if let Some(reason) = self.lost() {
+            reply.reject(ChannelOpenFailure::Other { code: 1, reason }).await;
+            return Ok(());
+        }
         let (Some(caller), Ok(room)) = (self.caller(), Arc::clone(&self.room).try_acquire_owned()) else {
             reply.reject(ChannelOpenFailure::ResourceShortage).await;
             return Ok(());
@@ -378,6 +397,8 @@ struct Arrival {
     /// The name or address as the client asked for it.
     asked: String,
     port: u16,
+    /// It is an `ssh -W`.
+    stdio: bool,
 }
 
 /// Lets the channel through to an instance that the caller may enter in some way; everything else is refused.
@@ -388,8 +409,7 @@ async fn jump(arrival: Arrival, channel: Channel<Msg>, reply: ChannelOpenHandle,
         audit_refusal(&arrival, format!("unknown or not allowed (request {request})")).await;
         let asked: String = arrival.asked.chars().filter(|c| !c.is_control()).take(64).collect();
         let reason = format!("You have no access to an instance named {asked} (request {request})");
-        reply.reject(ChannelOpenFailure::Other { code: 1, reason }).await;
-        return;
+        return refusal::refuse(channel, reply, reason, arrival.stdio).await;
     };
     reply.accept().await;
     let id = channel.id();

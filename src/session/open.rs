@@ -7,6 +7,7 @@ use keystore::journal::Receipt;
 use keystore::{Instance, Login};
 use tokio::net::TcpStream;
 
+use super::watch::lost_right;
 use super::{Cut, House, LiveInfo, Registered};
 use crate::audit::{Event, SessionFacts};
 use crate::auth::Authenticated;
@@ -29,6 +30,9 @@ pub enum OpenFault {
     /// Peer: the rules do not allow it.
     #[error("denied by the access rules")]
     Denied,
+    /// Peer: the account or key lost its right since the login; says which.
+    #[error("{0}")]
+    Lost(String),
     /// Internal: no tape, no session.
     #[error("no recording: {0}")]
     NoTape(String),
@@ -46,6 +50,7 @@ impl OpenFault {
         let name = &wanted.instance.name;
         match self {
             Self::Denied => format!("The access rules do not let you in as {}@{name}.", wanted.login),
+            Self::Lost(sentence) => sentence.clone(),
             Self::NoTape(_) => "Your session cannot be recorded, so it was not opened.".to_owned(),
             Self::NoReceipt(_) => "Your session cannot be audited, so it was not opened.".to_owned(),
             Self::Egress(EgressError::HostKeyMismatch { .. }) => format!(
@@ -82,7 +87,7 @@ impl std::ops::Deref for Opened {
     }
 }
 
-/// Opens the session `id`, in this order: policy, tape, durable audit receipt, dial.
+/// Opens the session `id`, in this order: policy, registry, tape, durable audit receipt, dial.
 ///
 /// # Errors
 /// [`OpenFault`]; whatever was begun (tape, trail) has then been closed again.
@@ -130,10 +135,17 @@ async fn begin(
     let authorized = match house.rulebook.load().authorize(caller, &wanted.instance, &wanted.login, now) {
         Ok(authorized) => authorized,
         Err(_denied) => {
-            audit(house, denied_event(caller, wanted, id)).await?;
+            audit(house, denied_event(caller, wanted, format!("no rule allows it (request {id})"))).await?;
             return Err(OpenFault::Denied);
         }
     };
+    // The login may be hours old. First into the registry, then the question: what is lost from here on cuts.
+    let info = live_info(&authorized, id, now);
+    let registered = house.registry.enter(info.clone());
+    if let Some(sentence) = lost_right(house, &info, now).await {
+        audit(house, denied_event(caller, wanted, format!("{sentence} (request {id})"))).await?;
+        return Err(OpenFault::Lost(sentence));
+    }
     let tape = match house.tapes.record(&authorized, id, now).await {
         Ok(tape) => tape,
         Err(error) => {
@@ -142,7 +154,6 @@ async fn begin(
             return Err(OpenFault::NoTape(why));
         }
     };
-    let registered = house.registry.enter(live_info(&authorized, id, now));
     let id = id.to_string();
     let opened = Event::SessionOpened { facts: facts(&authorized, &id), rules: authorized.rules().to_vec() };
     match house.trail.append(opened, now).await {
@@ -329,14 +340,14 @@ fn recording_failed(authorized: &Authorized, session: &str, why: &str) -> Event 
     }
 }
 
-fn denied_event(caller: &Authenticated, wanted: &Wanted, id: SessionId) -> Event {
+fn denied_event(caller: &Authenticated, wanted: &Wanted, reason: String) -> Event {
     Event::AccessDenied {
         user: caller.user().to_string(),
         source_ip: caller.source().ip().to_string(),
         key: Some(caller.key().to_owned()),
         instance: Some(wanted.instance.name.to_string()),
         login: Some(wanted.login.to_string()),
-        reason: format!("no rule allows it (request {id})"),
+        reason,
     }
 }
 

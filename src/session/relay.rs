@@ -180,6 +180,8 @@ async fn downward<F: Ear, M: Mouth>(session: &Ongoing, lane: &Lane, ear: &mut F,
     let number = lane.number;
     let mut opening = Opening::of(lane);
     let mut closed = false;
+    // A forward has no exit status to wait for.
+    let (mut exited, mut ended) = (matches!(lane.carries, Carries::Forward(_)), false);
     while let Some(message) = ear.next().await {
         if opening.is_ssh(&message) {
             return End::Opaque;
@@ -188,6 +190,9 @@ async fn downward<F: Ear, M: Mouth>(session: &Ongoing, lane: &Lane, ear: &mut F,
             return End::NotRecorded(why.to_string());
         }
         match message {
+            // A client closes its channel once both sides are at their end, and takes no exit status after that. So the
+            // end waits for the status: with `ssh -n db-1 'make > log 2>&1'` minutes lie between them.
+            ChannelMessage::Eof if !exited && !lane.is_forward() => ended = true,
             ChannelMessage::Close => {
                 closed = true;
                 break;
@@ -198,9 +203,14 @@ async fn downward<F: Ear, M: Mouth>(session: &Ongoing, lane: &Lane, ear: &mut F,
                 return End::Sentence(format!("{} refused to start what you asked for.", session.instance()));
             }
             message => {
+                exited |=
+                    matches!(message, ChannelMessage::ExitStatus(_) | ChannelMessage::ExitSignal { .. });
+                let end = (exited && std::mem::take(&mut ended)).then_some(ChannelMessage::Eof);
                 let half_closed = lane.is_forward() && message == ChannelMessage::Eof;
-                if mouth.say(message).await.is_err() {
-                    return End::UserLeft;
+                for message in std::iter::once(message).chain(end) {
+                    if mouth.say(message).await.is_err() {
+                        return End::UserLeft;
+                    }
                 }
                 if half_closed {
                     return End::HalfClosed;

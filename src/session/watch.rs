@@ -68,7 +68,7 @@ async fn decide_again(house: &House, now: Timestamp) {
 }
 
 /// The sentence that tells why `info` may not go on, or `None` if it may.
-async fn lost_right(house: &House, info: &LiveInfo, now: Timestamp) -> Option<String> {
+pub(super) async fn lost_right(house: &House, info: &LiveInfo, now: Timestamp) -> Option<String> {
     let user = match house.vault.get::<User>(info.user.as_str()).await {
         Ok(Some(user)) => user,
         Ok(None) => return Some("Your account was removed.".to_owned()),

@@ -197,7 +197,7 @@ fn ssh_inside_a_forward_is_cut_and_audited() {
     std::fs::copy(rig.path("id_alice.pub"), rig.path("authorized_keys")).unwrap();
     let proxy = format!(
         "ProxyCommand=ssh -F {} -W 127.0.0.1:{} db-1",
-        rig.path("ssh_config_alice").display(),
+        rig.config("alice", "").display(),
         rig.instance_port
     );
     let mut nested = rig.client("ssh", "alice");

@@ -45,10 +45,7 @@ fn an_instance_that_no_rule_allows_is_denied() {
 fn another_users_key_does_not_open_the_inner_login() {
     let rig = Rig::with_alice();
     rig.add_user("mallory");
-    let outer = rig.client("ssh", "alice");
-    drop(outer);
-    let through_alice =
-        format!("ProxyCommand=ssh -F {} -W %h:22 bastion", rig.path("ssh_config_alice").display());
+    let through_alice = format!("ProxyCommand=ssh -F {} -W %h:22 bastion", rig.config("alice", "").display());
     let output = rig
         .client("ssh", "mallory")
         .env("SSH_ASKPASS", rig.path("code_alice"))

@@ -11,6 +11,10 @@
 )]
 
 mod administration;
+mod channels;
+mod cuts;
+mod desk;
+mod destinations;
 mod flow;
 mod forward;
 mod jump;

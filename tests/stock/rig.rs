@@ -1,6 +1,7 @@
 //! A bastion, a real sshd behind it and a user with an authenticator, all in one temporary folder.
 
 use std::fs;
+use std::hash::{Hash, Hasher};
 use std::io::{BufRead, BufReader};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
@@ -98,8 +99,12 @@ impl Rig {
 
     /// A user with a fresh key `id_NAME` and an authenticator `code_NAME` (a program that prints the code).
     pub fn add_user(&self, name: &str) {
+        self.add_user_as(name, "engineer");
+    }
+
+    pub fn add_user_as(&self, name: &str, role: &str) {
         self.keygen(&format!("id_{name}"));
-        self.ok(&["users", "add", name, "--role", "engineer"]);
+        self.ok(&["users", "add", name, "--role", role]);
         let file = self.path(&format!("id_{name}.pub"));
         self.ok(&["ssh-keys", "add", "--user", name, "--file", file.to_str().unwrap()]);
         let enrolment = self.json(&["mfa", "enroll", name]);
@@ -149,31 +154,86 @@ impl Rig {
 
     /// An engineer's stock client: one block, one line of trust, `code_USER` as her authenticator.
     pub fn client(&self, program: &str, user: &str) -> Command {
-        let config = self.path(&format!("ssh_config_{user}"));
-        let known = self.path("known_hosts");
-        // All the trust that a client needs: one line.
-        keep(&known, &self.ok(&["ca", "show", "host"]));
-        keep(
-            &config,
-            &format!(
-                "Host *\n IdentityFile {key}\n IdentitiesOnly yes\n UserKnownHostsFile {known}\n \
-                 StrictHostKeyChecking yes\nHost bastion\n HostName 127.0.0.1\n Port {port}\n User {user}\n\
-                 Host db-*\n ProxyJump bastion\n User {login}\n",
-                key = self.path(&format!("id_{user}")).display(),
-                known = known.display(),
-                port = self.port,
-                login = self.login,
-            ),
-        );
         let mut command = Command::new(program);
-        command.arg("-F").arg(config).stdin(Stdio::null());
-        command.env("SSH_ASKPASS", self.path(&format!("code_{user}"))).env("SSH_ASKPASS_REQUIRE", "force");
+        command.arg("-F").arg(self.config(user, "")).stdin(Stdio::null());
+        self.asking(&mut command, user);
         command
+    }
+
+    /// The same with `ControlMaster` and `ControlPersist` for the bastion: one code, many connections.
+    pub fn shared(&self, program: &str, user: &str) -> Command {
+        let mut command = Command::new(program);
+        command.arg("-F").arg(self.config(user, &self.master("bastion"))).stdin(Stdio::null());
+        self.asking(&mut command, user);
+        command
+    }
+
+    /// A configuration block that keeps one connection to `hosts` and shares it.
+    pub fn master(&self, hosts: &str) -> String {
+        let path = self.path("cm-%C");
+        let path = path.display();
+        format!("Host {hosts}\n ControlMaster auto\n ControlPath {path}\n ControlPersist yes\n")
+    }
+
+    /// Lets `command` ask `code_USER` for the code.
+    pub fn asking(&self, command: &mut Command, user: &str) {
+        command.env("SSH_ASKPASS", self.path(&format!("code_{user}"))).env("SSH_ASKPASS_REQUIRE", "force");
+    }
+
+    /// The output of `command`, which may ask `code_USER`.
+    pub fn asked(&self, command: &mut Command, user: &str) -> Output {
+        self.asking(command, user);
+        command.output().unwrap()
+    }
+
+    /// The `ssh_config` of `user`, with `first` before everything else; an own file for each `first`.
+    pub fn config(&self, user: &str, first: &str) -> PathBuf {
+        // All the trust that a client needs: one line.
+        let known = self.path("known_hosts");
+        if !known.exists() {
+            fs::write(&known, self.ok(&["ca", "show", "host"])).unwrap();
+        }
+        let text = format!(
+            "{first}Host *\n IdentityFile {key}\n IdentitiesOnly yes\n UserKnownHostsFile {known}\n \
+             StrictHostKeyChecking yes\nHost bastion\n HostName 127.0.0.1\n Port {port}\n User {user}\n\
+             Host db-* main-db\n ProxyJump bastion\n User {login}\n",
+            key = self.path(&format!("id_{user}")).display(),
+            known = known.display(),
+            port = self.port,
+            login = self.login,
+        );
+        let mut hasher = std::hash::DefaultHasher::new();
+        text.hash(&mut hasher);
+        let config = self.path(&format!("ssh_config_{user}_{:x}", hasher.finish()));
+        if !config.exists() {
+            let part = config.with_extension(format!("{:?}", std::thread::current().id()));
+            fs::write(&part, text).unwrap();
+            fs::rename(part, &config).unwrap();
+        }
+        config
     }
 
     /// `ssh USER@bastion → db-1 COMMAND`.
     pub fn ssh(&self, user: &str, command: &str) -> Output {
         self.client("ssh", user).args(["db-1", command]).output().unwrap()
+    }
+
+    /// Runs a Python program with Debian's paramiko, a client that does what the stock client cannot be made to do.
+    /// It finds `connect()`, `outer()` (logged in) and `inner()` (at the instance). Returns its stdout.
+    pub fn paramiko(&self, user: &str, program: &str) -> String {
+        let file = self.path(&format!("program_{:?}.py", std::thread::current().id()));
+        fs::write(&file, format!("{PARAMIKO}{program}")).unwrap();
+        // Debian's own interpreter: that is where Debian's package is.
+        let mut python = Command::new("timeout");
+        python
+            .args(["60", "/usr/bin/python3"])
+            .arg(&file)
+            .stdin(Stdio::null())
+            .env("RIG", self.dir.path())
+            .env("PORT", self.port.to_string());
+        let output = python.env("USER_NAME", user).env("LOGIN", &self.login).output().unwrap();
+        assert!(output.status.success(), "{}{}", text(output.stdout), text(output.stderr));
+        text(output.stdout)
     }
 
     /// The sessions, once none is live.
@@ -215,16 +275,27 @@ impl Rig {
         self.keygen("instance_key");
         fs::write(self.path("user_ca.pub"), self.ok(&["ca", "show", "user"])).unwrap();
         let dir = self.dir.path().display();
+        // SHLVL keeps bash from reading ~/.bashrc, whose output and time are none of ours.
         let config = format!(
             "ListenAddress 127.0.0.1:{}\nHostKey {dir}/instance_key\nTrustedUserCAKeys {dir}/user_ca.pub\n\
              AuthorizedKeysFile {dir}/authorized_keys\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n\
              StrictModes no\nPermitRootLogin prohibit-password\nPidFile {dir}/sshd.pid\nAcceptEnv LANG LC_* KW_*\n\
-             Subsystem sftp internal-sftp\nMaxStartups 100\nMaxSessions 100\n",
+             Subsystem sftp internal-sftp\nMaxStartups 100\nMaxSessions 100\nLogLevel VERBOSE\n\
+             SetEnv SHLVL=2\nExposeAuthInfo yes\n",
             self.instance_port
         );
         fs::write(self.path("sshd_config"), config).unwrap();
         if self.login == "root" {
             fs::create_dir_all("/run/sshd").unwrap();
+        }
+        self.restart_sshd();
+    }
+
+    /// (Re)starts the instance on `sshd_config`, with a new log.
+    pub fn restart_sshd(&mut self) {
+        if let Some(mut old) = self.sshd.take() {
+            old.kill().unwrap();
+            old.wait().unwrap();
         }
         let sshd = Command::new("/usr/sbin/sshd")
             .args(["-D", "-e", "-f"])
@@ -257,13 +328,6 @@ pub fn text(bytes: Vec<u8>) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// Writes a file unless it holds that already: a client that is starting may be reading it.
-fn keep(path: &Path, content: &str) {
-    if fs::read_to_string(path).ok().as_deref() != Some(content) {
-        fs::write(path, content).unwrap();
-    }
-}
-
 /// Waits up to 20 s; what is waited for is named in the panic.
 pub fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
     let end = Instant::now() + Duration::from_secs(20);
@@ -282,3 +346,29 @@ pub fn write(path: &Path, bytes: usize) -> Vec<u8> {
 pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
+
+/// What the programs of [`Rig::paramiko`] start with: a login, and a jump.
+const PARAMIKO: &str = r#"
+import os, socket, struct, subprocess, sys, time
+import paramiko
+D = os.environ['RIG']; PORT = int(os.environ['PORT']); USER = os.environ['USER_NAME']; LOGIN = os.environ['LOGIN']
+KEY = paramiko.Ed25519Key.from_private_key_file(D + '/id_' + USER)
+def code(): return subprocess.check_output([D + '/code_' + USER]).decode().strip()
+def connect():
+    t = paramiko.Transport(socket.create_connection(('127.0.0.1', PORT)))
+    t.start_client(timeout=20)
+    return t
+def outer():
+    t = connect()
+    assert t.auth_publickey(USER, KEY) == ['keyboard-interactive']
+    t.auth_interactive(USER, lambda title, instructions, prompts: [code()])
+    return t
+OUTER = []
+def inner():
+    OUTER.append(outer())
+    chan = OUTER[-1].open_channel('direct-tcpip', ('db-1', 22), ('127.0.0.1', 1))
+    t = paramiko.Transport(chan)
+    t.start_client(timeout=20)
+    t.auth_publickey(LOGIN, KEY)
+    return t
+"#;

@@ -1,0 +1,136 @@
+//! A right that ends takes its live sessions with it, with a sentence; a neighbour's session lives on.
+
+use std::io::Read;
+use std::process::{Child, Stdio};
+
+use crate::rig::{Rig, text, wait_for};
+
+/// alice and bob on `db-1`, alice with a running command through a shared connection.
+fn rig() -> (Rig, Live, Live) {
+    let rig = Rig::with_alice();
+    rig.add_user("bob");
+    let login = rig.login.clone();
+    rig.ok(&["access", "allow", "--user", "bob", "--instance", "db-1", "--login", &login]);
+    let (alice, bob) = (Live::start(&rig, "alice"), Live::start(&rig, "bob"));
+    wait_for("two sessions", || rig.json(&["sessions", "list", "--live"]).as_array().unwrap().len() == 2);
+    (rig, alice, bob)
+}
+
+struct Live(Child);
+
+impl Live {
+    fn start(rig: &Rig, user: &str) -> Self {
+        let mut ssh = rig.client("ssh", user);
+        ssh.args(["db-1", "echo up; sleep 60"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = ssh.spawn().unwrap();
+        let mut up = [0; 3];
+        child.stdout.as_mut().unwrap().read_exact(&mut up).unwrap();
+        Self(child)
+    }
+
+    /// What the user was told when it ended.
+    fn told(mut self) -> String {
+        wait_for("the session to be cut", || self.0.try_wait().unwrap().is_some());
+        let mut said = String::new();
+        self.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        said
+    }
+
+    fn lives(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_none()
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+fn session_of(rig: &Rig, user: &str) -> serde_json::Value {
+    let all = rig.json(&["sessions", "list", "--user", user]);
+    all.as_array().unwrap().last().unwrap().clone()
+}
+
+/// Waits until alice's session is sealed as killed, for this reason.
+fn killed(rig: &Rig, reason: &str) {
+    wait_for("the tape to be sealed", || session_of(rig, "alice")["status"] == "killed");
+    let session = session_of(rig, "alice");
+    assert!(session["reason"].as_str().unwrap().contains(reason), "{session}");
+    rig.ok(&["sessions", "verify", session["id"].as_str().unwrap()]);
+}
+
+#[test]
+fn a_session_that_an_admin_kills_is_told_why() {
+    let (rig, alice, mut bob) = rig();
+    let id = session_of(&rig, "alice")["id"].as_str().unwrap().to_owned();
+    rig.ok(&["sessions", "kill", &id, "--reason", "maintenance window"]);
+    let told = alice.told();
+    assert!(told.contains("maintenance window") && told.contains(&id), "{told}");
+    killed(&rig, "maintenance window");
+    assert_eq!(rig.events("session_killed").len(), 1);
+    assert!(bob.lives());
+    assert_eq!(rig.run(&["sessions", "kill", &id]).status.code(), Some(3), "it is not live any more");
+}
+
+#[test]
+fn a_suspended_user_is_cut_and_stays_out_until_resumed() {
+    let (rig, alice, mut bob) = rig();
+    rig.ok(&["users", "suspend", "alice"]);
+    assert!(alice.told().contains("Your account was suspended."));
+    killed(&rig, "suspended");
+    assert!(!rig.ssh("alice", "echo reached").status.success());
+    assert!(bob.lives());
+    rig.ok(&["users", "resume", "alice"]);
+    assert_eq!(text(rig.ssh("alice", "echo reached").stdout), "reached\n");
+}
+
+#[test]
+fn a_removed_rule_cuts_what_lived_by_it() {
+    let (rig, alice, mut bob) = rig();
+    rig.ok(&["access", "remove", "R1"]);
+    let told = alice.told();
+    assert!(told.contains(&format!("Your access to {}@db-1 has ended.", rig.login)), "{told}");
+    killed(&rig, "has ended");
+    assert!(bob.lives());
+}
+
+#[test]
+fn a_rule_that_expires_cuts_and_a_deny_does() {
+    let (rig, alice, bob) = rig();
+    let login = rig.login.as_str();
+    let rule = ["access", "allow", "--user", "alice", "--instance", "db-1", "--login", login];
+    rig.ok(&[&rule[..], &["--expires", "2s"]].concat());
+    rig.ok(&["access", "remove", "R1"]);
+    // The second rule took over from the first, and ends by itself.
+    assert!(alice.told().contains("has ended"));
+    killed(&rig, "has ended");
+    rig.ok(&["access", "deny", "--user", "bob", "--instance", "db-1", "--login", login]);
+    assert!(bob.told().contains("has ended"));
+}
+
+#[test]
+fn a_removed_instance_ends_its_sessions() {
+    let (rig, alice, bob) = rig();
+    rig.ok(&["instances", "remove", "db-1", "--yes"]);
+    for live in [alice, bob] {
+        assert!(live.told().contains("db-1 is no longer reached through this bastion."));
+    }
+}
+
+#[test]
+fn an_open_connection_opens_nothing_more_once_its_user_is_cut() {
+    let rig = Rig::with_alice();
+    let ssh = |command: &str| rig.shared("ssh", "alice").args(["db-1", command]).output().unwrap();
+    assert_eq!(text(ssh("echo reached").stdout), "reached\n");
+    let key = rig.json(&["ssh-keys", "list"])[0]["id"].as_str().unwrap().to_owned();
+    rig.ok(&["ssh-keys", "revoke", &key, "--reason", "laptop stolen"]);
+    // The connection is still there for a moment, to tell its sessions why.
+    for _ in 0..8 {
+        let output = ssh("echo reached");
+        assert!(output.stdout.is_empty(), "a new session on a revoked key");
+        let page = rig.shared("ssh", "alice").args(["bastion", "ssh-keys", "list"]).output().unwrap();
+        assert!(page.stdout.is_empty(), "a command on a revoked key");
+    }
+}
