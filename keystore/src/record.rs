@@ -228,6 +228,15 @@ pub struct UserKey {
     pub expires_at: Timestamp,
     /// When it last completed a login.
     pub last_used_at: Option<Timestamp>,
+    /// Fingerprint of the key it was added to replace.
+    #[serde(default)]
+    pub replaces: Option<String>,
+    /// Set once its successor is in use: it works until then.
+    #[serde(default)]
+    pub retires_at: Option<Timestamp>,
+    /// The last warning given, in seconds before expiry.
+    #[serde(default)]
+    pub warned: Option<i64>,
     /// Set once revoked.
     pub revoked: Option<Ended>,
 }
@@ -245,14 +254,9 @@ impl UserKey {
         key.fingerprint(HashAlg::Sha256).to_string()
     }
 
-    /// The status at `now`: a stored `active` past its end is `expired`.
+    /// The status at `now`: the stored one, and what time and use have brought since (see [`crate::lifecycle`]).
     pub fn status_at(&self, now: Timestamp) -> KeyStatus {
-        match self.status {
-            KeyStatus::Pending | KeyStatus::Active | KeyStatus::Retiring if self.expires_at <= now => {
-                KeyStatus::Expired
-            }
-            status => status,
-        }
+        crate::lifecycle::standing(self, now)
     }
 
     /// Whether a signature of this key counts at `now`.

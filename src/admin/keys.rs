@@ -12,8 +12,6 @@ use super::render::{day, short_time, table};
 use super::{Caller, Fault, Output, SshKeys, trail, users};
 use crate::session::House;
 
-const DAY_SECS: i64 = 86_400;
-
 pub(super) async fn run(
     house: &House,
     caller: &Caller,
@@ -90,12 +88,12 @@ async fn add(house: &House, caller: &Caller, new: NewKey) -> Result<UserKey, Fau
             _ => format!("{fingerprint} belongs to another user; make a key of {}'s own", new.user),
         }));
     }
-    let latest = now.as_second() + i64::from(house.config.key_max_age_days) * DAY_SECS;
+    let latest = now.as_second() + house.config.keys.max_age;
     let latest = Timestamp::from_second(latest).map_err(|e| Fault::error(e.to_string()))?;
     let expires_at = new.expires_at.unwrap_or(latest);
     if expires_at > latest || expires_at <= now {
-        let days = house.config.key_max_age_days;
-        return Err(Fault::error(format!("a key may live from now to {days} days (key_max_age_days)")));
+        let until = short_time(latest);
+        return Err(Fault::error(format!("--expires takes a time from now to {until} (keys.max_age)")));
     }
     let comment = public.comment().to_string();
     let key = UserKey {
@@ -109,6 +107,9 @@ async fn add(house: &House, caller: &Caller, new: NewKey) -> Result<UserKey, Fau
         added_at: now,
         expires_at,
         last_used_at: None,
+        replaces: None,
+        retires_at: None,
+        warned: None,
         revoked: None,
     };
     house.vault.insert(&key).await?;

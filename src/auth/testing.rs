@@ -46,6 +46,9 @@ pub(crate) fn user_key(name: &str, key: &PublicKey) -> UserKey {
         added_at: at(0),
         expires_at: at(90 * 86_400),
         last_used_at: None,
+        replaces: None,
+        retires_at: None,
+        warned: None,
         revoked: None,
     }
 }
