@@ -79,18 +79,19 @@ pub fn next_by_time(key: &UserKey) -> Option<Timestamp> {
     }
 }
 
-/// Whether `key` is expired, but may still be exchanged by its owner: it was in use, and has no successor in use.
-pub fn in_grace(key: &UserKey, terms: &Terms, now: Timestamp) -> bool {
+/// Whether `key` is expired, but may still be exchanged by its owner, for `grace` seconds: it was in use, and has no
+/// successor in use.
+pub fn in_grace(key: &UserKey, grace: i64, now: Timestamp) -> bool {
     let was_in_use = key.replaces.is_none() || key.last_used_at.is_some();
     standing(key, now) == KeyStatus::Expired
         && was_in_use
         && key.retires_at.is_none()
-        && now.as_second() < grace_ends(key, terms)
+        && now.as_second() < grace_ends(key, grace)
 }
 
 /// When the grace of `key` ends, in Unix seconds.
-pub fn grace_ends(key: &UserKey, terms: &Terms) -> i64 {
-    key.expires_at.as_second().saturating_add(terms.grace)
+pub fn grace_ends(key: &UserKey, grace: i64) -> i64 {
+    key.expires_at.as_second().saturating_add(grace)
 }
 
 /// The warning (seconds before expiry) that `key` has come to at `now`, if it is in use and nears its end. A warning
@@ -271,7 +272,7 @@ mod tests {
         let mut pending = UserKey { replaces: Some("SHA256:old".to_owned()), ..key(KeyStatus::Pending) };
         assert_eq!(standing(&pending, at(DAY)), KeyStatus::Pending);
         assert_eq!(standing(&pending, at(90 * DAY)), KeyStatus::Expired);
-        assert!(!in_grace(&pending, &Terms::default(), at(90 * DAY)), "it was never in use");
+        assert!(!in_grace(&pending, Terms::default().grace, at(90 * DAY)), "it was never in use");
         pending.last_used_at = Some(at(DAY));
         assert_eq!(standing(&pending, at(DAY)), KeyStatus::Active);
     }
@@ -286,13 +287,13 @@ mod tests {
 
     #[test]
     fn grace_begins_at_expiry_and_ends() {
-        let (active, terms) = (key(KeyStatus::Active), Terms::default());
-        assert!(!in_grace(&active, &terms, at(90 * DAY - 1)));
-        assert!(in_grace(&active, &terms, at(90 * DAY)));
-        assert!(in_grace(&active, &terms, at(104 * DAY - 1)));
-        assert!(!in_grace(&active, &terms, at(104 * DAY)));
+        let (active, terms) = (key(KeyStatus::Active), Terms::default().grace);
+        assert!(!in_grace(&active, terms, at(90 * DAY - 1)));
+        assert!(in_grace(&active, terms, at(90 * DAY)));
+        assert!(in_grace(&active, terms, at(104 * DAY - 1)));
+        assert!(!in_grace(&active, terms, at(104 * DAY)));
         for ended in [KeyStatus::Retired, KeyStatus::Revoked] {
-            assert!(!in_grace(&key(ended), &terms, at(90 * DAY)), "{ended}");
+            assert!(!in_grace(&key(ended), terms, at(90 * DAY)), "{ended}");
         }
     }
 

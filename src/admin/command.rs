@@ -140,6 +140,24 @@ pub enum SshKeys {
         /// Id (K12) or SHA256: fingerprint
         key: String,
     },
+    /// Give a key its successor: the old one works until the new one has logged in, and a while longer
+    Rotate {
+        /// Whose key (default over SSH: yourself)
+        #[arg(long)]
+        user: Option<UserName>,
+        /// The key to replace: id (K12) or SHA256: fingerprint (default over SSH: the one you came with)
+        #[arg(long)]
+        old: Option<String>,
+        /// The new .pub file, or - for standard input (over SSH: always standard input)
+        #[arg(long)]
+        file: Option<PathBuf>,
+        /// What the client read from the file.
+        #[arg(skip)]
+        file_text: Option<String>,
+        /// A label (default: the key's comment)
+        #[arg(long)]
+        name: Option<String>,
+    },
     /// Revoke a key for good; its live sessions end at once
     Revoke {
         /// Id (K12) or SHA256: fingerprint

@@ -52,6 +52,7 @@ impl Desk for FrontDesk {
             roles: caller.roles().clone(),
             key: caller.key().to_owned(),
             source: caller.source().ip(),
+            only_exchanges: caller.only_exchanges(),
         };
         self.answer(visitor, ask, to).boxed()
     }
@@ -91,10 +92,10 @@ fn parse(visitor: &Visitor, ask: &Ask) -> Result<Asked, Fault> {
     })?;
     let mut command = line.command;
     match &mut command {
-        Command::SshKeys(SshKeys::Add { file, file_text, .. }) => {
-            if file.as_ref().is_some_and(|f| f.as_os_str() != "-") {
+        Command::SshKeys(SshKeys::Add { file, file_text, .. } | SshKeys::Rotate { file, file_text, .. }) => {
+            if ask.stdin.is_empty() || file.as_ref().is_some_and(|f| f.as_os_str() != "-") {
                 return Err(Fault::usage(
-                    "keyward: over SSH the key comes by standard input: … ssh-keys add --user NAME < id.pub",
+                    "keyward: over SSH the new key comes by standard input: ssh-keys rotate < ~/.ssh/id_new.pub",
                 ));
             }
             *file_text = Some(String::from_utf8_lossy(&ask.stdin).into_owned());

@@ -9,7 +9,7 @@ use keystore::{Ended, KeyStatus, UserKey, UserName};
 use serde_json::{Value, json};
 
 use super::render::{day, short_time, table};
-use super::{Caller, Fault, Output, SshKeys, trail, users};
+use super::{Caller, Fault, Output, SshKeys, rotate, trail, users};
 use crate::session::House;
 
 pub(super) async fn run(
@@ -33,6 +33,9 @@ pub(super) async fn run(
                 day(key.expires_at)
             );
             out.either(&shown(&key, now), text).await
+        }
+        SshKeys::Rotate { user, old, file: _, file_text, name } => {
+            rotate::run(house, caller, rotate::Wanted { user, old, text: file_text, name }, out).await
         }
         SshKeys::List { user, expiring } => {
             let mut keys: Vec<UserKey> = house.vault.list().await?;
@@ -67,21 +70,34 @@ pub(super) async fn run(
     }
 }
 
-struct NewKey {
-    user: UserName,
-    text: String,
-    name: Option<String>,
-    expires_at: Option<Timestamp>,
+pub(super) struct NewKey {
+    pub(super) user: UserName,
+    pub(super) text: String,
+    pub(super) name: Option<String>,
+    pub(super) expires_at: Option<Timestamp>,
 }
 
 async fn add(house: &House, caller: &Caller, new: NewKey) -> Result<UserKey, Fault> {
     let now = Timestamp::now();
+    let key = made(house, new, now).await?;
+    house.vault.insert(&key).await?;
+    trail::note(house, trail::key_added(caller, &key), now).await?;
+    Ok(key)
+}
+
+/// The record of a key that nobody holds or ever held; not stored yet.
+pub(super) async fn made(house: &House, new: NewKey, now: Timestamp) -> Result<UserKey, Fault> {
     users::found(house, &new.user).await?;
     let public = parse_user_key(&new.text).map_err(|fault| Fault::error(fault.to_string()))?;
     let fingerprint = UserKey::fingerprint_of(&public);
     if let Some(held) = house.vault.get::<UserKey>(&fingerprint).await? {
-        return Err(Fault::conflict(match held.status {
-            KeyStatus::Revoked => format!("{fingerprint} was revoked and never works again; make a new key"),
+        return Err(Fault::conflict(match held.status_at(now) {
+            KeyStatus::Revoked | KeyStatus::Retired | KeyStatus::Expired => {
+                format!(
+                    "{fingerprint} is {} and never works again; make a new key: ssh-keygen -t ed25519",
+                    held.status_at(now)
+                )
+            }
             _ if held.user == new.user => {
                 format!("{fingerprint} is known already, as {} of {}", held.id, held.user)
             }
@@ -96,7 +112,7 @@ async fn add(house: &House, caller: &Caller, new: NewKey) -> Result<UserKey, Fau
         return Err(Fault::error(format!("--expires takes a time from now to {until} (keys.max_age)")));
     }
     let comment = public.comment().to_string();
-    let key = UserKey {
+    Ok(UserKey {
         id: house.vault.next_id("K").await?,
         user: new.user,
         name: new.name.or(Some(comment).filter(|c| !c.is_empty())).unwrap_or_else(|| "unnamed".to_owned()),
@@ -111,10 +127,7 @@ async fn add(house: &House, caller: &Caller, new: NewKey) -> Result<UserKey, Fau
         retires_at: None,
         warned: None,
         revoked: None,
-    };
-    house.vault.insert(&key).await?;
-    trail::note(house, trail::key_added(caller, &key), now).await?;
-    Ok(key)
+    })
 }
 
 /// Revokes `key`: the record first, so that no login passes meanwhile, then the live sessions.
@@ -131,7 +144,7 @@ pub(super) async fn revoke(house: &House, caller: &Caller, key: &UserKey, reason
     trail::note(house, trail::key_revoked(caller, key, reason), now).await
 }
 
-async fn find(house: &House, wanted: &str) -> Result<UserKey, Fault> {
+pub(super) async fn find(house: &House, wanted: &str) -> Result<UserKey, Fault> {
     let keys: Vec<UserKey> = house.vault.list().await?;
     keys.into_iter()
         .find(|k| k.id.eq_ignore_ascii_case(wanted) || k.fingerprint == wanted)
@@ -154,7 +167,7 @@ pub(super) fn listed(keys: &[UserKey], now: Timestamp, width: Option<u16>) -> St
     table(&["KEY", "USER", "NAME", "STATUS", "AGE", "EXPIRES", "LAST USED", "FINGERPRINT"], rows, width)
 }
 
-fn shown(key: &UserKey, now: Timestamp) -> Value {
+pub(super) fn shown(key: &UserKey, now: Timestamp) -> Value {
     let mut value = json!(key);
     if let Some(fields) = value.as_object_mut() {
         fields.insert("status".to_owned(), key.status_at(now).to_string().into());

@@ -141,6 +141,17 @@ pub enum Event {
         /// Fingerprint, `SHA256:…`.
         key: String,
     },
+    /// A replaced key goes on working for a while: its successor is in use.
+    SshKeyRetiring {
+        /// The user it is about.
+        user: String,
+        /// Fingerprint, `SHA256:…`.
+        key: String,
+        /// Fingerprint of the new key.
+        successor: String,
+        /// RFC 3339, UTC.
+        until: String,
+    },
     /// A replaced key stopped working.
     SshKeyRetired {
         /// The user it is about.
@@ -473,6 +484,7 @@ impl Event {
             Self::SshKeyRotated { .. } => "ssh_key_rotated",
             Self::SshKeyExpiring { .. } => "ssh_key_expiring",
             Self::SshKeyExpired { .. } => "ssh_key_expired",
+            Self::SshKeyRetiring { .. } => "ssh_key_retiring",
             Self::SshKeyRetired { .. } => "ssh_key_retired",
             Self::SshKeyRevoked { .. } => "ssh_key_revoked",
             Self::InstanceAdded { .. } => "instance_added",

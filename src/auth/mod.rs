@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use jiff::Timestamp;
+use keystore::lifecycle;
 use keystore::ssh::PublicKey;
 use keystore::{KeyStatus, Role, User, UserKey, UserName, Vault};
 
@@ -18,19 +19,27 @@ pub mod mfa;
 pub(crate) mod testing;
 
 /// Whether a key that a client *offers* (without a signature) is worth a signature. This is no proof of anything.
-pub async fn offered_key_known(vault: &Vault, user: &str, key: &PublicKey, now: Timestamp) -> bool {
-    find_key(vault, user, &UserKey::fingerprint_of(key), now).await.is_ok()
+/// `grace`: see [`Unauthenticated::new`].
+pub async fn offered_key_known(
+    vault: &Vault,
+    (user, key): (&str, &PublicKey),
+    grace: i64,
+    now: Timestamp,
+) -> bool {
+    find_key(vault, (user, &UserKey::fingerprint_of(key)), grace, now).await.is_ok()
 }
 
 /// A connection whose peer has proved nothing yet.
 pub struct Unauthenticated {
     source: SocketAddr,
+    grace: i64,
 }
 
 impl Unauthenticated {
-    /// The state every admitted connection starts in.
-    pub fn new(admitted: &Admitted) -> Self {
-        Self { source: admitted.addr() }
+    /// The state every admitted connection starts in. For `grace` seconds an expired key still logs in, to be
+    /// exchanged and for nothing else.
+    pub fn new(admitted: &Admitted, grace: i64) -> Self {
+        Self { source: admitted.addr(), grace }
     }
 
     /// Spends this state for a key that has *signed* this session's authentication request (RFC 4252 §7). The caller
@@ -67,8 +76,14 @@ impl Unauthenticated {
         now: Timestamp,
     ) -> Result<KeyVerified, (Self, LoginFault)> {
         let fingerprint = UserKey::fingerprint_of(key);
-        match find_key(vault, user, &fingerprint, now).await {
-            Ok(user) => Ok(KeyVerified { user: user.name, fingerprint, source: self.source, voided: false }),
+        match find_key(vault, (user, &fingerprint), self.grace, now).await {
+            Ok(user) => Ok(KeyVerified {
+                user: user.name,
+                fingerprint,
+                source: self.source,
+                grace: self.grace,
+                voided: false,
+            }),
             Err(fault) => Err((self, fault)),
         }
     }
@@ -97,6 +112,7 @@ pub struct KeyVerified {
     user: UserName,
     fingerprint: String,
     source: SocketAddr,
+    grace: i64,
     /// Another name was tried on this state: it never becomes a login any more.
     voided: bool,
 }
@@ -114,7 +130,7 @@ impl KeyVerified {
 
     /// Gives up what was proved, as a changed user name demands (RFC 4252 §5).
     pub fn void(self) -> Unauthenticated {
-        Unauthenticated { source: self.source }
+        Unauthenticated { source: self.source, grace: self.grace }
     }
 
     /// Spends this state and a code for a login. The code is durably spent before this returns `Ok`; user and key are
@@ -147,9 +163,9 @@ impl KeyVerified {
             return Err((self, LoginFault::UserChanged));
         }
         match self.complete(vault, code, now).await {
-            Ok(roles) => {
+            Ok((roles, reach)) => {
                 let Self { user, fingerprint, source, .. } = self;
-                Ok(Authenticated { user, roles, fingerprint, source, at: now })
+                Ok(Authenticated { user, roles, fingerprint, source, at: now, reach })
             }
             Err(fault) => Err((self, fault)),
         }
@@ -160,20 +176,21 @@ impl KeyVerified {
         vault: &Vault,
         code: &str,
         now: Timestamp,
-    ) -> Result<BTreeSet<Role>, LoginFault> {
+    ) -> Result<(BTreeSet<Role>, Reach), LoginFault> {
         // RFC 6238 §5.2: an accepted code is spent. Persist first, then let the login through.
         mfa::spend(vault, &self.user, code, now).await?;
-        vault
+        // For a pending key this is the proof that makes it active (`keystore::lifecycle`).
+        let reach = vault
             .update(&self.fingerprint, |key: &mut UserKey| {
-                usable(key, self.user.as_str(), now)?;
+                let reach = usable(key, self.user.as_str(), self.grace, now)?;
                 key.last_used_at = Some(now);
-                Ok::<_, LoginFault>(())
+                Ok::<_, LoginFault>(reach)
             })
             .await?;
         let user = vault.get::<User>(self.user.as_str()).await?.ok_or(LoginFault::UnknownUser)?;
         match user.barred(now) {
             Some(why) => Err(LoginFault::Barred(why)),
-            None => Ok(user.roles),
+            None => Ok((user.roles, reach)),
         }
     }
 }
@@ -191,6 +208,15 @@ pub struct Authenticated {
     fingerprint: String,
     source: SocketAddr,
     at: Timestamp,
+    reach: Reach,
+}
+
+/// How far a login goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    Everything,
+    /// The key has expired: it can be exchanged, and nothing else.
+    Exchange,
 }
 
 impl Authenticated {
@@ -217,6 +243,11 @@ impl Authenticated {
     /// When the login was complete.
     pub fn at(&self) -> Timestamp {
         self.at
+    }
+
+    /// Whether the key has expired, so that it can be exchanged and nothing else: no instance is open to this login.
+    pub fn only_exchanges(&self) -> bool {
+        self.reach == Reach::Exchange
     }
 
     /// Whether `key` is the key that signed.
@@ -266,11 +297,12 @@ impl LoginFault {
         match self {
             Self::UnknownUser => "unknown user",
             Self::UnknownKey => "unknown key",
-            Self::KeyUnusable(KeyStatus::Pending) => "key pending",
             Self::KeyUnusable(KeyStatus::Expired) => "key expired",
             Self::KeyUnusable(KeyStatus::Retired) => "key retired",
             Self::KeyUnusable(KeyStatus::Revoked) => "key revoked",
-            Self::KeyUnusable(KeyStatus::Active | KeyStatus::Retiring) => "key not usable",
+            Self::KeyUnusable(KeyStatus::Pending | KeyStatus::Active | KeyStatus::Retiring) => {
+                "key not usable"
+            }
             Self::Barred(why) => why,
             Self::NoSecondFactor => "no second factor enrolled",
             Self::WrongCode => "wrong code",
@@ -300,7 +332,12 @@ impl From<keystore::Error> for LoginFault {
 
 /// The user, if the key is the user's and both are in use. Reads the same records whoever asks, so that a name that
 /// does not exist takes as long as one that does.
-async fn find_key(vault: &Vault, user: &str, fingerprint: &str, now: Timestamp) -> Result<User, LoginFault> {
+async fn find_key(
+    vault: &Vault,
+    (user, fingerprint): (&str, &str),
+    grace: i64,
+    now: Timestamp,
+) -> Result<User, LoginFault> {
     let name = user.parse::<UserName>();
     let found = vault.get::<User>(name.as_ref().map_or("-", UserName::as_str)).await;
     let key = vault.get::<UserKey>(fingerprint).await;
@@ -308,17 +345,19 @@ async fn find_key(vault: &Vault, user: &str, fingerprint: &str, now: Timestamp) 
     if let Some(why) = found.barred(now) {
         return Err(LoginFault::Barred(why));
     }
-    usable(&key?.ok_or(LoginFault::UnknownKey)?, found.name.as_str(), now)?;
+    usable(&key?.ok_or(LoginFault::UnknownKey)?, found.name.as_str(), grace, now)?;
     Ok(found)
 }
 
-fn usable(key: &UserKey, user: &str, now: Timestamp) -> Result<(), LoginFault> {
+fn usable(key: &UserKey, user: &str, grace: i64, now: Timestamp) -> Result<Reach, LoginFault> {
     if key.user.as_str() != user {
-        Err(LoginFault::UnknownKey)
-    } else if key.usable(now) {
-        Ok(())
-    } else {
-        Err(LoginFault::KeyUnusable(key.status_at(now)))
+        return Err(LoginFault::UnknownKey);
+    }
+    match key.status_at(now) {
+        // A pending key proves itself by a login with key and code.
+        KeyStatus::Pending | KeyStatus::Active | KeyStatus::Retiring => Ok(Reach::Everything),
+        KeyStatus::Expired if lifecycle::in_grace(key, grace, now) => Ok(Reach::Exchange),
+        status => Err(LoginFault::KeyUnusable(status)),
     }
 }
 

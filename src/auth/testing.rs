@@ -11,6 +11,9 @@ use keystore::{KeyStatus, SecondFactor, User, UserKey, Vault};
 use super::{Authenticated, Unauthenticated};
 use crate::guard::{Guard, Limits};
 
+/// How long expired keys can be exchanged, in seconds.
+pub(crate) const GRACE: i64 = 14 * 86_400;
+
 /// A fixed moment, `second` seconds after the start of a TOTP step.
 pub(crate) fn at(second: i64) -> Timestamp {
     Timestamp::from_second(1_800_000_000 + second).unwrap()
@@ -77,7 +80,7 @@ pub(crate) async fn code(vault: &Vault, user: &str, when: Timestamp) -> String {
 
 pub(crate) fn unauthenticated() -> Unauthenticated {
     let admitted = Guard::new(Limits::default()).admit("192.0.2.7:4022".parse().unwrap(), at(0)).unwrap();
-    Unauthenticated::new(&admitted)
+    Unauthenticated::new(&admitted, GRACE)
 }
 
 /// A login of a new user with these roles, by the real chain, from 192.0.2.7.

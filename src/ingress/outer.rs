@@ -62,7 +62,7 @@ pub(super) fn deadlines(config: &Config) -> Deadlines {
 
 impl Outer {
     pub(super) fn new(house: Arc<House>, desk: Arc<dyn Desk>, admitted: Admitted, phase: Phase) -> Self {
-        let door = Door::Outside(Unauthenticated::new(&admitted));
+        let door = Door::Outside(Unauthenticated::new(&admitted, house.config.keys.grace));
         let source = admitted.addr();
         let room = Arc::new(Semaphore::new(MOST_CHANNELS));
         Self {
@@ -164,7 +164,8 @@ impl server::Handler for Outer {
         offer: PublicKeyOffer<'_>,
     ) -> Result<Auth, russh::Error> {
         let since = Instant::now();
-        if offered_key_known(&self.house.vault, user, offer.public_key, Timestamp::now()).await {
+        let (vault, grace) = (&self.house.vault, self.house.config.keys.grace);
+        if offered_key_known(vault, (user, offer.public_key), grace, Timestamp::now()).await {
             return Ok(Auth::Accept);
         }
         // Not counted: an agent offers every key it holds.
@@ -249,6 +250,7 @@ impl server::Handler for Outer {
             source: caller.source(),
             to: None,
             since: Timestamp::now(),
+            only_exchanges: caller.only_exchanges(),
         };
         let mut registered = self.house.registry.enter(info);
         let (handle, over) = (session.handle(), self.over.clone());

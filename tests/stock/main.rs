@@ -16,3 +16,4 @@ mod forward;
 mod jump;
 mod login;
 mod rig;
+mod rotation;
