@@ -5,13 +5,14 @@ use std::sync::Arc;
 use clap::Parser;
 use futures_util::future::{BoxFuture, FutureExt};
 use jiff::Timestamp;
-use keystore::{Role, UserKey};
+use keystore::{KeyStatus, Role, UserKey};
 use tokio::sync::mpsc;
 
 use super::{Caller, Chunk, Command, Fault, Instances, Logs, Output, Sessions, SshKeys, Visitor};
 use super::{access, execute, keys};
 use crate::auth::Authenticated;
 use crate::policy::Facts;
+use crate::rotation::notice;
 use crate::session::{Ask, Desk, House};
 
 /// Answers logged-in users.
@@ -128,6 +129,16 @@ async fn page(house: &House, visitor: &Visitor, out: &mut Output) -> Result<(), 
     let roles = visitor.roles.iter().map(Role::as_str).collect::<Vec<_>>().join(", ");
     let mut owned: Vec<UserKey> = house.vault.list().await?;
     owned.retain(|k| k.user == visitor.user);
+    let mut told: Vec<String> = owned
+        .iter()
+        .filter_map(|key| notice(key, &house.config.keys, now, bastion(house)))
+        .chain(owned.iter().filter(|k| k.status_at(now) == KeyStatus::Pending).map(|k| waits(k, house)))
+        .collect();
+    told.push(String::new());
+    if visitor.only_exchanges {
+        told.push(keys::listed(&owned, now, None));
+        return out.line(told.join("\n")).await;
+    }
     let facts = Facts { user: &visitor.user, roles: &visitor.roles, source: visitor.source };
     let rows = access::reachable(house, &facts).await?.into_iter().map(|(instance, login, can)| {
         let can =
@@ -136,14 +147,23 @@ async fn page(house: &House, visitor: &Visitor, out: &mut Output) -> Result<(), 
     });
     let places = super::render::table(&["YOU MAY GO TO", "AND DO"], rows, None);
     let text = format!(
-        "You are {} ({roles}), from {}.\n\n{}\n\n{places}\n\nClient configuration: ssh {}@{} setup >> ~/.ssh/config\n",
+        "You are {} ({roles}), from {}.\n{}\n{}\n\n{places}\n\nClient configuration: ssh {}@{} setup >> ~/.ssh/config\n",
         visitor.user,
         visitor.source,
+        told.join("\n"),
         keys::listed(&owned, now, None),
         visitor.user,
         bastion(house),
     );
     out.line(text).await
+}
+
+fn waits(key: &UserKey, house: &House) -> String {
+    let (id, user) = (&key.id, &key.user);
+    format!(
+        "{id} waits for its first login: ssh -i ~/.ssh/id_new -o IdentitiesOnly=yes {user}@{}",
+        bastion(house)
+    )
 }
 
 fn bastion(house: &House) -> &str {

@@ -7,6 +7,7 @@ mod counter;
 mod elastic;
 mod forward;
 mod inner;
+mod login;
 mod outer;
 mod reception;
 mod stream;

@@ -142,3 +142,57 @@ fn a_rotation_survives_a_kill_9_at_each_step() {
     wait_for("the trail to say so", || events(&rig, "ssh_key_retired") == 1);
     rig.ok(&["logs", "verify"]);
 }
+
+#[test]
+fn an_expired_key_in_grace_is_exchanged_and_opens_nothing_else() {
+    let rig = Rig::with_alice_and("[keys]\nmax_age = \"14s\"\nwarn = [\"13s\"]\ngrace = \"30s\"\n");
+    wait_for("the warning", || events(&rig, "ssh_key_expiring") == 1);
+    let output = rig.client("ssh", "alice").arg("bastion").output().unwrap();
+    let (out, err) = (text(output.stdout), text(output.stderr));
+    assert!(
+        out.contains("Your key K1 expires in ") && err.contains("Your key K1 expires in "),
+        "{out} {err}"
+    );
+    let err = text(rig.ssh("alice", "true").stderr);
+    assert_eq!(
+        err.matches("Your key K1 expires in ").count(),
+        2,
+        "at the prompt, and as the inner banner: {err}"
+    );
+    wait_for("the key to expire", || events(&rig, "ssh_key_expired") == 1);
+
+    let output = rig.ssh("alice", "echo reached");
+    assert!(!text(output.stdout).contains("reached"));
+    assert!(text(output.stderr).contains("Your key has expired; exchange it first"));
+    let desk = |words: &[&str]| rig.client("ssh", "alice").arg("bastion").args(words).output().unwrap();
+    for words in [&["ssh-keys", "list"][..], &["status"], &["ssh-keys", "revoke", "K1", "--reason", "x"]] {
+        let output = desk(words);
+        assert_eq!(output.status.code(), Some(4), "{words:?}: {}", text(output.stderr));
+    }
+    for words in [&["setup"][..], &["help"], &[]] {
+        let output = desk(words);
+        assert!(output.status.success(), "{words:?}: {}", text(output.stderr));
+    }
+    let page = text(desk(&[]).stdout);
+    assert!(page.contains("it can be exchanged, and nothing else") && !page.contains("ssh -J"), "{page}");
+
+    rig.keygen("id_new");
+    let output = rotate(&rig, "alice", "id_new", &[]);
+    assert!(output.status.success(), "{}", text(output.stderr));
+    let output = ssh_with(&rig, "alice", "id_new", &["db-1", "echo in"]);
+    assert_eq!(text(output.stdout), "in\n", "{}", text(output.stderr));
+    wait_for("the old key to retire", || status(&rig, "K1") == "retired");
+    assert_eq!(rotate(&rig, "alice", "id_new", &[]).status.code(), Some(255), "a retired key opens nothing");
+}
+
+#[test]
+fn after_its_grace_an_expired_key_opens_nothing_at_all() {
+    let rig = Rig::with_alice_and("[keys]\nmax_age = \"2s\"\nwarn = []\ngrace = \"1s\"\n");
+    std::thread::sleep(std::time::Duration::from_secs(4));
+    rig.keygen("id_new");
+    assert_eq!(rotate(&rig, "alice", "id_new", &[]).status.code(), Some(255));
+    assert_eq!(rig.client("ssh", "alice").arg("bastion").output().unwrap().status.code(), Some(255));
+    assert_eq!(status(&rig, "K1"), "expired");
+    let file = rig.path("id_new.pub");
+    rig.ok(&["ssh-keys", "rotate", "--user", "alice", "--old", "K1", "--file", file.to_str().unwrap()]);
+}
