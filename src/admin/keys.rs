@@ -8,6 +8,7 @@ use keystore::signing::parse_user_key;
 use keystore::{Ended, KeyStatus, UserKey, UserName};
 use serde_json::{Value, json};
 
+use super::blast::{self, Whose};
 use super::render::{day, short_time, table};
 use super::{Caller, Fault, Output, SshKeys, rotate, trail, users};
 use crate::session::House;
@@ -65,7 +66,11 @@ pub(super) async fn run(
                 return Err(Fault::conflict(format!("{} is revoked already", key.id)));
             }
             revoke(house, caller, &key, &reason).await?;
-            out.note(format!("Revoked {} of {}. Its live sessions were ended.", key.id, key.user)).await
+            out.note(format!("Revoked {} of {}. Its live sessions were ended.", key.id, key.user)).await?;
+            let touched = blast::touched(house, Whose::Key(key.fingerprint.clone()), now).await?;
+            let key = find(house, &key.fingerprint).await?;
+            let value = json!({ "key": shown(&key, now), "touched": touched });
+            out.either(&value, touched.told(out.width())).await
         }
     }
 }

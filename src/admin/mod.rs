@@ -5,6 +5,7 @@
 //! appends its audit event before it is reported done.
 
 mod access;
+mod blast;
 mod command;
 mod desk;
 mod execute;

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use keystore::{Ended, Role, Rule, SecondFactor, Subject, User, UserKey, UserKind, UserName};
 use serde_json::{Value, json};
 
+use super::blast::{self, Whose};
 use super::render::{short_time, table};
 use super::{Caller, Fault, Kind, Mfa, Output, Users, access, keys, trail};
 use crate::auth::mfa;
@@ -56,7 +57,10 @@ pub(super) async fn users(
             let ended = Ended { at: now, reason: reason.clone() };
             set_suspended(house, &name, Some(ended)).await?;
             trail::note(house, trail::user_suspended(caller, &name, &reason), now).await?;
-            out.note(format!("Suspended {name}. Undo: keyward users resume {name}")).await
+            out.note(format!("Suspended {name}. Undo: keyward users resume {name}")).await?;
+            let touched = blast::touched(house, Whose::User(name.clone()), now).await?;
+            let value = json!({ "user": shown(&found(house, &name).await?, now), "touched": touched });
+            out.either(&value, touched.told(out.width())).await
         }
         Users::Resume { name } => {
             set_suspended(house, &name, None).await?;

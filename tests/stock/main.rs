@@ -14,6 +14,7 @@ mod administration;
 mod flow;
 mod forward;
 mod jump;
+mod leaver;
 mod login;
 mod rig;
 mod rotation;
