@@ -308,6 +308,30 @@ impl Drop for SecondFactor {
     }
 }
 
+/// A one-time code with which a user enrols a key and a second factor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Invitation {
+    /// Who is invited.
+    pub user: UserName,
+    /// SHA-256 of the code.
+    pub code: [u8; 32],
+    /// When it was given.
+    pub made_at: Timestamp,
+    /// It means nothing after this.
+    pub expires_at: Timestamp,
+    /// Wrong codes tried.
+    pub tries: u32,
+    /// Set once used.
+    pub spent_at: Option<Timestamp>,
+}
+
+impl Record for Invitation {
+    const KIND: &'static str = "invitation";
+    fn record_id(&self) -> String {
+        self.user.to_string()
+    }
+}
+
 /// `HOST:PORT`, or `[V6]:PORT`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

@@ -73,6 +73,11 @@ pub enum Users {
         /// The user
         name: UserName,
     },
+    /// A one-time code with which a user adds a key and an authenticator, with nothing but ssh
+    Invite {
+        /// The user
+        name: UserName,
+    },
     /// Suspend a user; live sessions end
     Suspend {
         /// The user

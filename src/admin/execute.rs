@@ -93,7 +93,11 @@ fn changes(command: &Command) -> bool {
     matches!(
         command,
         Command::Users(
-            Users::Add { .. } | Users::Suspend { .. } | Users::Resume { .. } | Users::Remove { .. }
+            Users::Add { .. }
+                | Users::Invite { .. }
+                | Users::Suspend { .. }
+                | Users::Resume { .. }
+                | Users::Remove { .. }
         ) | Command::SshKeys(SshKeys::Add { .. } | SshKeys::Rotate { .. } | SshKeys::Revoke { .. })
             | Command::Mfa(Mfa::Enroll { .. } | Mfa::Reset { .. } | Mfa::RecoveryCodes { .. })
             | Command::Instances(Instances::Add(_) | Instances::Remove { .. })

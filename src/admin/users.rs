@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use super::blast::{self, Whose};
 use super::render::{short_time, table};
 use super::{Caller, Fault, Kind, Mfa, Output, Users, access, keys, trail};
-use crate::auth::mfa;
+use crate::audit::Event;
+use crate::auth::{self, mfa};
 use crate::session::House;
 
 pub(super) async fn users(
@@ -34,8 +35,9 @@ pub(super) async fn users(
             let user = User { name: name.clone(), roles, kind, added_at: now, expires_at, suspended: None };
             house.vault.insert(&user).await?;
             trail::note(house, trail::user_added(caller, &user), now).await?;
-            let next =
-                format!("Added {name}. Next: keyward ssh-keys add --user {name} --file id_ed25519.pub");
+            let next = format!(
+                "Added {name}. Next: keyward users invite {name}, or ssh-keys add --user {name} --file id.pub"
+            );
             out.either(&shown(&user, now), next).await
         }
         Users::List => {
@@ -53,9 +55,11 @@ pub(super) async fn users(
             );
             out.either(&shown(&user, now), text).await
         }
+        Users::Invite { name } => invite(house, caller, &name, out).await,
         Users::Suspend { name, reason } => {
             let ended = Ended { at: now, reason: reason.clone() };
             set_suspended(house, &name, Some(ended)).await?;
+            auth::withdraw(&house.vault, &name).await?;
             trail::note(house, trail::user_suspended(caller, &name, &reason), now).await?;
             out.note(format!("Suspended {name}. Undo: keyward users resume {name}")).await?;
             let touched = blast::touched(house, Whose::User(name.clone()), now).await?;
@@ -93,6 +97,41 @@ pub(super) async fn found(house: &House, name: &UserName) -> Result<User, Fault>
     }))
 }
 
+async fn invite(house: &House, caller: &Caller, name: &UserName, out: &mut Output) -> Result<(), Fault> {
+    let now = Timestamp::now();
+    let user = found(house, name).await?;
+    if let Some(why) = user.barred(now) {
+        return Err(Fault::conflict(format!(
+            "{name} cannot log in ({why}); first: keyward users resume {name}"
+        )));
+    }
+    if user.kind == UserKind::Service {
+        return Err(Fault::conflict(format!(
+            "{name} is a service and has no authenticator; add its key: keyward ssh-keys add --user {name} --file FILE"
+        )));
+    }
+    let (code, expires_at) = auth::invite(&house.vault, name, now).await?;
+    let event =
+        Event::UserInvited { user: name.to_string(), by: caller.name(), expires_at: expires_at.to_string() };
+    trail::note(house, event, now).await?;
+    let bastion = house.config.names.first().map_or("bastion", String::as_str);
+    let command = format!("ssh -i ~/.ssh/id_ed25519 -o IdentitiesOnly=yes {name}@{bastion}");
+    let factor = match house.vault.get::<SecondFactor>(name.as_str()).await? {
+        Some(_) => format!(
+            "{name} confirms with the authenticator in use. Is it lost too? keyward mfa reset {name}, before the login"
+        ),
+        None => format!("That adds the key and sets up {name}'s authenticator."),
+    };
+    let text = format!(
+        "Enrolment code for {name}, good once, until {}. Send it by a way you trust:\n\n  {code}\n\n\
+         {name} types, on the machine that has (or makes) the key:\n\n  ssh-keygen -t ed25519\n  {command}\n\n\
+         and gives the code when asked. {factor}",
+        short_time(expires_at),
+    );
+    let value = json!({ "user": name, "code": code, "expires_at": expires_at, "command": command });
+    out.either(&value, text).await
+}
+
 async fn set_suspended(house: &House, name: &UserName, ended: Option<Ended>) -> Result<(), Fault> {
     found(house, name).await?;
     house
@@ -116,6 +155,7 @@ async fn remove(house: &House, caller: &Caller, name: &UserName, now: Timestamp)
     if house.vault.get::<SecondFactor>(name.as_str()).await?.is_some() {
         house.vault.remove::<SecondFactor>(name.as_str()).await?;
     }
+    auth::withdraw(&house.vault, name).await?;
     house.vault.remove::<User>(name.as_str()).await?;
     trail::note(house, trail::user_removed(caller, name), now).await
 }
@@ -171,7 +211,8 @@ pub(super) async fn factors(
                 "user": name, "secret": enrolment.secret_base32, "uri": enrolment.uri,
                 "recovery_codes": enrolment.recovery_codes,
             });
-            let mut text = out.width().and_then(|_| qr(&enrolment.uri)).unwrap_or_default();
+            let drawn = out.width().and_then(|_| enrolment.qr()).map(|qr| format!("{qr}\n\n"));
+            let mut text = drawn.unwrap_or_default();
             text.push_str(&format!(
                 "Scan the code, or type the secret into an authenticator app:\n\n  secret  {}\n  uri     {}\n\n{}",
                 enrolment.secret_base32,
@@ -199,15 +240,4 @@ pub(super) async fn factors(
 
 fn recovery(codes: &[String]) -> String {
     format!("Recovery codes, each good once; shown only now:\n\n  {}", codes.join("\n  "))
-}
-
-fn qr(uri: &str) -> Option<String> {
-    let code = qrcode::QrCode::new(uri).ok()?;
-    let mut drawn = code
-        .render::<qrcode::render::unicode::Dense1x2>()
-        .dark_color(qrcode::render::unicode::Dense1x2::Light)
-        .light_color(qrcode::render::unicode::Dense1x2::Dark)
-        .build();
-    drawn.push_str("\n\n");
-    Some(drawn)
 }

@@ -74,6 +74,15 @@ pub enum Event {
         /// Role names.
         roles: Vec<String>,
     },
+    /// A user was given a one-time enrolment code.
+    UserInvited {
+        /// The user it is about.
+        user: String,
+        /// Who did it.
+        by: String,
+        /// RFC 3339, UTC.
+        expires_at: String,
+    },
     /// A user was suspended.
     UserSuspended {
         /// The user it is about.
@@ -476,6 +485,7 @@ impl Event {
             Self::MfaFailed { .. } => "mfa_failed",
             Self::MfaReset { .. } => "mfa_reset",
             Self::UserAdded { .. } => "user_added",
+            Self::UserInvited { .. } => "user_invited",
             Self::UserSuspended { .. } => "user_suspended",
             Self::UserResumed { .. } => "user_resumed",
             Self::UserRemoved { .. } => "user_removed",

@@ -8,18 +8,21 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use jiff::Timestamp;
-use keystore::lifecycle;
+use keystore::lifecycle::{self, Terms};
 use keystore::ssh::PublicKey;
 use keystore::{KeyStatus, Role, User, UserKey, UserName, Vault};
 
 use crate::guard::Admitted;
 
+mod invite;
 pub mod mfa;
 #[cfg(test)]
 pub(crate) mod testing;
 
+pub use invite::{Enrolled, Enrolling, Invited, any_invited, invite, looks_like_invitation, withdraw};
+
 /// Whether a key that a client *offers* (without a signature) is worth a signature. This is no proof of anything.
-/// `grace`: see [`Unauthenticated::new`].
+/// `grace` is that of expired keys, in seconds.
 pub async fn offered_key_known(
     vault: &Vault,
     (user, key): (&str, &PublicKey),
@@ -32,14 +35,14 @@ pub async fn offered_key_known(
 /// A connection whose peer has proved nothing yet.
 pub struct Unauthenticated {
     source: SocketAddr,
-    grace: i64,
+    terms: Terms,
 }
 
 impl Unauthenticated {
-    /// The state every admitted connection starts in. For `grace` seconds an expired key still logs in, to be
+    /// The state every admitted connection starts in. In its grace (`terms`) an expired key still logs in, to be
     /// exchanged and for nothing else.
-    pub fn new(admitted: &Admitted, grace: i64) -> Self {
-        Self { source: admitted.addr(), grace }
+    pub fn new(admitted: &Admitted, terms: &Terms) -> Self {
+        Self { source: admitted.addr(), terms: terms.clone() }
     }
 
     /// Spends this state for a key that has *signed* this session's authentication request (RFC 4252 §7). The caller
@@ -76,12 +79,12 @@ impl Unauthenticated {
         now: Timestamp,
     ) -> Result<KeyVerified, (Self, LoginFault)> {
         let fingerprint = UserKey::fingerprint_of(key);
-        match find_key(vault, (user, &fingerprint), self.grace, now).await {
+        match find_key(vault, (user, &fingerprint), self.terms.grace, now).await {
             Ok(user) => Ok(KeyVerified {
                 user: user.name,
                 fingerprint,
                 source: self.source,
-                grace: self.grace,
+                terms: self.terms,
                 voided: false,
             }),
             Err(fault) => Err((self, fault)),
@@ -112,7 +115,7 @@ pub struct KeyVerified {
     user: UserName,
     fingerprint: String,
     source: SocketAddr,
-    grace: i64,
+    terms: Terms,
     /// Another name was tried on this state: it never becomes a login any more.
     voided: bool,
 }
@@ -130,7 +133,7 @@ impl KeyVerified {
 
     /// Gives up what was proved, as a changed user name demands (RFC 4252 §5).
     pub fn void(self) -> Unauthenticated {
-        Unauthenticated { source: self.source, grace: self.grace }
+        Unauthenticated { source: self.source, terms: self.terms }
     }
 
     /// Spends this state and a code for a login. The code is durably spent before this returns `Ok`; user and key are
@@ -182,7 +185,7 @@ impl KeyVerified {
         // For a pending key this is the proof that makes it active (`keystore::lifecycle`).
         let reach = vault
             .update(&self.fingerprint, |key: &mut UserKey| {
-                let reach = usable(key, self.user.as_str(), self.grace, now)?;
+                let reach = usable(key, self.user.as_str(), self.terms.grace, now)?;
                 key.last_used_at = Some(now);
                 Ok::<_, LoginFault>(reach)
             })
@@ -274,6 +277,9 @@ pub enum LoginFault {
     /// The user has no second factor: an admin must enrol one.
     #[error("no second factor enrolled")]
     NoSecondFactor,
+    /// No invitation, or one that is spent, expired or void, or another code than its own.
+    #[error("wrong enrolment code")]
+    WrongInvitation,
     /// Not a code of this time, nor a recovery code.
     #[error("wrong code")]
     WrongCode,
@@ -305,6 +311,7 @@ impl LoginFault {
             }
             Self::Barred(why) => why,
             Self::NoSecondFactor => "no second factor enrolled",
+            Self::WrongInvitation => "wrong enrolment code",
             Self::WrongCode => "wrong code",
             Self::SpentCode => "code already spent",
             Self::TooManyCodes => "too many wrong codes",
@@ -324,6 +331,7 @@ impl From<keystore::Error> for LoginFault {
         match error {
             keystore::Error::NotFound { kind: "mfa", .. } => Self::NoSecondFactor,
             keystore::Error::NotFound { kind: "key", .. } => Self::UnknownKey,
+            keystore::Error::NotFound { kind: "invitation", .. } => Self::WrongInvitation,
             keystore::Error::NotFound { kind: "user", .. } => Self::UnknownUser,
             other => Self::Store(other.to_string()),
         }

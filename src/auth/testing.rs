@@ -80,7 +80,7 @@ pub(crate) async fn code(vault: &Vault, user: &str, when: Timestamp) -> String {
 
 pub(crate) fn unauthenticated() -> Unauthenticated {
     let admitted = Guard::new(Limits::default()).admit("192.0.2.7:4022".parse().unwrap(), at(0)).unwrap();
-    Unauthenticated::new(&admitted, GRACE)
+    Unauthenticated::new(&admitted, &keystore::lifecycle::Terms::default())
 }
 
 /// A login of a new user with these roles, by the real chain, from 192.0.2.7.

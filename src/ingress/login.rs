@@ -3,6 +3,7 @@
 //! Refusals have the same words and take the same time, whoever asks. The slot of the unauthenticated is given back at
 //! login.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +17,10 @@ use tokio::time::Instant;
 
 use super::stream::Phase;
 use crate::audit::Event;
-use crate::auth::{Authenticated, KeyVerified, Unauthenticated, offered_key_known};
+use crate::auth::{
+    Authenticated, Enrolling, Invited, KeyVerified, LoginFault, Unauthenticated, any_invited,
+    looks_like_invitation, offered_key_known,
+};
 use crate::guard::Admitted;
 use crate::rotation::notice;
 use crate::session::House;
@@ -28,22 +32,50 @@ pub(super) struct Gate {
     source: SocketAddr,
     phase: Phase,
     door: Door,
+    /// Somebody holds an enrolment code: strangers are asked for one.
+    inviting: bool,
+    stranger: Stranger,
+}
+
+/// The first key of a connection that is not the user's. A client that has offered all its keys in vain never signs
+/// with one again, so while somebody is invited it is asked to sign at once, whoever it says it is: if an enrolment
+/// code follows, the key has proven itself already.
+enum Stranger {
+    None,
+    Asked,
+    Signed { user: String, key: PublicKey },
 }
 
 enum Door {
     Outside(Unauthenticated),
     /// A key signed for this user name.
     Hall(KeyVerified),
+    /// An enrolment code was right; a key is due.
+    Invited(Box<Invited>),
+    /// Enrolment code and key were right; a code of the authenticator is due.
+    Enrolling(Box<Enrolling>),
+    /// Enrolled, and shown the recovery codes.
+    Enrolled(Box<Authenticated>),
     Inside(Arc<Authenticated>),
     /// A step was interrupted: no login any more.
     Shut,
 }
 
 impl Gate {
-    pub(super) fn new(house: Arc<House>, admitted: Admitted, phase: Phase) -> Self {
-        let door = Door::Outside(Unauthenticated::new(&admitted, house.config.keys.grace));
+    pub(super) async fn new(house: Arc<House>, admitted: Admitted, phase: Phase) -> Self {
+        let inviting = any_invited(&house.vault, Timestamp::now()).await;
+        let door = Door::Outside(Unauthenticated::new(&admitted, &house.config.keys));
         let source = admitted.addr();
-        Self { house, admitted: Some(admitted), source, phase, door }
+        Self { house, admitted: Some(admitted), source, phase, door, inviting, stranger: Stranger::None }
+    }
+
+    /// What a stranger may begin with: the same for everyone.
+    pub(super) fn first_methods(&self) -> MethodSet {
+        let methods: &[MethodKind] = match self.inviting {
+            true => &[MethodKind::PublicKey, MethodKind::KeyboardInteractive],
+            false => &[MethodKind::PublicKey],
+        };
+        MethodSet::from(methods)
     }
 
     /// Who is logged in.
@@ -55,10 +87,18 @@ impl Gate {
     }
 
     /// A key without a signature: says whether one is worth while.
-    pub(super) async fn offered(&self, user: &str, key: &PublicKey) -> Auth {
-        let since = Instant::now();
+    pub(super) async fn offered(&mut self, user: &str, key: &PublicKey) -> Auth {
+        let (since, now) = (Instant::now(), Timestamp::now());
         let (vault, grace) = (&self.house.vault, self.house.config.keys.grace);
-        if offered_key_known(vault, (user, key), grace, Timestamp::now()).await {
+        let worth_while = match &self.door {
+            Door::Invited(invited) => invited.welcomes(vault, user, key, now).await,
+            _ => offered_key_known(vault, (user, key), grace, now).await,
+        };
+        if worth_while {
+            return Auth::Accept;
+        }
+        if self.inviting && matches!((&self.door, &self.stranger), (Door::Outside(_), Stranger::None)) {
+            self.stranger = Stranger::Asked;
             return Auth::Accept;
         }
         // Not counted: an agent offers every key it holds.
@@ -73,6 +113,10 @@ impl Gate {
             Door::Outside(outside) => outside,
             // A new key starts the login anew (RFC 4252 §5).
             Door::Hall(verified) => verified.void(),
+            Door::Invited(invited) => {
+                let asked = self.enrols(*invited, (user, key), since).await;
+                return asked.map_or_else(|refusal| refusal, |_| proceed(MethodKind::KeyboardInteractive));
+            }
             other => {
                 self.door = other;
                 return Auth::reject();
@@ -86,14 +130,35 @@ impl Gate {
             }
             Err((outside, fault)) => {
                 self.door = Door::Outside(outside);
-                let event = Event::SshLoginFailed {
-                    user: user.chars().take(64).collect(),
-                    source_ip: self.source.ip().to_string(),
-                    key: Some(UserKey::fingerprint_of(key)),
-                    reason: fault.reason().to_owned(),
-                };
-                self.audit(event).await;
-                self.refuse(since, MethodKind::PublicKey).await
+                if matches!(self.stranger, Stranger::Asked) {
+                    // As an offer, this is not counted.
+                    self.stranger = Stranger::Signed { user: user.to_owned(), key: key.clone() };
+                    tokio::time::sleep_until(since + OFFER).await;
+                    return Auth::reject();
+                }
+                self.failed(user, Some(key), &fault).await;
+                self.refuse(since, self.first_methods()).await
+            }
+        }
+    }
+
+    /// An invited user's key: it is added once an authenticator code confirms. Returns what to ask, or the refusal.
+    async fn enrols(
+        &mut self,
+        invited: Invited,
+        (user, key): (&str, &PublicKey),
+        since: Instant,
+    ) -> Result<String, Auth> {
+        match invited.key_signed(&self.house.vault, user, key, Timestamp::now()).await {
+            Ok(enrolling) => {
+                let prompt = enrolment_prompt(&enrolling);
+                self.door = Door::Enrolling(Box::new(enrolling));
+                Ok(prompt)
+            }
+            Err((invited, fault)) => {
+                self.door = Door::Outside(invited.void());
+                self.failed(user, Some(key), &fault).await;
+                Err(self.refuse(since, self.first_methods()).await)
             }
         }
     }
@@ -104,6 +169,14 @@ impl Gate {
             Door::Hall(verified) if verified.user().as_str() == user => {
                 ask(self.notice(verified.key()).await, CODE_PROMPT, false)
             }
+            Door::Enrolling(enrolling) if enrolling.user().as_str() == user => {
+                ask(None, enrolment_prompt(enrolling), false)
+            }
+            Door::Outside(_) if self.inviting => {
+                // Who reads a code from a message needs longer than who has a key.
+                self.phase.key_proven();
+                ask(Some(INVITATION.to_owned()), "Enrolment code: ", false)
+            }
             _ => self.stranger().await,
         }
     }
@@ -111,8 +184,25 @@ impl Gate {
     /// The peer answers.
     pub(super) async fn answer(&mut self, user: &str, answer: &str) -> Auth {
         match &self.door {
-            Door::Hall(verified) if verified.user().as_str() == user => self.code_given(user, answer).await,
-            _ => self.stranger().await,
+            Door::Hall(verified) if verified.user().as_str() == user => {}
+            Door::Enrolling(enrolling) if enrolling.user().as_str() == user => {}
+            Door::Enrolled(caller) if caller.user().as_str() == user => {}
+            Door::Outside(_) if self.inviting => {}
+            _ => return self.stranger().await,
+        }
+        let since = Instant::now();
+        match std::mem::replace(&mut self.door, Door::Shut) {
+            Door::Hall(verified) if looks_like_invitation(answer) => {
+                self.invited_by_key(verified, (user, answer), since).await
+            }
+            Door::Hall(verified) => self.code_given(verified, (user, answer), since).await,
+            Door::Outside(outside) => self.invited(outside, (user, answer), since).await,
+            Door::Enrolling(enrolling) => self.confirmed(*enrolling, (user, answer), since).await,
+            Door::Enrolled(caller) => self.enter(*caller, since).await,
+            other => {
+                self.door = other;
+                self.refuse(since, self.first_methods()).await
+            }
         }
     }
 
@@ -120,27 +210,108 @@ impl Gate {
         // RFC 4252 §5: a changed user name voids every factor.
         self.door = match std::mem::replace(&mut self.door, Door::Shut) {
             Door::Hall(verified) => Door::Outside(verified.void()),
+            Door::Invited(invited) => Door::Outside(invited.void()),
+            Door::Enrolling(enrolling) => Door::Outside(enrolling.void()),
             other => other,
         };
-        self.refuse(Instant::now(), MethodKind::PublicKey).await
+        self.refuse(Instant::now(), self.first_methods()).await
     }
 
-    async fn code_given(&mut self, user: &str, code: &str) -> Auth {
-        let since = Instant::now();
-        let verified = match std::mem::replace(&mut self.door, Door::Shut) {
-            Door::Hall(verified) => verified,
-            other => {
-                self.door = other;
-                return self.refuse(since, MethodKind::PublicKey).await;
+    async fn invited(
+        &mut self,
+        outside: Unauthenticated,
+        (user, code): (&str, &str),
+        since: Instant,
+    ) -> Auth {
+        match outside.invited(&self.house.vault, user, code, Timestamp::now()).await {
+            Ok(invited) => {
+                self.phase.enrolling();
+                match std::mem::replace(&mut self.stranger, Stranger::Asked) {
+                    Stranger::Signed { user: signed_for, key } if signed_for == user => {
+                        let asked = self.enrols(invited, (user, &key), since).await;
+                        asked.map_or_else(|refusal| refusal, |prompt| ask(None, prompt, false))
+                    }
+                    _ => {
+                        self.door = Door::Invited(Box::new(invited));
+                        proceed(MethodKind::PublicKey)
+                    }
+                }
+            }
+            Err((outside, fault)) => {
+                self.door = Door::Outside(outside);
+                self.failed(user, None, &fault).await;
+                self.refuse(since, self.first_methods()).await
+            }
+        }
+    }
+
+    async fn invited_by_key(
+        &mut self,
+        verified: KeyVerified,
+        (user, code): (&str, &str),
+        since: Instant,
+    ) -> Auth {
+        match verified.invited(&self.house.vault, user, code, Timestamp::now()).await {
+            Ok(enrolling) => {
+                let prompt = enrolment_prompt(&enrolling);
+                self.door = Door::Enrolling(Box::new(enrolling));
+                self.phase.enrolling();
+                ask(None, prompt, false)
+            }
+            Err((verified, fault)) => {
+                let (user, source_ip) = (verified.user().to_string(), self.source.ip().to_string());
+                self.door = Door::Hall(verified);
+                self.audit(Event::MfaFailed { user, source_ip, reason: fault.reason().to_owned() }).await;
+                self.refuse(since, MethodSet::from([MethodKind::KeyboardInteractive].as_slice())).await
+            }
+        }
+    }
+
+    /// The first code of the authenticator: key and second factor count from now on.
+    async fn confirmed(&mut self, enrolling: Enrolling, (user, code): (&str, &str), since: Instant) -> Auth {
+        let fresh = enrolling.new_factor().is_some();
+        let enrolled = match enrolling.confirmed(&self.house.vault, user, code, Timestamp::now()).await {
+            Ok(enrolled) => enrolled,
+            Err((enrolling, fault)) => {
+                let (user, source_ip) = (enrolling.user().to_string(), self.source.ip().to_string());
+                self.door = Door::Enrolling(Box::new(enrolling));
+                self.audit(Event::MfaFailed { user, source_ip, reason: fault.reason().to_owned() }).await;
+                return self
+                    .refuse(since, MethodSet::from([MethodKind::KeyboardInteractive].as_slice()))
+                    .await;
             }
         };
+        let (user, key) = (enrolled.login.user().to_string(), enrolled.login.key().to_owned());
+        let by = format!("{user} (invited)");
+        let added = enrolled.key_added.then(|| Event::SshKeyAdded { user: user.clone(), key, by });
+        let factor = fresh.then_some(Event::MfaEnrolled { user });
+        for event in added.into_iter().chain(factor) {
+            if !self.audit(event).await {
+                return self.refuse(since, self.first_methods()).await;
+            }
+        }
+        match enrolled.recovery_codes {
+            Some(codes) => {
+                self.door = Door::Enrolled(Box::new(enrolled.login));
+                ask(None, recovery_prompt(&codes), true)
+            }
+            None => self.enter(enrolled.login, since).await,
+        }
+    }
+
+    async fn code_given(
+        &mut self,
+        verified: KeyVerified,
+        (user, code): (&str, &str),
+        since: Instant,
+    ) -> Auth {
         match verified.with_second_factor(&self.house.vault, user, code, Timestamp::now()).await {
             Ok(caller) => self.enter(caller, since).await,
             Err((verified, fault)) => {
                 let (user, source_ip) = (verified.user().to_string(), self.source.ip().to_string());
                 self.door = Door::Hall(verified);
                 self.audit(Event::MfaFailed { user, source_ip, reason: fault.reason().to_owned() }).await;
-                self.refuse(since, MethodKind::KeyboardInteractive).await
+                self.refuse(since, MethodSet::from([MethodKind::KeyboardInteractive].as_slice())).await
             }
         }
     }
@@ -153,7 +324,7 @@ impl Gate {
             key: caller.key().to_owned(),
         };
         if !self.audit(event).await {
-            return self.refuse(since, MethodKind::PublicKey).await;
+            return self.refuse(since, self.first_methods()).await;
         }
         // The slot of the unauthenticated is given back.
         drop(self.admitted.take());
@@ -170,6 +341,16 @@ impl Gate {
         notice(&key, &config.keys, Timestamp::now(), config.names.first().map_or("bastion", String::as_str))
     }
 
+    async fn failed(&self, user: &str, key: Option<&PublicKey>, fault: &LoginFault) {
+        let event = Event::SshLoginFailed {
+            user: user.chars().take(64).collect(),
+            source_ip: self.source.ip().to_string(),
+            key: key.map(UserKey::fingerprint_of),
+            reason: fault.reason().to_owned(),
+        };
+        self.audit(event).await;
+    }
+
     /// A durable audit event, or no login.
     async fn audit(&self, event: Event) -> bool {
         match self.house.trail.append(event, Timestamp::now()).await {
@@ -182,7 +363,7 @@ impl Gate {
     }
 
     /// Counts the failure against the source and refuses, `since` + [`REFUSAL`].
-    async fn refuse(&mut self, since: Instant, next: MethodKind) -> Auth {
+    async fn refuse(&self, since: Instant, next: MethodSet) -> Auth {
         let source = self.source.ip();
         if let Some(until) = self.house.guard.failed(source, Timestamp::now()) {
             let reason = "too many failed logins".to_owned();
@@ -194,10 +375,7 @@ impl Gate {
             .await;
         }
         tokio::time::sleep_until(since + REFUSAL).await;
-        Auth::Reject {
-            proceed_with_methods: Some(MethodSet::from([next].as_slice())),
-            partial_success: false,
-        }
+        Auth::Reject { proceed_with_methods: Some(next), partial_success: false }
     }
 }
 
@@ -206,14 +384,45 @@ fn proceed(next: MethodKind) -> Auth {
     Auth::Reject { proceed_with_methods: Some(MethodSet::from([next].as_slice())), partial_success: true }
 }
 
-fn ask(instructions: Option<String>, prompt: &'static str, echo: bool) -> Auth {
+/// The client prints what stands in the prompt as it is; instructions it cuts at 1 kB and strips of all but ASCII.
+fn enrolment_prompt(enrolling: &Enrolling) -> String {
+    let mut text = "\n".to_owned();
+    if let Some(key) = enrolling.new_key() {
+        text.push_str(&format!("This key will be added:  {key}\n"));
+    }
+    match enrolling.new_factor() {
+        Some(fresh) => {
+            let qr = fresh.qr().unwrap_or_default();
+            text.push_str(&format!(
+                "Scan this with an authenticator app, or type the secret into it:\n\n{qr}\n\nsecret: {}\n\n\
+                 Then confirm with the code that the app shows.\n",
+                fresh.secret_base32
+            ));
+        }
+        None => text.push_str("Confirm with the code that your authenticator app shows.\n"),
+    }
+    text + CODE_PROMPT
+}
+
+fn recovery_prompt(codes: &[String]) -> String {
+    format!(
+        "\nEnrolled. Recovery codes, each good once in place of the app; shown only now:\n\n  {}\n\n\
+         Keep them, then press Enter: ",
+        codes.join("\n  ")
+    )
+}
+
+fn ask(instructions: Option<String>, prompt: impl Into<String>, echo: bool) -> Auth {
     Auth::Partial {
         name: "".into(),
         instructions: instructions.unwrap_or_default().into(),
-        prompts: vec![(prompt.into(), echo)].into(),
+        prompts: vec![(Cow::Owned(prompt.into()), echo)].into(),
     }
 }
 
+/// The same for every user name, known or not.
+const INVITATION: &str =
+    "No key that you offered is known here. If an administrator gave you an enrolment code, type it now.";
 /// Clients and scripts match on it.
 const CODE_PROMPT: &str = "Verification code: ";
 /// Every refusal of a proof takes at least this long, counted from the request.

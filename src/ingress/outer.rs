@@ -20,11 +20,10 @@ use super::elastic::{Elastic, FirstBytes, first_bytes};
 use super::forward::{self, Plain};
 use super::inner::{self, Jump};
 use super::login::Gate;
-use super::stream::{Deadlines, Phase};
+use super::stream::Deadlines;
 use crate::audit::Event;
 use crate::auth::Authenticated;
 use crate::config::Config;
-use crate::guard::Admitted;
 use crate::policy::Facts;
 use crate::session::{Desk, House, LiveInfo, Sides};
 
@@ -47,9 +46,8 @@ pub(super) fn deadlines(config: &Config) -> Deadlines {
 }
 
 impl Outer {
-    pub(super) fn new(house: Arc<House>, desk: Arc<dyn Desk>, admitted: Admitted, phase: Phase) -> Self {
+    pub(super) fn new(house: Arc<House>, desk: Arc<dyn Desk>, gate: Gate) -> Self {
         let room = Arc::new(Semaphore::new(MOST_CHANNELS));
-        let gate = Gate::new(Arc::clone(&house), admitted, phase);
         Self { house, desk, gate, room, over: CancellationToken::new() }
     }
 

@@ -11,6 +11,7 @@
 )]
 
 mod administration;
+mod enrolment;
 mod flow;
 mod forward;
 mod jump;
