@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use ipnet::IpNet;
@@ -147,6 +148,9 @@ pub struct User {
     pub expires_at: Option<Timestamp>,
     /// Set while the user is suspended.
     pub suspended: Option<Ended>,
+    /// The networks the user may come from; empty means any for a human, none for a service.
+    #[serde(default)]
+    pub from: Vec<IpNet>,
 }
 
 impl Record for User {
@@ -160,6 +164,13 @@ impl User {
     /// Whether the user has `role`.
     pub fn has_role(&self, role: &str) -> bool {
         self.roles.iter().any(|r| r.as_str() == role)
+    }
+
+    /// Whether the user may come from `source`.
+    pub fn comes_from(&self, source: IpAddr) -> bool {
+        let source = source.to_canonical();
+        (self.kind == UserKind::Human && self.from.is_empty())
+            || self.from.iter().any(|net| net.contains(&source))
     }
 
     /// Why the user cannot log in at `now`, if so.
@@ -305,6 +316,35 @@ impl fmt::Debug for SecondFactor {
 impl Drop for SecondFactor {
     fn drop(&mut self) {
         zeroize::Zeroize::zeroize(&mut self.secret);
+    }
+}
+
+/// That a second factor was given with a key from an address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remembered {
+    /// Whose second factor.
+    pub user: UserName,
+    /// Fingerprint of the key, `SHA256:…`.
+    pub key: String,
+    /// The address, canonical.
+    pub source: IpAddr,
+    /// When it was given.
+    pub at: Timestamp,
+    /// [`SecondFactor::enrolled_at`] of the factor that was given: a new one is another.
+    pub enrolled_at: Timestamp,
+}
+
+impl Remembered {
+    /// The id under which a memory is filed.
+    pub fn id_of(key: &str, source: IpAddr) -> String {
+        format!("{key}@{}", source.to_canonical())
+    }
+}
+
+impl Record for Remembered {
+    const KIND: &'static str = "remembered";
+    fn record_id(&self) -> String {
+        Self::id_of(&self.key, self.source)
     }
 }
 

@@ -65,6 +65,9 @@ pub enum Users {
         /// When the user stops working: a date, RFC 3339 time, or from now: 90d
         #[arg(long)]
         expires: Option<When>,
+        /// From this network only (repeatable); a service needs one
+        #[arg(long)]
+        from: Vec<Network>,
     },
     /// List users
     List,

@@ -1,5 +1,6 @@
 //! The command language over SSH: `ssh alice@bastion …`, and the page a bare shell shows.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use clap::Parser;
@@ -29,6 +30,11 @@ impl FrontDesk {
     async fn answer(&self, visitor: Visitor, ask: Ask, to: mpsc::Sender<Chunk>) -> u8 {
         let mut out = Output::new(to, false, ask.columns);
         match parse(&visitor, &ask) {
+            Ok(Asked::Page) if visitor.service => {
+                let says =
+                    format!("{NO_SHELL} ssh -J {}@{} LOGIN@INSTANCE", visitor.user, bastion(&self.house));
+                if out.note(says).await.is_ok() { 4 } else { 1 }
+            }
             Ok(Asked::Page) => match page(&self.house, &visitor, &mut out).await {
                 Ok(()) => 0,
                 Err(fault) => fault.code,
@@ -53,6 +59,7 @@ impl Desk for FrontDesk {
             roles: caller.roles().clone(),
             key: caller.key().to_owned(),
             source: caller.source().ip(),
+            service: caller.is_service(),
             only_exchanges: caller.only_exchanges(),
         };
         self.answer(visitor, ask, to).boxed()
@@ -136,7 +143,7 @@ async fn page(house: &House, visitor: &Visitor, out: &mut Output) -> Result<(), 
         .collect();
     told.push(String::new());
     if visitor.only_exchanges {
-        told.push(keys::listed(&owned, now, None));
+        told.push(keys::listed(&owned, &BTreeSet::new(), now, None));
         return out.line(told.join("\n")).await;
     }
     let facts = Facts { user: &visitor.user, roles: &visitor.roles, source: visitor.source };
@@ -145,13 +152,16 @@ async fn page(house: &House, visitor: &Visitor, out: &mut Output) -> Result<(), 
             can.as_array().into_iter().flatten().filter_map(|c| c.as_str()).collect::<Vec<_>>().join(",");
         vec![format!("ssh -J {}@{} {login}@{}", visitor.user, bastion(house), instance.name), can]
     });
-    let places = super::render::table(&["YOU MAY GO TO", "AND DO"], rows, None);
+    let mut places = super::render::table(&["YOU MAY GO TO", "AND DO"], rows, None);
+    if places == "(none)" {
+        places = "You may go nowhere yet: no access rule is about you. Ask an administrator.".to_owned();
+    }
     let text = format!(
         "You are {} ({roles}), from {}.\n{}\n{}\n\n{places}\n\nClient configuration: ssh {}@{} setup >> ~/.ssh/config\n",
         visitor.user,
         visitor.source,
         told.join("\n"),
-        keys::listed(&owned, now, None),
+        keys::listed(&owned, &BTreeSet::new(), now, None),
         visitor.user,
         bastion(house),
     );
@@ -165,6 +175,8 @@ fn waits(key: &UserKey, house: &House) -> String {
         bastion(house)
     )
 }
+
+const NO_SHELL: &str = "keyward: services have no shell here. They go through:";
 
 fn bastion(house: &House) -> &str {
     house.config.names.first().map_or("bastion", String::as_str)

@@ -42,6 +42,12 @@ pub fn permitted(caller: &Caller, command: &Command) -> Result<(), Fault> {
             "your key has expired: until you have exchanged it, only this is open to you: ssh-keys rotate < new.pub",
         ));
     }
+    if let Caller::User(visitor) = caller
+        && visitor.service
+        && !exchanges(caller, command)
+    {
+        return Err(Fault::denied("a service may rotate its own key here, and nothing else"));
+    }
     let anyone = match command {
         Command::SshConfig { .. } | Command::Ca(_) => true,
         Command::SshKeys(SshKeys::Show { .. } | SshKeys::Revoke { .. }) => true,
@@ -135,6 +141,7 @@ mod tests {
             roles: [role.parse().unwrap()].into(),
             key: String::new(),
             source: "192.0.2.1".parse().unwrap(),
+            service: false,
             only_exchanges: false,
         })
     }

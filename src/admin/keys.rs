@@ -3,14 +3,17 @@
 //! A key's record is filed under its fingerprint, so a key that another user holds, or that was ever revoked, cannot be
 //! added again. Revoking writes the record first, then cuts the key's live sessions.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use keystore::signing::parse_user_key;
-use keystore::{Ended, KeyStatus, UserKey, UserName};
+use keystore::{Ended, KeyStatus, User, UserKey, UserKind, UserName};
 use serde_json::{Value, json};
 
 use super::blast::{self, Whose};
 use super::render::{day, short_time, table};
 use super::{Caller, Fault, Output, SshKeys, rotate, trail, users};
+use crate::auth;
 use crate::session::House;
 
 pub(super) async fn run(
@@ -45,16 +48,28 @@ pub(super) async fn run(
                 keys.retain(|k| k.usable(now) && k.expires_at.as_second() <= now.as_second() + within.0);
             }
             keys.sort_by(|a, b| (&a.user, a.added_at).cmp(&(&b.user, b.added_at)));
-            let text = listed(&keys, now, out.width());
-            out.either(&keys.iter().map(|k| shown(k, now)).collect::<Vec<_>>(), text).await
+            let services = services(house).await?;
+            let text = listed(&keys, &services, now, out.width());
+            let values = keys.iter().map(|k| {
+                let mut value = shown(k, now);
+                if let Some(fields) = value.as_object_mut() {
+                    let kind = if services.contains(&k.user) { "service" } else { "human" };
+                    fields.insert("kind".to_owned(), kind.into());
+                }
+                value
+            });
+            out.either(&values.collect::<Vec<_>>(), text).await
         }
         SshKeys::Show { key } => {
             let key = find(house, &key).await?;
             if !caller.has_role("admin") && !caller.has_role("auditor") && caller.user() != Some(&key.user) {
                 return Err(Fault::denied("that key is not yours; see yours with: ssh-keys list"));
             }
-            let text =
-                format!("{}\n{}", listed(std::slice::from_ref(&key), now, out.width()), key.public_key);
+            let text = format!(
+                "{}\n{}",
+                listed(std::slice::from_ref(&key), &services(house).await?, now, out.width()),
+                key.public_key
+            );
             out.either(&shown(&key, now), text).await
         }
         SshKeys::Revoke { key, reason } => {
@@ -146,7 +161,9 @@ pub(super) async fn revoke(house: &House, caller: &Caller, key: &UserKey, reason
             Ok::<(), Fault>(())
         })
         .await?;
-    trail::note(house, trail::key_revoked(caller, key, reason), now).await
+    trail::note(house, trail::key_revoked(caller, key, reason), now).await?;
+    // What was remembered of it opens nothing any more; this only tidies up.
+    Ok(auth::forget_key(&house.vault, &key.fingerprint).await?)
 }
 
 pub(super) async fn find(house: &House, wanted: &str) -> Result<UserKey, Fault> {
@@ -156,11 +173,22 @@ pub(super) async fn find(house: &House, wanted: &str) -> Result<UserKey, Fault> 
         .ok_or_else(|| Fault::not_found(format!("no key {wanted}; see: keyward ssh-keys list")))
 }
 
-pub(super) fn listed(keys: &[UserKey], now: Timestamp, width: Option<u16>) -> String {
+/// Who among the users is a service.
+async fn services(house: &House) -> Result<BTreeSet<UserName>, Fault> {
+    let users: Vec<User> = house.vault.list().await?;
+    Ok(users.into_iter().filter(|u| u.kind == UserKind::Service).map(|u| u.name).collect())
+}
+
+pub(super) fn listed(
+    keys: &[UserKey],
+    services: &BTreeSet<UserName>,
+    now: Timestamp,
+    width: Option<u16>,
+) -> String {
     let rows = keys.iter().map(|k| {
         vec![
             k.id.clone(),
-            k.user.to_string(),
+            if services.contains(&k.user) { format!("{} (service)", k.user) } else { k.user.to_string() },
             k.name.clone(),
             k.status_at(now).to_string(),
             format!("{} d", k.age_days(now)),

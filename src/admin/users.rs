@@ -22,9 +22,15 @@ pub(super) async fn users(
 ) -> Result<(), Fault> {
     let now = Timestamp::now();
     match command {
-        Users::Add { name, roles, kind, expires } => {
+        Users::Add { name, roles, kind, expires, from } => {
             let mut roles: std::collections::BTreeSet<Role> = roles.into_iter().collect();
-            if roles.is_empty() {
+            if kind == Kind::Service && from.is_empty() {
+                return Err(Fault::usage(
+                    "a service logs in without a code: say from where, --from 10.0.3.0/24",
+                ));
+            }
+            // A service reaches what rules name it for; a human is an engineer unless told otherwise.
+            if roles.is_empty() && kind == Kind::Human {
                 roles.extend("engineer".parse::<Role>());
             }
             let kind = match kind {
@@ -32,7 +38,9 @@ pub(super) async fn users(
                 Kind::Service => UserKind::Service,
             };
             let expires_at = expires.map(|when| when.ahead(now));
-            let user = User { name: name.clone(), roles, kind, added_at: now, expires_at, suspended: None };
+            let from = from.into_iter().map(|net| net.0).collect();
+            let user =
+                User { name: name.clone(), roles, kind, added_at: now, expires_at, suspended: None, from };
             house.vault.insert(&user).await?;
             trail::note(house, trail::user_added(caller, &user), now).await?;
             let next = format!(
@@ -43,13 +51,14 @@ pub(super) async fn users(
         Users::List => {
             let users: Vec<User> = house.vault.list().await?;
             let rows = users.iter().map(|user| row(user, now));
-            let text = table(&["USER", "ROLES", "KIND", "STATE", "ADDED", "EXPIRES"], rows, out.width());
+            let text =
+                table(&["USER", "ROLES", "KIND", "STATE", "ADDED", "EXPIRES", "FROM"], rows, out.width());
             out.either(&users.iter().map(|u| shown(u, now)).collect::<Vec<_>>(), text).await
         }
         Users::Show { name } => {
             let user = found(house, &name).await?;
             let text = table(
-                &["USER", "ROLES", "KIND", "STATE", "ADDED", "EXPIRES"],
+                &["USER", "ROLES", "KIND", "STATE", "ADDED", "EXPIRES", "FROM"],
                 [row(&user, now)],
                 out.width(),
             );
@@ -59,8 +68,9 @@ pub(super) async fn users(
         Users::Suspend { name, reason } => {
             let ended = Ended { at: now, reason: reason.clone() };
             set_suspended(house, &name, Some(ended)).await?;
-            auth::withdraw(&house.vault, &name).await?;
             trail::note(house, trail::user_suspended(caller, &name, &reason), now).await?;
+            auth::withdraw(&house.vault, &name).await?;
+            auth::forget_user(&house.vault, &name).await?;
             out.note(format!("Suspended {name}. Undo: keyward users resume {name}")).await?;
             let touched = blast::touched(house, Whose::User(name.clone()), now).await?;
             let value = json!({ "user": shown(&found(house, &name).await?, now), "touched": touched });
@@ -156,6 +166,7 @@ async fn remove(house: &House, caller: &Caller, name: &UserName, now: Timestamp)
         house.vault.remove::<SecondFactor>(name.as_str()).await?;
     }
     auth::withdraw(&house.vault, name).await?;
+    auth::forget_user(&house.vault, name).await?;
     house.vault.remove::<User>(name.as_str()).await?;
     trail::note(house, trail::user_removed(caller, name), now).await
 }
@@ -172,6 +183,7 @@ fn row(user: &User, now: Timestamp) -> Vec<String> {
     let roles = user.roles.iter().map(Role::as_str).collect::<Vec<_>>().join(",");
     let kind = if user.kind == UserKind::Human { "human" } else { "service" };
     let expires = user.expires_at.map_or_else(|| "-".to_owned(), short_time);
+    let from = user.from.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
     vec![
         user.name.to_string(),
         roles,
@@ -179,6 +191,7 @@ fn row(user: &User, now: Timestamp) -> Vec<String> {
         state(user, now).into(),
         short_time(user.added_at),
         expires,
+        if user.from.is_empty() { "anywhere".to_owned() } else { from },
     ]
 }
 
@@ -199,7 +212,9 @@ pub(super) async fn factors(
     let now = Timestamp::now();
     match command {
         Mfa::Enroll { name } => {
-            found(house, &name).await?;
+            if found(house, &name).await?.kind == UserKind::Service {
+                return Err(Fault::conflict(format!("{name} is a service: it logs in with its key alone")));
+            }
             if house.vault.get::<SecondFactor>(name.as_str()).await?.is_some() {
                 let says = format!("{name} is enrolled already. To start over: keyward mfa reset {name}");
                 return Err(Fault::conflict(says));
@@ -225,7 +240,8 @@ pub(super) async fn factors(
             found(house, &name).await?;
             mfa::reset(&house.vault, &name).await.map_err(|e| Fault::error(e.to_string()))?;
             trail::note(house, trail::mfa_reset(caller, &name), now).await?;
-            out.note(format!("{name} has no second factor now. Next: keyward mfa enroll {name}")).await
+            auth::forget_user(&house.vault, &name).await?;
+            out.note(format!("{name} has no second factor now. Next: keyward users invite {name}")).await
         }
         Mfa::RecoveryCodes { name } => {
             found(house, &name).await?;

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use keystore::lifecycle::Terms;
 use keystore::signing::parse_user_key;
 use keystore::ssh::PublicKey;
-use keystore::{Invitation, KeyStatus, SecondFactor, User, UserKey, UserName, Vault};
+use keystore::{Invitation, KeyStatus, SecondFactor, User, UserKey, UserKind, UserName, Vault};
 use sha2::{Digest, Sha256};
 
 use super::mfa::{self, Enrolment};
@@ -291,6 +291,7 @@ impl Enrolling {
         let login = Authenticated {
             user: user.name,
             roles: user.roles,
+            kind: user.kind,
             fingerprint: self.fingerprint.clone(),
             source: self.by.source,
             at: now,
@@ -340,6 +341,9 @@ async fn check(vault: &Vault, user: &str, code: &str, now: Timestamp) -> Result<
     let user = user?.filter(|_| name.is_ok()).ok_or(LoginFault::UnknownUser)?;
     if let Some(why) = user.barred(now) {
         return Err(LoginFault::Barred(why));
+    }
+    if user.kind == UserKind::Service {
+        return Err(LoginFault::WrongInvitation);
     }
     match invitation? {
         Some(invitation) if open(&invitation, now) && invitation.code == given => Ok(user.name),

@@ -5,12 +5,12 @@
 //! never speaks SSH and never audits: the caller does, with [`LoginFault::reason`]. [`mfa`] owns the second factor.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use jiff::Timestamp;
 use keystore::lifecycle::{self, Terms};
 use keystore::ssh::PublicKey;
-use keystore::{KeyStatus, Role, User, UserKey, UserName, Vault};
+use keystore::{KeyStatus, Role, User, UserKey, UserKind, UserName, Vault};
 
 use crate::guard::Admitted;
 
@@ -18,18 +18,27 @@ mod invite;
 pub mod mfa;
 #[cfg(test)]
 pub(crate) mod testing;
+mod unasked;
 
 pub use invite::{Enrolled, Enrolling, Invited, any_invited, invite, looks_like_invitation, withdraw};
+pub use unasked::{forget_all, forget_key, forget_user, remember};
 
 /// Whether a key that a client *offers* (without a signature) is worth a signature. This is no proof of anything.
-/// `grace` is that of expired keys, in seconds.
-pub async fn offered_key_known(
-    vault: &Vault,
-    (user, key): (&str, &PublicKey),
-    grace: i64,
-    now: Timestamp,
-) -> bool {
-    find_key(vault, (user, &UserKey::fingerprint_of(key)), grace, now).await.is_ok()
+pub async fn offered_key_known(vault: &Vault, knock: Knock<'_>, now: Timestamp) -> bool {
+    find_key(vault, &knock, now).await.is_ok()
+}
+
+/// Who says to be whom, with which key, from where.
+#[derive(Debug, Clone, Copy)]
+pub struct Knock<'a> {
+    /// The name given.
+    pub user: &'a str,
+    /// The key.
+    pub key: &'a PublicKey,
+    /// Where the connection comes from.
+    pub source: IpAddr,
+    /// The grace of expired keys, in seconds.
+    pub grace: i64,
 }
 
 /// A connection whose peer has proved nothing yet.
@@ -78,11 +87,11 @@ impl Unauthenticated {
         key: &PublicKey,
         now: Timestamp,
     ) -> Result<KeyVerified, (Self, LoginFault)> {
-        let fingerprint = UserKey::fingerprint_of(key);
-        match find_key(vault, (user, &fingerprint), self.terms.grace, now).await {
+        let knock = Knock { user, key, source: self.source.ip(), grace: self.terms.grace };
+        match find_key(vault, &knock, now).await {
             Ok(user) => Ok(KeyVerified {
                 user: user.name,
-                fingerprint,
+                fingerprint: UserKey::fingerprint_of(key),
                 source: self.source,
                 terms: self.terms,
                 voided: false,
@@ -166,20 +175,25 @@ impl KeyVerified {
             return Err((self, LoginFault::UserChanged));
         }
         match self.complete(vault, code, now).await {
-            Ok((roles, reach)) => {
-                let Self { user, fingerprint, source, .. } = self;
-                Ok(Authenticated { user, roles, fingerprint, source, at: now, reach })
-            }
+            Ok((user, reach)) => Ok(self.spent(user, reach, now)),
             Err(fault) => Err((self, fault)),
         }
     }
 
-    async fn complete(
-        &self,
-        vault: &Vault,
-        code: &str,
-        now: Timestamp,
-    ) -> Result<(BTreeSet<Role>, Reach), LoginFault> {
+    fn spent(self, user: User, reach: Reach, now: Timestamp) -> Authenticated {
+        let Self { fingerprint, source, .. } = self;
+        Authenticated {
+            user: user.name,
+            roles: user.roles,
+            kind: user.kind,
+            fingerprint,
+            source,
+            at: now,
+            reach,
+        }
+    }
+
+    async fn complete(&self, vault: &Vault, code: &str, now: Timestamp) -> Result<(User, Reach), LoginFault> {
         // RFC 6238 §5.2: an accepted code is spent. Persist first, then let the login through.
         mfa::spend(vault, &self.user, code, now).await?;
         // For a pending key this is the proof that makes it active (`keystore::lifecycle`).
@@ -193,7 +207,7 @@ impl KeyVerified {
         let user = vault.get::<User>(self.user.as_str()).await?.ok_or(LoginFault::UnknownUser)?;
         match user.barred(now) {
             Some(why) => Err(LoginFault::Barred(why)),
-            None => Ok((user.roles, reach)),
+            None => Ok((user, reach)),
         }
     }
 }
@@ -208,6 +222,7 @@ impl KeyVerified {
 pub struct Authenticated {
     user: UserName,
     roles: BTreeSet<Role>,
+    kind: UserKind,
     fingerprint: String,
     source: SocketAddr,
     at: Timestamp,
@@ -248,6 +263,11 @@ impl Authenticated {
         self.at
     }
 
+    /// Whether it is a service, which has nothing to say to the bastion itself.
+    pub fn is_service(&self) -> bool {
+        self.kind == UserKind::Service
+    }
+
     /// Whether the key has expired, so that it can be exchanged and nothing else: no instance is open to this login.
     pub fn only_exchanges(&self) -> bool {
         self.reach == Reach::Exchange
@@ -274,6 +294,9 @@ pub enum LoginFault {
     /// The user is suspended or expired; says which.
     #[error("{0}")]
     Barred(&'static str),
+    /// The user may not come from there.
+    #[error("not from this network")]
+    WrongNetwork,
     /// The user has no second factor: an admin must enrol one.
     #[error("no second factor enrolled")]
     NoSecondFactor,
@@ -310,6 +333,7 @@ impl LoginFault {
                 "key not usable"
             }
             Self::Barred(why) => why,
+            Self::WrongNetwork => "not from this network",
             Self::NoSecondFactor => "no second factor enrolled",
             Self::WrongInvitation => "wrong enrolment code",
             Self::WrongCode => "wrong code",
@@ -340,20 +364,18 @@ impl From<keystore::Error> for LoginFault {
 
 /// The user, if the key is the user's and both are in use. Reads the same records whoever asks, so that a name that
 /// does not exist takes as long as one that does.
-async fn find_key(
-    vault: &Vault,
-    (user, fingerprint): (&str, &str),
-    grace: i64,
-    now: Timestamp,
-) -> Result<User, LoginFault> {
-    let name = user.parse::<UserName>();
+async fn find_key(vault: &Vault, knock: &Knock<'_>, now: Timestamp) -> Result<User, LoginFault> {
+    let name = knock.user.parse::<UserName>();
     let found = vault.get::<User>(name.as_ref().map_or("-", UserName::as_str)).await;
-    let key = vault.get::<UserKey>(fingerprint).await;
+    let key = vault.get::<UserKey>(&UserKey::fingerprint_of(knock.key)).await;
     let found = found?.filter(|_| name.is_ok()).ok_or(LoginFault::UnknownUser)?;
     if let Some(why) = found.barred(now) {
         return Err(LoginFault::Barred(why));
     }
-    usable(&key?.ok_or(LoginFault::UnknownKey)?, found.name.as_str(), grace, now)?;
+    usable(&key?.ok_or(LoginFault::UnknownKey)?, found.name.as_str(), knock.grace, now)?;
+    if !found.comes_from(knock.source) {
+        return Err(LoginFault::WrongNetwork);
+    }
     Ok(found)
 }
 

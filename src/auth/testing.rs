@@ -34,6 +34,7 @@ pub(crate) fn user(name: &str, roles: &[&str]) -> User {
         added_at: at(0),
         expires_at: None,
         suspended: None,
+        from: Vec::new(),
     }
 }
 

@@ -18,8 +18,8 @@ use tokio::time::Instant;
 use super::stream::Phase;
 use crate::audit::Event;
 use crate::auth::{
-    Authenticated, Enrolling, Invited, KeyVerified, LoginFault, Unauthenticated, any_invited,
-    looks_like_invitation, offered_key_known,
+    Authenticated, Enrolling, Invited, KeyVerified, Knock, LoginFault, Unauthenticated, any_invited,
+    looks_like_invitation, offered_key_known, remember,
 };
 use crate::guard::Admitted;
 use crate::rotation::notice;
@@ -92,7 +92,7 @@ impl Gate {
         let (vault, grace) = (&self.house.vault, self.house.config.keys.grace);
         let worth_while = match &self.door {
             Door::Invited(invited) => invited.welcomes(vault, user, key, now).await,
-            _ => offered_key_known(vault, (user, key), grace, now).await,
+            _ => offered_key_known(vault, Knock { user, key, source: self.source.ip(), grace }, now).await,
         };
         if worth_while {
             return Auth::Accept;
@@ -124,9 +124,15 @@ impl Gate {
         };
         match outside.key_verified(&self.house.vault, user, key, Timestamp::now()).await {
             Ok(verified) => {
-                self.door = Door::Hall(verified);
-                self.phase.key_proven();
-                proceed(MethodKind::KeyboardInteractive)
+                let remember = self.house.config.mfa.remember;
+                match verified.without_code(&self.house.vault, remember, Timestamp::now()).await {
+                    Ok(caller) => self.enter(caller, since).await,
+                    Err(verified) => {
+                        self.door = Door::Hall(verified);
+                        self.phase.key_proven();
+                        proceed(MethodKind::KeyboardInteractive)
+                    }
+                }
             }
             Err((outside, fault)) => {
                 self.door = Door::Outside(outside);
@@ -306,13 +312,25 @@ impl Gate {
         since: Instant,
     ) -> Auth {
         match verified.with_second_factor(&self.house.vault, user, code, Timestamp::now()).await {
-            Ok(caller) => self.enter(caller, since).await,
+            Ok(caller) => {
+                self.remember(&caller).await;
+                self.enter(caller, since).await
+            }
             Err((verified, fault)) => {
                 let (user, source_ip) = (verified.user().to_string(), self.source.ip().to_string());
                 self.door = Door::Hall(verified);
                 self.audit(Event::MfaFailed { user, source_ip, reason: fault.reason().to_owned() }).await;
                 self.refuse(since, MethodSet::from([MethodKind::KeyboardInteractive].as_slice())).await
             }
+        }
+    }
+
+    async fn remember(&self, caller: &Authenticated) {
+        let Some(seconds) = self.house.config.mfa.remember.filter(|_| !caller.only_exchanges()) else {
+            return;
+        };
+        if let Err(error) = remember(&self.house.vault, caller, seconds).await {
+            tracing::error!(%error, "mfa.not_remembered");
         }
     }
 

@@ -19,3 +19,4 @@ mod leaver;
 mod login;
 mod rig;
 mod rotation;
+mod unasked;

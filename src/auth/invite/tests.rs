@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::auth::testing::*;
-use crate::auth::{LoginFault, offered_key_known};
+use crate::auth::{Knock, LoginFault, offered_key_known};
 
 /// carol, new: no key, no second factor, a code.
 async fn carol() -> (Vault, String) {
@@ -14,6 +14,12 @@ async fn carol() -> (Vault, String) {
 
 async fn fault(vault: &Vault, user: &str, code: &str, now: Timestamp) -> Option<LoginFault> {
     unauthenticated().invited(vault, user, code, now).await.err().map(|(_, fault)| fault)
+}
+
+async fn known(vault: &Vault, key: u8) -> bool {
+    let key = public_key(key);
+    let knock = Knock { user: "carol", key: &key, source: "192.0.2.7".parse().unwrap(), grace: 0 };
+    offered_key_known(vault, knock, at(1)).await
 }
 
 async fn enrolling(vault: &Vault, code: &str, key: u8) -> Enrolling {
@@ -39,7 +45,7 @@ async fn a_code_a_key_and_a_first_authenticator_code_make_a_user_who_can_log_in(
     assert!(done.key_added && done.recovery_codes.unwrap().len() == 10);
     assert_eq!(done.login.user().as_str(), "carol");
     assert!(done.login.matches_key(&public_key(3)));
-    assert!(offered_key_known(&vault, ("carol", &public_key(3)), 0, at(1)).await);
+    assert!(known(&vault, 3).await);
     let key = unauthenticated().key_verified(&vault, "carol", &public_key(3), at(1)).await.ok().unwrap();
     let (key, spent) = key.with_second_factor(&vault, "carol", &first, at(1)).await.err().unwrap();
     assert_eq!(spent, LoginFault::SpentCode, "the confirming code is spent");
@@ -58,7 +64,7 @@ async fn nothing_is_stored_before_the_authenticator_has_confirmed() {
     let (state, wrong) = state.confirmed(&vault, "carol", &recovery, at(0)).await.err().unwrap();
     assert_eq!(wrong, LoginFault::WrongCode, "a recovery code confirms no authenticator");
     assert!(vault.get::<SecondFactor>("carol").await.unwrap().is_none());
-    assert!(!offered_key_known(&vault, ("carol", &public_key(3)), 0, at(1)).await);
+    assert!(!known(&vault, 3).await);
     let right = shown(&state, at(0));
     let (state, changed) = state.confirmed(&vault, "bob", &right, at(0)).await.err().unwrap();
     assert_eq!(changed, LoginFault::UserChanged);
@@ -74,7 +80,7 @@ async fn of_two_enrolments_with_one_code_one_is_done() {
     assert!(a.confirmed(&vault, "carol", &first, at(0)).await.is_ok());
     let (_, fault) = b.confirmed(&vault, "carol", &second, at(0)).await.err().unwrap();
     assert_eq!(fault, LoginFault::WrongInvitation);
-    assert!(!offered_key_known(&vault, ("carol", &public_key(6)), 0, at(1)).await);
+    assert!(!known(&vault, 6).await);
 }
 
 #[tokio::test]
