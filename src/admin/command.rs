@@ -148,6 +148,12 @@ pub enum SshKeys {
         /// Id (K12) or SHA256: fingerprint
         key: String,
     },
+    /// How old the keys are, which are never used, and whose they are
+    Report {
+        /// One row for each key, as CSV
+        #[arg(long)]
+        csv: bool,
+    },
     /// Give a key its successor: the old one works until the new one has logged in, and a while longer
     Rotate {
         /// Whose key (default over SSH: yourself)
@@ -267,6 +273,8 @@ pub enum Access {
     Deny(RuleTerms),
     /// List rules
     List,
+    /// Who can reach what, with which key, and when they last did
+    Review,
     /// Remove a rule
     Remove {
         /// The rule: R3

@@ -62,9 +62,9 @@ pub fn permitted(caller: &Caller, command: &Command) -> Result<(), Fault> {
         Command::Sessions(Sessions::Kill { .. }) => false,
         Command::Sessions(_) => true,
         Command::Users(Users::List | Users::Show { .. })
-        | Command::SshKeys(SshKeys::List { .. })
+        | Command::SshKeys(SshKeys::List { .. } | SshKeys::Report { .. })
         | Command::Instances(Instances::List | Instances::Show { .. })
-        | Command::Access(Access::List) => true,
+        | Command::Access(Access::List | Access::Review) => true,
         _ => false,
     };
     // Who administers does not thereby read other people's sessions: that is the auditors' right.

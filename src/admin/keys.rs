@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::blast::{self, Whose};
 use super::render::{day, short_time, table};
-use super::{Caller, Fault, Output, SshKeys, rotate, trail, users};
+use super::{Caller, Fault, Output, SshKeys, report, rotate, trail, users};
 use crate::auth;
 use crate::session::House;
 
@@ -38,6 +38,7 @@ pub(super) async fn run(
             );
             out.either(&shown(&key, now), text).await
         }
+        SshKeys::Report { csv } => report::run(house, csv, out).await,
         SshKeys::Rotate { user, old, file: _, file_text, name } => {
             rotate::run(house, caller, rotate::Wanted { user, old, text: file_text, name }, out).await
         }

@@ -14,6 +14,8 @@ mod keys;
 mod logs;
 mod output;
 mod render;
+mod report;
+mod review;
 mod rotate;
 mod sessions;
 mod trail;

@@ -17,6 +17,7 @@ mod forward;
 mod jump;
 mod leaver;
 mod login;
+mod reports;
 mod rig;
 mod rotation;
 mod unasked;
