@@ -139,7 +139,7 @@ impl Report {
         let mut text = format!("Keys: {}\n\nAge of the keys in use\n", states.join(", "));
         let most = self.ages.iter().map(|a| a.keys).max().unwrap_or(0).max(1);
         for age in &self.ages {
-            let to = age.to_days.map_or_else(|| "     ".to_owned(), |to| format!("- {to:<3}"));
+            let to = age.to_days.map_or_else(|| "on   ".to_owned(), |to| format!("- {to:<3}"));
             let bar = "#".repeat((age.keys * 40).div_ceil(most));
             text.push_str(&format!("  {:>3} {to} days  {:>5}  {bar}\n", age.from_days, age.keys));
         }

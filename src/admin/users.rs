@@ -43,9 +43,12 @@ pub(super) async fn users(
                 User { name: name.clone(), roles, kind, added_at: now, expires_at, suspended: None, from };
             house.vault.insert(&user).await?;
             trail::note(house, trail::user_added(caller, &user), now).await?;
-            let next = format!(
-                "Added {name}. Next: keyward users invite {name}, or ssh-keys add --user {name} --file id.pub"
-            );
+            let next = match user.kind {
+                UserKind::Human => format!("Added {name}. Next: keyward users invite {name}"),
+                UserKind::Service => {
+                    format!("Added the service {name}. Next: keyward ssh-keys add --user {name} --file FILE")
+                }
+            };
             out.either(&shown(&user, now), next).await
         }
         Users::List => {

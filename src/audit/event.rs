@@ -134,6 +134,17 @@ pub enum Event {
         /// Who did it.
         by: String,
     },
+    /// A key logged in while it was at work from another address.
+    SshKeySharedSuspected {
+        /// The user it is about.
+        user: String,
+        /// Where the peer came from.
+        source_ip: String,
+        /// Fingerprint, `SHA256:…`.
+        key: String,
+        /// The other addresses.
+        elsewhere: Vec<String>,
+    },
     /// A key will expire soon.
     SshKeyExpiring {
         /// The user it is about.
@@ -492,6 +503,7 @@ impl Event {
             Self::SshKeyAdded { .. } => "ssh_key_added",
             Self::SshKeyActivated { .. } => "ssh_key_activated",
             Self::SshKeyRotated { .. } => "ssh_key_rotated",
+            Self::SshKeySharedSuspected { .. } => "ssh_key_shared_suspected",
             Self::SshKeyExpiring { .. } => "ssh_key_expiring",
             Self::SshKeyExpired { .. } => "ssh_key_expired",
             Self::SshKeyRetiring { .. } => "ssh_key_retiring",

@@ -4,13 +4,14 @@
 //! login.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use keystore::UserKey;
 use keystore::ssh::PublicKey;
+use keystore::{User, UserKey};
 use russh::server::Auth;
 use russh::{MethodKind, MethodSet};
 use tokio::time::Instant;
@@ -97,7 +98,8 @@ impl Gate {
         if worth_while {
             return Auth::Accept;
         }
-        if self.inviting && matches!((&self.door, &self.stranger), (Door::Outside(_), Stranger::None)) {
+        let first = matches!((&self.door, &self.stranger), (Door::Outside(_), Stranger::None));
+        if self.inviting && first && ADDED.contains(&key.algorithm().as_str()) {
             self.stranger = Stranger::Asked;
             return Auth::Accept;
         }
@@ -204,7 +206,7 @@ impl Gate {
             Door::Hall(verified) => self.code_given(verified, (user, answer), since).await,
             Door::Outside(outside) => self.invited(outside, (user, answer), since).await,
             Door::Enrolling(enrolling) => self.confirmed(*enrolling, (user, answer), since).await,
-            Door::Enrolled(caller) => self.enter(*caller, since).await,
+            Door::Enrolled(caller) if self.still_in_use(&caller).await => self.enter(*caller, since).await,
             other => {
                 self.door = other;
                 self.refuse(since, self.first_methods()).await
@@ -334,6 +336,14 @@ impl Gate {
         }
     }
 
+    /// Minutes may have passed while the recovery codes were written down.
+    async fn still_in_use(&self, caller: &Authenticated) -> bool {
+        let (vault, now) = (&self.house.vault, Timestamp::now());
+        let user = vault.get::<User>(caller.user().as_str()).await.ok().flatten();
+        let key = vault.get::<UserKey>(caller.key()).await.ok().flatten();
+        user.is_some_and(|user| user.barred(now).is_none()) && key.is_some_and(|key| key.usable(now))
+    }
+
     /// All is proven: once the trail says so, the peer is inside.
     async fn enter(&mut self, caller: Authenticated, since: Instant) -> Auth {
         let event = Event::SshLoginSucceeded {
@@ -344,12 +354,35 @@ impl Gate {
         if !self.audit(event).await {
             return self.refuse(since, self.first_methods()).await;
         }
+        self.suspect_sharing(&caller).await;
         // The slot of the unauthenticated is given back.
         drop(self.admitted.take());
         self.house.guard.succeeded(self.source.ip());
         self.phase.logged_in();
         self.door = Door::Inside(Arc::new(caller));
         Auth::Accept
+    }
+
+    /// A key at work in two places at once is perhaps in two hands: the trail says so, nobody is cut.
+    async fn suspect_sharing(&self, caller: &Authenticated) {
+        let here = self.source.ip().to_canonical();
+        let elsewhere: BTreeSet<String> = self
+            .house
+            .registry
+            .live()
+            .into_iter()
+            .filter(|live| live.info.key == caller.key() && live.info.source.ip().to_canonical() != here)
+            .map(|live| live.info.source.ip().to_canonical().to_string())
+            .collect();
+        if !elsewhere.is_empty() {
+            let event = Event::SshKeySharedSuspected {
+                user: caller.user().to_string(),
+                source_ip: here.to_string(),
+                key: caller.key().to_owned(),
+                elsewhere: elsewhere.into_iter().collect(),
+            };
+            self.audit(event).await;
+        }
     }
 
     /// What the owner of the key, which is proven, should know of its end.
@@ -438,6 +471,8 @@ fn ask(instructions: Option<String>, prompt: impl Into<String>, echo: bool) -> A
     }
 }
 
+/// The kinds of keys that can be added.
+const ADDED: [&str; 2] = ["ssh-ed25519", "sk-ssh-ed25519@openssh.com"];
 /// The same for every user name, known or not.
 const INVITATION: &str =
     "No key that you offered is known here. If an administrator gave you an enrolment code, type it now.";

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::rig::{Rig, text};
+use crate::rig::{Rig, text, wait_for};
 
 /// From now on the user has no authenticator.
 fn no_code(rig: &Rig, user: &str) {
@@ -82,4 +82,44 @@ fn a_service_comes_with_its_key_alone_to_what_a_rule_names_and_nowhere_else() {
     assert!(rig.ok(&["users", "list"]).contains("192.0.2.0/24"));
     assert_eq!(rig.run(&["mfa", "enroll", "backup"]).status.code(), Some(5));
     assert_eq!(rig.run(&["users", "invite", "backup"]).status.code(), Some(5));
+}
+
+#[test]
+fn wrong_codes_are_counted_across_a_kill_9() {
+    let mut rig = Rig::with_alice();
+    let good = fs::read(rig.path("code_alice")).unwrap();
+    rig.script("code_alice", "echo 000000");
+    for prompts in ["3", "2"] {
+        let prompts = format!("NumberOfPasswordPrompts={prompts}");
+        assert!(
+            !rig.client("ssh", "alice").args(["-o", &prompts, "bastion"]).output().unwrap().status.success()
+        );
+    }
+    rig.kill_9();
+    rig.serve();
+    fs::write(rig.path("code_alice"), good).unwrap();
+    assert!(!rig.ssh("alice", "true").status.success(), "the right code waits now");
+    assert!(rig.ok(&["logs", "tail", "-n", "50"]).contains("too many wrong codes"));
+    rig.add_user("bob");
+    rig.ok(&["access", "allow", "--user", "bob", "--instance", "db-1", "--login", &rig.login]);
+    assert!(rig.ssh("bob", "true").status.success(), "her neighbour's does not");
+}
+
+#[test]
+fn a_key_at_work_in_two_places_is_suspected_to_be_shared_and_in_one_is_not() {
+    let rig = Rig::with_alice();
+    let mut held = rig.client("ssh", "alice").args(["db-1", "sleep 30"]).spawn().unwrap();
+    wait_for("the first login", || {
+        rig.json(&["sessions", "list", "--live"]).as_array().is_some_and(|s| !s.is_empty())
+    });
+    assert!(rig.ssh("alice", "true").status.success());
+    assert!(
+        !rig.ok(&["logs", "tail", "-n", "50"]).contains("shared_suspected"),
+        "one address is no suspicion"
+    );
+    let output = rig.client("ssh", "alice").args(["-b", "127.0.0.2", "bastion"]).output().unwrap();
+    assert!(output.status.success(), "{}", text(output.stderr));
+    assert!(rig.ok(&["logs", "tail", "-n", "50"]).contains("\"event\":\"ssh_key_shared_suspected\""));
+    held.kill().unwrap();
+    held.wait().unwrap();
 }
