@@ -215,4 +215,6 @@ fn until(at: Timestamp, now: Timestamp) -> Duration {
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
+mod quarter;
+#[cfg(test)]
 mod tests;

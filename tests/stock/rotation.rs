@@ -131,7 +131,11 @@ fn a_rotation_survives_a_kill_9_at_each_step() {
     rig.kill_9();
     rig.serve();
     assert_eq!((status(&rig, "K1"), status(&rig, "K2")), ("active".into(), "pending".into()));
-    assert!(ssh_with(&rig, "alice", "id_new", &["db-1", "true"]).status.success());
+    assert!(
+        ssh_with(&rig, "alice", "id_new", &["bastion", "ssh-keys", "list", "--user", "alice"])
+            .status
+            .success()
+    );
     rig.kill_9();
     rig.serve();
     wait_for("the old key to give way", || status(&rig, "K1") == "retiring");
