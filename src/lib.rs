@@ -12,5 +12,6 @@ pub mod guard;
 pub mod ingress;
 pub mod policy;
 pub mod recording;
+pub mod rotation;
 pub mod server;
 pub mod session;

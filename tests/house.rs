@@ -13,12 +13,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Rooms and their floors. A room imports only rooms on lower floors, and itself.
-const FLOORS: [(&str, u8); 12] = [
+const FLOORS: [(&str, u8); 13] = [
     ("cli", 10),
     ("server", 9),
     ("ingress", 8),
     ("admin", 8),
     ("session", 7),
+    ("rotation", 7),
     ("egress", 6),
     ("recording", 5),
     ("config", 5),

@@ -7,6 +7,7 @@
 
 pub mod backend;
 pub mod journal;
+pub mod lifecycle;
 pub mod record;
 pub mod seal;
 pub mod signing;

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use ipnet::IpNet;
@@ -12,6 +13,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::ssh::{HashAlg, PublicKey};
+
+mod factor;
+
+pub use factor::{Invitation, Remembered, SecondFactor};
 
 /// A record kept in the vault under `KIND/id`.
 pub trait Record: Serialize + serde::de::DeserializeOwned + Send + Sync + 'static {
@@ -147,6 +152,9 @@ pub struct User {
     pub expires_at: Option<Timestamp>,
     /// Set while the user is suspended.
     pub suspended: Option<Ended>,
+    /// The networks the user may come from; empty means any for a human, none for a service.
+    #[serde(default)]
+    pub from: Vec<IpNet>,
 }
 
 impl Record for User {
@@ -160,6 +168,13 @@ impl User {
     /// Whether the user has `role`.
     pub fn has_role(&self, role: &str) -> bool {
         self.roles.iter().any(|r| r.as_str() == role)
+    }
+
+    /// Whether the user may come from `source`.
+    pub fn comes_from(&self, source: IpAddr) -> bool {
+        let source = source.to_canonical();
+        (self.kind == UserKind::Human && self.from.is_empty())
+            || self.from.iter().any(|net| net.contains(&source))
     }
 
     /// Why the user cannot log in at `now`, if so.
@@ -228,6 +243,15 @@ pub struct UserKey {
     pub expires_at: Timestamp,
     /// When it last completed a login.
     pub last_used_at: Option<Timestamp>,
+    /// Fingerprint of the key it was added to replace.
+    #[serde(default)]
+    pub replaces: Option<String>,
+    /// Set once its successor is in use: it works until then.
+    #[serde(default)]
+    pub retires_at: Option<Timestamp>,
+    /// The last warning given, in seconds before expiry.
+    #[serde(default)]
+    pub warned: Option<i64>,
     /// Set once revoked.
     pub revoked: Option<Ended>,
 }
@@ -245,14 +269,9 @@ impl UserKey {
         key.fingerprint(HashAlg::Sha256).to_string()
     }
 
-    /// The status at `now`: a stored `active` past its end is `expired`.
+    /// The status at `now`: the stored one, and what time and use have brought since (see [`crate::lifecycle`]).
     pub fn status_at(&self, now: Timestamp) -> KeyStatus {
-        match self.status {
-            KeyStatus::Pending | KeyStatus::Active | KeyStatus::Retiring if self.expires_at <= now => {
-                KeyStatus::Expired
-            }
-            status => status,
-        }
+        crate::lifecycle::standing(self, now)
     }
 
     /// Whether a signature of this key counts at `now`.
@@ -263,44 +282,6 @@ impl UserKey {
     /// Whole days since it was added.
     pub fn age_days(&self, now: Timestamp) -> i64 {
         (now.as_second() - self.added_at.as_second()).div_euclid(86_400)
-    }
-}
-
-/// A user's TOTP secret and what has been spent of it.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SecondFactor {
-    /// Whose it is.
-    pub user: UserName,
-    /// The shared secret, raw bytes (RFC 4226 §4 R6: at least 128 bit). Sealed on disk as part of the record.
-    pub secret: Vec<u8>,
-    /// When it was enrolled.
-    pub enrolled_at: Timestamp,
-    /// The last time step (Unix time / 30 s) whose code was accepted; that step and all before it are spent.
-    pub spent_step: Option<u64>,
-    /// SHA-256 of each recovery code not spent yet.
-    pub recovery: Vec<[u8; 32]>,
-    /// Wrong codes since the last accepted one.
-    pub failures: u32,
-    /// When the last wrong code came.
-    pub failed_at: Option<Timestamp>,
-}
-
-impl Record for SecondFactor {
-    const KIND: &'static str = "mfa";
-    fn record_id(&self) -> String {
-        self.user.to_string()
-    }
-}
-
-impl fmt::Debug for SecondFactor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SecondFactor").field("user", &self.user).finish_non_exhaustive()
-    }
-}
-
-impl Drop for SecondFactor {
-    fn drop(&mut self) {
-        zeroize::Zeroize::zeroize(&mut self.secret);
     }
 }
 

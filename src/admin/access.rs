@@ -9,7 +9,7 @@ use keystore::{Capability, Effect, Instance, Login, Rule, Subject, Target};
 use serde_json::{Value, json};
 
 use super::render::{short_time, table};
-use super::{Access, Caller, Fault, Output, RuleTerms, instances, trail, users};
+use super::{Access, Caller, Fault, Output, RuleTerms, instances, review, trail, users};
 use crate::audit::Event;
 use crate::policy::Facts;
 use crate::session::{House, recompile};
@@ -30,6 +30,7 @@ pub(super) async fn run(
             let header = ["RULE", "EFFECT", "WHO", "WHERE", "LOGINS", "CAN", "FROM", "EXPIRES"];
             out.either(&rules, table(&header, rows, out.width())).await
         }
+        Access::Review => review::run(house, out).await,
         Access::Remove { id } => {
             remove(house, caller, &id, now).await?;
             out.note(format!("Removed {id}.")).await

@@ -65,11 +65,19 @@ pub enum Users {
         /// When the user stops working: a date, RFC 3339 time, or from now: 90d
         #[arg(long)]
         expires: Option<When>,
+        /// From this network only (repeatable); a service needs one
+        #[arg(long)]
+        from: Vec<Network>,
     },
     /// List users
     List,
     /// Show one user
     Show {
+        /// The user
+        name: UserName,
+    },
+    /// A one-time code with which a user adds a key and an authenticator, with nothing but ssh
+    Invite {
         /// The user
         name: UserName,
     },
@@ -139,6 +147,30 @@ pub enum SshKeys {
     Show {
         /// Id (K12) or SHA256: fingerprint
         key: String,
+    },
+    /// How old the keys are, which are never used, and whose they are
+    Report {
+        /// One row for each key, as CSV
+        #[arg(long)]
+        csv: bool,
+    },
+    /// Give a key its successor: the old one works until the new one has logged in, and a while longer
+    Rotate {
+        /// Whose key (default over SSH: yourself)
+        #[arg(long)]
+        user: Option<UserName>,
+        /// The key to replace: id (K12) or SHA256: fingerprint (default over SSH: the one you came with)
+        #[arg(long)]
+        old: Option<String>,
+        /// The new .pub file, or - for standard input (over SSH: always standard input)
+        #[arg(long)]
+        file: Option<PathBuf>,
+        /// What the client read from the file.
+        #[arg(skip)]
+        file_text: Option<String>,
+        /// A label (default: the key's comment)
+        #[arg(long)]
+        name: Option<String>,
     },
     /// Revoke a key for good; its live sessions end at once
     Revoke {
@@ -241,6 +273,8 @@ pub enum Access {
     Deny(RuleTerms),
     /// List rules
     List,
+    /// Who can reach what, with which key, and when they last did
+    Review,
     /// Remove a rule
     Remove {
         /// The rule: R3

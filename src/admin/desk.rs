@@ -1,17 +1,19 @@
 //! The command language over SSH: `ssh alice@bastion …`, and the page a bare shell shows.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use clap::Parser;
 use futures_util::future::{BoxFuture, FutureExt};
 use jiff::Timestamp;
-use keystore::{Role, UserKey};
+use keystore::{KeyStatus, Role, UserKey};
 use tokio::sync::mpsc;
 
 use super::{Caller, Chunk, Command, Fault, Instances, Logs, Output, Sessions, SshKeys, Visitor};
 use super::{access, execute, keys};
 use crate::auth::Authenticated;
 use crate::policy::Facts;
+use crate::rotation::notice;
 use crate::session::{Ask, Desk, House};
 
 /// Answers logged-in users.
@@ -28,6 +30,11 @@ impl FrontDesk {
     async fn answer(&self, visitor: Visitor, ask: Ask, to: mpsc::Sender<Chunk>) -> u8 {
         let mut out = Output::new(to, false, ask.columns);
         match parse(&visitor, &ask) {
+            Ok(Asked::Page) if visitor.service => {
+                let says =
+                    format!("{NO_SHELL} ssh -J {}@{} LOGIN@INSTANCE", visitor.user, bastion(&self.house));
+                if out.note(says).await.is_ok() { 4 } else { 1 }
+            }
             Ok(Asked::Page) => match page(&self.house, &visitor, &mut out).await {
                 Ok(()) => 0,
                 Err(fault) => fault.code,
@@ -52,6 +59,8 @@ impl Desk for FrontDesk {
             roles: caller.roles().clone(),
             key: caller.key().to_owned(),
             source: caller.source().ip(),
+            service: caller.is_service(),
+            only_exchanges: caller.only_exchanges(),
         };
         self.answer(visitor, ask, to).boxed()
     }
@@ -91,10 +100,10 @@ fn parse(visitor: &Visitor, ask: &Ask) -> Result<Asked, Fault> {
     })?;
     let mut command = line.command;
     match &mut command {
-        Command::SshKeys(SshKeys::Add { file, file_text, .. }) => {
-            if file.as_ref().is_some_and(|f| f.as_os_str() != "-") {
+        Command::SshKeys(SshKeys::Add { file, file_text, .. } | SshKeys::Rotate { file, file_text, .. }) => {
+            if ask.stdin.is_empty() || file.as_ref().is_some_and(|f| f.as_os_str() != "-") {
                 return Err(Fault::usage(
-                    "keyward: over SSH the key comes by standard input: … ssh-keys add --user NAME < id.pub",
+                    "keyward: over SSH the new key comes by standard input: ssh-keys rotate < ~/.ssh/id_new.pub",
                 ));
             }
             *file_text = Some(String::from_utf8_lossy(&ask.stdin).into_owned());
@@ -127,23 +136,47 @@ async fn page(house: &House, visitor: &Visitor, out: &mut Output) -> Result<(), 
     let roles = visitor.roles.iter().map(Role::as_str).collect::<Vec<_>>().join(", ");
     let mut owned: Vec<UserKey> = house.vault.list().await?;
     owned.retain(|k| k.user == visitor.user);
+    let mut told: Vec<String> = owned
+        .iter()
+        .filter_map(|key| notice(key, &house.config.keys, now, bastion(house)))
+        .chain(owned.iter().filter(|k| k.status_at(now) == KeyStatus::Pending).map(|k| waits(k, house)))
+        .collect();
+    told.push(String::new());
+    if visitor.only_exchanges {
+        told.push(keys::listed(&owned, &BTreeSet::new(), now, None));
+        return out.line(told.join("\n")).await;
+    }
     let facts = Facts { user: &visitor.user, roles: &visitor.roles, source: visitor.source };
     let rows = access::reachable(house, &facts).await?.into_iter().map(|(instance, login, can)| {
         let can =
             can.as_array().into_iter().flatten().filter_map(|c| c.as_str()).collect::<Vec<_>>().join(",");
         vec![format!("ssh -J {}@{} {login}@{}", visitor.user, bastion(house), instance.name), can]
     });
-    let places = super::render::table(&["YOU MAY GO TO", "AND DO"], rows, None);
+    let mut places = super::render::table(&["YOU MAY GO TO", "AND DO"], rows, None);
+    if places == "(none)" {
+        places = "You may go nowhere yet: no access rule is about you. Ask an administrator.".to_owned();
+    }
     let text = format!(
-        "You are {} ({roles}), from {}.\n\n{}\n\n{places}\n\nClient configuration: ssh {}@{} setup >> ~/.ssh/config\n",
+        "You are {} ({roles}), from {}.\n{}\n{}\n\n{places}\n\nClient configuration: ssh {}@{} setup >> ~/.ssh/config\n",
         visitor.user,
         visitor.source,
-        keys::listed(&owned, now, None),
+        told.join("\n"),
+        keys::listed(&owned, &BTreeSet::new(), now, None),
         visitor.user,
         bastion(house),
     );
     out.line(text).await
 }
+
+fn waits(key: &UserKey, house: &House) -> String {
+    let (id, user) = (&key.id, &key.user);
+    format!(
+        "{id} waits for its first login: ssh -i ~/.ssh/id_new -o IdentitiesOnly=yes {user}@{}",
+        bastion(house)
+    )
+}
+
+const NO_SHELL: &str = "keyward: services have no shell here. They go through:";
 
 fn bastion(house: &House) -> &str {
     house.config.names.first().map_or("bastion", String::as_str)

@@ -20,14 +20,38 @@ pub async fn execute(house: &House, caller: &Caller, command: Command, out: &mut
     fault.code
 }
 
+/// What is open to a login whose key has expired.
+fn exchanges(caller: &Caller, command: &Command) -> bool {
+    match command {
+        Command::SshKeys(SshKeys::Rotate { user, .. }) => user.is_none() || user.as_ref() == caller.user(),
+        Command::SshConfig { .. } => true,
+        _ => false,
+    }
+}
+
 /// Whether `caller` may say `command` at all; some commands look closer at what it names.
 ///
 /// # Errors
 /// [`Fault`] with exit code 4.
 pub fn permitted(caller: &Caller, command: &Command) -> Result<(), Fault> {
+    if let Caller::User(visitor) = caller
+        && visitor.only_exchanges
+        && !exchanges(caller, command)
+    {
+        return Err(Fault::denied(
+            "your key has expired: until you have exchanged it, only this is open to you: ssh-keys rotate < new.pub",
+        ));
+    }
+    if let Caller::User(visitor) = caller
+        && visitor.service
+        && !exchanges(caller, command)
+    {
+        return Err(Fault::denied("a service may rotate its own key here, and nothing else"));
+    }
     let anyone = match command {
         Command::SshConfig { .. } | Command::Ca(_) => true,
         Command::SshKeys(SshKeys::Show { .. } | SshKeys::Revoke { .. }) => true,
+        Command::SshKeys(SshKeys::Rotate { user, .. }) => user.is_none() || user.as_ref() == caller.user(),
         Command::SshKeys(SshKeys::List { user, .. }) => user.is_some() && user.as_ref() == caller.user(),
         Command::Sessions(Sessions::List { user, .. }) => user.is_some() && user.as_ref() == caller.user(),
         Command::Access(Access::Explain { .. }) => true,
@@ -38,9 +62,9 @@ pub fn permitted(caller: &Caller, command: &Command) -> Result<(), Fault> {
         Command::Sessions(Sessions::Kill { .. }) => false,
         Command::Sessions(_) => true,
         Command::Users(Users::List | Users::Show { .. })
-        | Command::SshKeys(SshKeys::List { .. })
+        | Command::SshKeys(SshKeys::List { .. } | SshKeys::Report { .. })
         | Command::Instances(Instances::List | Instances::Show { .. })
-        | Command::Access(Access::List) => true,
+        | Command::Access(Access::List | Access::Review) => true,
         _ => false,
     };
     // Who administers does not thereby read other people's sessions: that is the auditors' right.
@@ -75,8 +99,12 @@ fn changes(command: &Command) -> bool {
     matches!(
         command,
         Command::Users(
-            Users::Add { .. } | Users::Suspend { .. } | Users::Resume { .. } | Users::Remove { .. }
-        ) | Command::SshKeys(SshKeys::Add { .. } | SshKeys::Revoke { .. })
+            Users::Add { .. }
+                | Users::Invite { .. }
+                | Users::Suspend { .. }
+                | Users::Resume { .. }
+                | Users::Remove { .. }
+        ) | Command::SshKeys(SshKeys::Add { .. } | SshKeys::Rotate { .. } | SshKeys::Revoke { .. })
             | Command::Mfa(Mfa::Enroll { .. } | Mfa::Reset { .. } | Mfa::RecoveryCodes { .. })
             | Command::Instances(Instances::Add(_) | Instances::Remove { .. })
             | Command::Access(Access::Allow(_) | Access::Deny(_) | Access::Remove { .. })
@@ -113,6 +141,8 @@ mod tests {
             roles: [role.parse().unwrap()].into(),
             key: String::new(),
             source: "192.0.2.1".parse().unwrap(),
+            service: false,
+            only_exchanges: false,
         })
     }
     fn keys_of(name: &str) -> Command {
@@ -123,6 +153,22 @@ mod tests {
     fn an_engineer_lists_her_own_keys_and_not_her_neighbours() {
         assert!(permitted(&user("engineer"), &keys_of("alice")).is_ok());
         assert_eq!(permitted(&user("engineer"), &keys_of("bob")).unwrap_err().code, 4);
+    }
+
+    #[test]
+    fn an_expired_key_rotates_itself_and_does_nothing_else() {
+        let Caller::User(mut visitor) = user("admin") else { panic!() };
+        visitor.only_exchanges = true;
+        let late = Caller::User(visitor);
+        let rotate = |user: Option<&str>| {
+            let user = user.map(|name| name.parse().unwrap());
+            Command::SshKeys(SshKeys::Rotate { user, old: None, file: None, file_text: None, name: None })
+        };
+        assert!(permitted(&late, &rotate(None)).is_ok());
+        assert!(permitted(&late, &keys_of("alice")).is_err() && permitted(&late, &Command::Status).is_err());
+        assert!(permitted(&late, &rotate(Some("bob"))).is_err(), "not even an admin, for another");
+        assert!(permitted(&user("admin"), &rotate(Some("bob"))).is_ok());
+        assert!(permitted(&user("engineer"), &rotate(Some("bob"))).is_err());
     }
 
     #[test]

@@ -3,16 +3,18 @@
 //! A key's record is filed under its fingerprint, so a key that another user holds, or that was ever revoked, cannot be
 //! added again. Revoking writes the record first, then cuts the key's live sessions.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use keystore::signing::parse_user_key;
-use keystore::{Ended, KeyStatus, UserKey, UserName};
+use keystore::{Ended, KeyStatus, User, UserKey, UserKind, UserName};
 use serde_json::{Value, json};
 
+use super::blast::{self, Whose};
 use super::render::{day, short_time, table};
-use super::{Caller, Fault, Output, SshKeys, trail, users};
+use super::{Caller, Fault, Output, SshKeys, report, rotate, trail, users};
+use crate::auth;
 use crate::session::House;
-
-const DAY_SECS: i64 = 86_400;
 
 pub(super) async fn run(
     house: &House,
@@ -36,6 +38,10 @@ pub(super) async fn run(
             );
             out.either(&shown(&key, now), text).await
         }
+        SshKeys::Report { csv } => report::run(house, csv, out).await,
+        SshKeys::Rotate { user, old, file: _, file_text, name } => {
+            rotate::run(house, caller, rotate::Wanted { user, old, text: file_text, name }, out).await
+        }
         SshKeys::List { user, expiring } => {
             let mut keys: Vec<UserKey> = house.vault.list().await?;
             keys.retain(|k| user.as_ref().is_none_or(|u| &k.user == u));
@@ -43,16 +49,28 @@ pub(super) async fn run(
                 keys.retain(|k| k.usable(now) && k.expires_at.as_second() <= now.as_second() + within.0);
             }
             keys.sort_by(|a, b| (&a.user, a.added_at).cmp(&(&b.user, b.added_at)));
-            let text = listed(&keys, now, out.width());
-            out.either(&keys.iter().map(|k| shown(k, now)).collect::<Vec<_>>(), text).await
+            let services = services(house).await?;
+            let text = listed(&keys, &services, now, out.width());
+            let values = keys.iter().map(|k| {
+                let mut value = shown(k, now);
+                if let Some(fields) = value.as_object_mut() {
+                    let kind = if services.contains(&k.user) { "service" } else { "human" };
+                    fields.insert("kind".to_owned(), kind.into());
+                }
+                value
+            });
+            out.either(&values.collect::<Vec<_>>(), text).await
         }
         SshKeys::Show { key } => {
             let key = find(house, &key).await?;
             if !caller.has_role("admin") && !caller.has_role("auditor") && caller.user() != Some(&key.user) {
                 return Err(Fault::denied("that key is not yours; see yours with: ssh-keys list"));
             }
-            let text =
-                format!("{}\n{}", listed(std::slice::from_ref(&key), now, out.width()), key.public_key);
+            let text = format!(
+                "{}\n{}",
+                listed(std::slice::from_ref(&key), &services(house).await?, now, out.width()),
+                key.public_key
+            );
             out.either(&shown(&key, now), text).await
         }
         SshKeys::Revoke { key, reason } => {
@@ -64,41 +82,58 @@ pub(super) async fn run(
                 return Err(Fault::conflict(format!("{} is revoked already", key.id)));
             }
             revoke(house, caller, &key, &reason).await?;
-            out.note(format!("Revoked {} of {}. Its live sessions were ended.", key.id, key.user)).await
+            out.note(format!("Revoked {} of {}. Its live sessions were ended.", key.id, key.user)).await?;
+            let touched = blast::touched(house, Whose::Key(key.fingerprint.clone()), now).await?;
+            let key = find(house, &key.fingerprint).await?;
+            let value = json!({ "key": shown(&key, now), "touched": touched });
+            out.either(&value, touched.told(out.width())).await
         }
     }
 }
 
-struct NewKey {
-    user: UserName,
-    text: String,
-    name: Option<String>,
-    expires_at: Option<Timestamp>,
+pub(super) struct NewKey {
+    pub(super) user: UserName,
+    pub(super) text: String,
+    pub(super) name: Option<String>,
+    pub(super) expires_at: Option<Timestamp>,
 }
 
 async fn add(house: &House, caller: &Caller, new: NewKey) -> Result<UserKey, Fault> {
     let now = Timestamp::now();
+    let key = made(house, new, now).await?;
+    house.vault.insert(&key).await?;
+    trail::note(house, trail::key_added(caller, &key), now).await?;
+    Ok(key)
+}
+
+/// The record of a key that nobody holds or ever held; not stored yet.
+pub(super) async fn made(house: &House, new: NewKey, now: Timestamp) -> Result<UserKey, Fault> {
     users::found(house, &new.user).await?;
     let public = parse_user_key(&new.text).map_err(|fault| Fault::error(fault.to_string()))?;
     let fingerprint = UserKey::fingerprint_of(&public);
     if let Some(held) = house.vault.get::<UserKey>(&fingerprint).await? {
-        return Err(Fault::conflict(match held.status {
-            KeyStatus::Revoked => format!("{fingerprint} was revoked and never works again; make a new key"),
+        return Err(Fault::conflict(match held.status_at(now) {
+            KeyStatus::Revoked | KeyStatus::Retired | KeyStatus::Expired => {
+                format!(
+                    "{fingerprint} is {} and never works again; make a new key: ssh-keygen -t ed25519",
+                    held.status_at(now)
+                )
+            }
             _ if held.user == new.user => {
                 format!("{fingerprint} is known already, as {} of {}", held.id, held.user)
             }
             _ => format!("{fingerprint} belongs to another user; make a key of {}'s own", new.user),
         }));
     }
-    let latest = now.as_second() + i64::from(house.config.key_max_age_days) * DAY_SECS;
+    let latest = now.as_second() + house.config.keys.max_age;
     let latest = Timestamp::from_second(latest).map_err(|e| Fault::error(e.to_string()))?;
     let expires_at = new.expires_at.unwrap_or(latest);
     if expires_at > latest || expires_at <= now {
-        let days = house.config.key_max_age_days;
-        return Err(Fault::error(format!("a key may live from now to {days} days (key_max_age_days)")));
+        let until = short_time(latest);
+        return Err(Fault::error(format!("--expires takes a time from now to {until} (keys.max_age)")));
     }
     let comment = public.comment().to_string();
-    let key = UserKey {
+    Ok(UserKey {
         id: house.vault.next_id("K").await?,
         user: new.user,
         name: new.name.or(Some(comment).filter(|c| !c.is_empty())).unwrap_or_else(|| "unnamed".to_owned()),
@@ -109,11 +144,11 @@ async fn add(house: &House, caller: &Caller, new: NewKey) -> Result<UserKey, Fau
         added_at: now,
         expires_at,
         last_used_at: None,
+        replaces: None,
+        retires_at: None,
+        warned: None,
         revoked: None,
-    };
-    house.vault.insert(&key).await?;
-    trail::note(house, trail::key_added(caller, &key), now).await?;
-    Ok(key)
+    })
 }
 
 /// Revokes `key`: the record first, so that no login passes meanwhile, then the live sessions.
@@ -127,21 +162,34 @@ pub(super) async fn revoke(house: &House, caller: &Caller, key: &UserKey, reason
             Ok::<(), Fault>(())
         })
         .await?;
-    trail::note(house, trail::key_revoked(caller, key, reason), now).await
+    trail::note(house, trail::key_revoked(caller, key, reason), now).await?;
+    // What was remembered of it opens nothing any more; this only tidies up.
+    Ok(auth::forget_key(&house.vault, &key.fingerprint).await?)
 }
 
-async fn find(house: &House, wanted: &str) -> Result<UserKey, Fault> {
+pub(super) async fn find(house: &House, wanted: &str) -> Result<UserKey, Fault> {
     let keys: Vec<UserKey> = house.vault.list().await?;
     keys.into_iter()
         .find(|k| k.id.eq_ignore_ascii_case(wanted) || k.fingerprint == wanted)
         .ok_or_else(|| Fault::not_found(format!("no key {wanted}; see: keyward ssh-keys list")))
 }
 
-pub(super) fn listed(keys: &[UserKey], now: Timestamp, width: Option<u16>) -> String {
+/// Who among the users is a service.
+async fn services(house: &House) -> Result<BTreeSet<UserName>, Fault> {
+    let users: Vec<User> = house.vault.list().await?;
+    Ok(users.into_iter().filter(|u| u.kind == UserKind::Service).map(|u| u.name).collect())
+}
+
+pub(super) fn listed(
+    keys: &[UserKey],
+    services: &BTreeSet<UserName>,
+    now: Timestamp,
+    width: Option<u16>,
+) -> String {
     let rows = keys.iter().map(|k| {
         vec![
             k.id.clone(),
-            k.user.to_string(),
+            if services.contains(&k.user) { format!("{} (service)", k.user) } else { k.user.to_string() },
             k.name.clone(),
             k.status_at(now).to_string(),
             format!("{} d", k.age_days(now)),
@@ -153,7 +201,7 @@ pub(super) fn listed(keys: &[UserKey], now: Timestamp, width: Option<u16>) -> St
     table(&["KEY", "USER", "NAME", "STATUS", "AGE", "EXPIRES", "LAST USED", "FINGERPRINT"], rows, width)
 }
 
-fn shown(key: &UserKey, now: Timestamp) -> Value {
+pub(super) fn shown(key: &UserKey, now: Timestamp) -> Value {
     let mut value = json!(key);
     if let Some(fields) = value.as_object_mut() {
         fields.insert("status".to_owned(), key.status_at(now).to_string().into());

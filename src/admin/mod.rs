@@ -5,6 +5,7 @@
 //! appends its audit event before it is reported done.
 
 mod access;
+mod blast;
 mod command;
 mod desk;
 mod execute;
@@ -13,6 +14,9 @@ mod keys;
 mod logs;
 mod output;
 mod render;
+mod report;
+mod review;
+mod rotate;
 mod sessions;
 mod trail;
 mod users;
@@ -25,5 +29,6 @@ pub use desk::FrontDesk;
 pub use execute::{execute, permitted};
 pub use logs::{StateVerified, verify};
 pub use output::{Caller, Fault, Output, Visitor};
+pub use rotate::rotation;
 pub use wire::{MAX_REQUEST, Reply, Request, read_reply};
 pub use words::*;

@@ -61,6 +61,10 @@ pub struct Visitor {
     pub key: String,
     /// Where they come from.
     pub source: IpAddr,
+    /// It is a service: it may rotate its own key, and nothing else.
+    pub service: bool,
+    /// Their key has expired: it can be exchanged, and nothing else.
+    pub only_exchanges: bool,
 }
 
 /// Where an answer goes.

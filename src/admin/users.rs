@@ -7,9 +7,11 @@ use jiff::Timestamp;
 use keystore::{Ended, Role, Rule, SecondFactor, Subject, User, UserKey, UserKind, UserName};
 use serde_json::{Value, json};
 
+use super::blast::{self, Whose};
 use super::render::{short_time, table};
 use super::{Caller, Fault, Kind, Mfa, Output, Users, access, keys, trail};
-use crate::auth::mfa;
+use crate::audit::Event;
+use crate::auth::{self, mfa};
 use crate::session::House;
 
 pub(super) async fn users(
@@ -20,9 +22,15 @@ pub(super) async fn users(
 ) -> Result<(), Fault> {
     let now = Timestamp::now();
     match command {
-        Users::Add { name, roles, kind, expires } => {
+        Users::Add { name, roles, kind, expires, from } => {
             let mut roles: std::collections::BTreeSet<Role> = roles.into_iter().collect();
-            if roles.is_empty() {
+            if kind == Kind::Service && from.is_empty() {
+                return Err(Fault::usage(
+                    "a service logs in without a code: say from where, --from 10.0.3.0/24",
+                ));
+            }
+            // A service reaches what rules name it for; a human is an engineer unless told otherwise.
+            if roles.is_empty() && kind == Kind::Human {
                 roles.extend("engineer".parse::<Role>());
             }
             let kind = match kind {
@@ -30,33 +38,46 @@ pub(super) async fn users(
                 Kind::Service => UserKind::Service,
             };
             let expires_at = expires.map(|when| when.ahead(now));
-            let user = User { name: name.clone(), roles, kind, added_at: now, expires_at, suspended: None };
+            let from = from.into_iter().map(|net| net.0).collect();
+            let user =
+                User { name: name.clone(), roles, kind, added_at: now, expires_at, suspended: None, from };
             house.vault.insert(&user).await?;
             trail::note(house, trail::user_added(caller, &user), now).await?;
-            let next =
-                format!("Added {name}. Next: keyward ssh-keys add --user {name} --file id_ed25519.pub");
+            let next = match user.kind {
+                UserKind::Human => format!("Added {name}. Next: keyward users invite {name}"),
+                UserKind::Service => {
+                    format!("Added the service {name}. Next: keyward ssh-keys add --user {name} --file FILE")
+                }
+            };
             out.either(&shown(&user, now), next).await
         }
         Users::List => {
             let users: Vec<User> = house.vault.list().await?;
             let rows = users.iter().map(|user| row(user, now));
-            let text = table(&["USER", "ROLES", "KIND", "STATE", "ADDED", "EXPIRES"], rows, out.width());
+            let text =
+                table(&["USER", "ROLES", "KIND", "STATE", "ADDED", "EXPIRES", "FROM"], rows, out.width());
             out.either(&users.iter().map(|u| shown(u, now)).collect::<Vec<_>>(), text).await
         }
         Users::Show { name } => {
             let user = found(house, &name).await?;
             let text = table(
-                &["USER", "ROLES", "KIND", "STATE", "ADDED", "EXPIRES"],
+                &["USER", "ROLES", "KIND", "STATE", "ADDED", "EXPIRES", "FROM"],
                 [row(&user, now)],
                 out.width(),
             );
             out.either(&shown(&user, now), text).await
         }
+        Users::Invite { name } => invite(house, caller, &name, out).await,
         Users::Suspend { name, reason } => {
             let ended = Ended { at: now, reason: reason.clone() };
             set_suspended(house, &name, Some(ended)).await?;
             trail::note(house, trail::user_suspended(caller, &name, &reason), now).await?;
-            out.note(format!("Suspended {name}. Undo: keyward users resume {name}")).await
+            auth::withdraw(&house.vault, &name).await?;
+            auth::forget_user(&house.vault, &name).await?;
+            out.note(format!("Suspended {name}. Undo: keyward users resume {name}")).await?;
+            let touched = blast::touched(house, Whose::User(name.clone()), now).await?;
+            let value = json!({ "user": shown(&found(house, &name).await?, now), "touched": touched });
+            out.either(&value, touched.told(out.width())).await
         }
         Users::Resume { name } => {
             set_suspended(house, &name, None).await?;
@@ -89,6 +110,41 @@ pub(super) async fn found(house: &House, name: &UserName) -> Result<User, Fault>
     }))
 }
 
+async fn invite(house: &House, caller: &Caller, name: &UserName, out: &mut Output) -> Result<(), Fault> {
+    let now = Timestamp::now();
+    let user = found(house, name).await?;
+    if let Some(why) = user.barred(now) {
+        return Err(Fault::conflict(format!(
+            "{name} cannot log in ({why}); first: keyward users resume {name}"
+        )));
+    }
+    if user.kind == UserKind::Service {
+        return Err(Fault::conflict(format!(
+            "{name} is a service and has no authenticator; add its key: keyward ssh-keys add --user {name} --file FILE"
+        )));
+    }
+    let (code, expires_at) = auth::invite(&house.vault, name, now).await?;
+    let event =
+        Event::UserInvited { user: name.to_string(), by: caller.name(), expires_at: expires_at.to_string() };
+    trail::note(house, event, now).await?;
+    let bastion = house.config.names.first().map_or("bastion", String::as_str);
+    let command = format!("ssh -i ~/.ssh/id_ed25519 -o IdentitiesOnly=yes {name}@{bastion}");
+    let factor = match house.vault.get::<SecondFactor>(name.as_str()).await? {
+        Some(_) => format!(
+            "{name} confirms with the authenticator in use. Is it lost too? keyward mfa reset {name}, before the login"
+        ),
+        None => format!("That adds the key and sets up {name}'s authenticator."),
+    };
+    let text = format!(
+        "Enrolment code for {name}, good once, until {}. Send it by a way you trust:\n\n  {code}\n\n\
+         {name} types, on the machine that has (or makes) the key:\n\n  ssh-keygen -t ed25519\n  {command}\n\n\
+         and gives the code when asked. {factor}",
+        short_time(expires_at),
+    );
+    let value = json!({ "user": name, "code": code, "expires_at": expires_at, "command": command });
+    out.either(&value, text).await
+}
+
 async fn set_suspended(house: &House, name: &UserName, ended: Option<Ended>) -> Result<(), Fault> {
     found(house, name).await?;
     house
@@ -112,6 +168,8 @@ async fn remove(house: &House, caller: &Caller, name: &UserName, now: Timestamp)
     if house.vault.get::<SecondFactor>(name.as_str()).await?.is_some() {
         house.vault.remove::<SecondFactor>(name.as_str()).await?;
     }
+    auth::withdraw(&house.vault, name).await?;
+    auth::forget_user(&house.vault, name).await?;
     house.vault.remove::<User>(name.as_str()).await?;
     trail::note(house, trail::user_removed(caller, name), now).await
 }
@@ -128,6 +186,7 @@ fn row(user: &User, now: Timestamp) -> Vec<String> {
     let roles = user.roles.iter().map(Role::as_str).collect::<Vec<_>>().join(",");
     let kind = if user.kind == UserKind::Human { "human" } else { "service" };
     let expires = user.expires_at.map_or_else(|| "-".to_owned(), short_time);
+    let from = user.from.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
     vec![
         user.name.to_string(),
         roles,
@@ -135,6 +194,7 @@ fn row(user: &User, now: Timestamp) -> Vec<String> {
         state(user, now).into(),
         short_time(user.added_at),
         expires,
+        if user.from.is_empty() { "anywhere".to_owned() } else { from },
     ]
 }
 
@@ -155,7 +215,9 @@ pub(super) async fn factors(
     let now = Timestamp::now();
     match command {
         Mfa::Enroll { name } => {
-            found(house, &name).await?;
+            if found(house, &name).await?.kind == UserKind::Service {
+                return Err(Fault::conflict(format!("{name} is a service: it logs in with its key alone")));
+            }
             if house.vault.get::<SecondFactor>(name.as_str()).await?.is_some() {
                 let says = format!("{name} is enrolled already. To start over: keyward mfa reset {name}");
                 return Err(Fault::conflict(says));
@@ -167,7 +229,8 @@ pub(super) async fn factors(
                 "user": name, "secret": enrolment.secret_base32, "uri": enrolment.uri,
                 "recovery_codes": enrolment.recovery_codes,
             });
-            let mut text = out.width().and_then(|_| qr(&enrolment.uri)).unwrap_or_default();
+            let drawn = out.width().and_then(|_| enrolment.qr()).map(|qr| format!("{qr}\n\n"));
+            let mut text = drawn.unwrap_or_default();
             text.push_str(&format!(
                 "Scan the code, or type the secret into an authenticator app:\n\n  secret  {}\n  uri     {}\n\n{}",
                 enrolment.secret_base32,
@@ -180,7 +243,8 @@ pub(super) async fn factors(
             found(house, &name).await?;
             mfa::reset(&house.vault, &name).await.map_err(|e| Fault::error(e.to_string()))?;
             trail::note(house, trail::mfa_reset(caller, &name), now).await?;
-            out.note(format!("{name} has no second factor now. Next: keyward mfa enroll {name}")).await
+            auth::forget_user(&house.vault, &name).await?;
+            out.note(format!("{name} has no second factor now. Next: keyward users invite {name}")).await
         }
         Mfa::RecoveryCodes { name } => {
             found(house, &name).await?;
@@ -195,15 +259,4 @@ pub(super) async fn factors(
 
 fn recovery(codes: &[String]) -> String {
     format!("Recovery codes, each good once; shown only now:\n\n  {}", codes.join("\n  "))
-}
-
-fn qr(uri: &str) -> Option<String> {
-    let code = qrcode::QrCode::new(uri).ok()?;
-    let mut drawn = code
-        .render::<qrcode::render::unicode::Dense1x2>()
-        .dark_color(qrcode::render::unicode::Dense1x2::Light)
-        .light_color(qrcode::render::unicode::Dense1x2::Dark)
-        .build();
-    drawn.push_str("\n\n");
-    Some(drawn)
 }

@@ -74,6 +74,15 @@ pub enum Event {
         /// Role names.
         roles: Vec<String>,
     },
+    /// A user was given a one-time enrolment code.
+    UserInvited {
+        /// The user it is about.
+        user: String,
+        /// Who did it.
+        by: String,
+        /// RFC 3339, UTC.
+        expires_at: String,
+    },
     /// A user was suspended.
     UserSuspended {
         /// The user it is about.
@@ -125,6 +134,17 @@ pub enum Event {
         /// Who did it.
         by: String,
     },
+    /// A key logged in while it was at work from another address.
+    SshKeySharedSuspected {
+        /// The user it is about.
+        user: String,
+        /// Where the peer came from.
+        source_ip: String,
+        /// Fingerprint, `SHA256:…`.
+        key: String,
+        /// The other addresses.
+        elsewhere: Vec<String>,
+    },
     /// A key will expire soon.
     SshKeyExpiring {
         /// The user it is about.
@@ -140,6 +160,17 @@ pub enum Event {
         user: String,
         /// Fingerprint, `SHA256:…`.
         key: String,
+    },
+    /// A replaced key goes on working for a while: its successor is in use.
+    SshKeyRetiring {
+        /// The user it is about.
+        user: String,
+        /// Fingerprint, `SHA256:…`.
+        key: String,
+        /// Fingerprint of the new key.
+        successor: String,
+        /// RFC 3339, UTC.
+        until: String,
     },
     /// A replaced key stopped working.
     SshKeyRetired {
@@ -465,14 +496,17 @@ impl Event {
             Self::MfaFailed { .. } => "mfa_failed",
             Self::MfaReset { .. } => "mfa_reset",
             Self::UserAdded { .. } => "user_added",
+            Self::UserInvited { .. } => "user_invited",
             Self::UserSuspended { .. } => "user_suspended",
             Self::UserResumed { .. } => "user_resumed",
             Self::UserRemoved { .. } => "user_removed",
             Self::SshKeyAdded { .. } => "ssh_key_added",
             Self::SshKeyActivated { .. } => "ssh_key_activated",
             Self::SshKeyRotated { .. } => "ssh_key_rotated",
+            Self::SshKeySharedSuspected { .. } => "ssh_key_shared_suspected",
             Self::SshKeyExpiring { .. } => "ssh_key_expiring",
             Self::SshKeyExpired { .. } => "ssh_key_expired",
+            Self::SshKeyRetiring { .. } => "ssh_key_retiring",
             Self::SshKeyRetired { .. } => "ssh_key_retired",
             Self::SshKeyRevoked { .. } => "ssh_key_revoked",
             Self::InstanceAdded { .. } => "instance_added",

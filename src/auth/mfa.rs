@@ -31,6 +31,16 @@ pub async fn enroll(vault: &Vault, user: &UserName, now: Timestamp) -> Result<En
     if vault.get::<User>(user.as_str()).await?.is_none() {
         return Err(MfaError::UnknownUser(user.clone()));
     }
+    let (factor, enrolment) = fresh(user, now)?;
+    match vault.insert(&factor).await {
+        Err(keystore::Error::Exists { .. }) => Err(MfaError::Enrolled(user.clone())),
+        Err(other) => Err(other.into()),
+        Ok(()) => Ok(enrolment),
+    }
+}
+
+/// A second factor that is not stored yet.
+pub(super) fn fresh(user: &UserName, now: Timestamp) -> Result<(SecondFactor, Enrolment), MfaError> {
     let secret: [u8; SECRET_BYTES] = rand::random();
     let recovery_codes = fresh_recovery_codes();
     let factor = SecondFactor {
@@ -44,10 +54,26 @@ pub async fn enroll(vault: &Vault, user: &UserName, now: Timestamp) -> Result<En
     };
     let totp = totp(&factor).map_err(|e| MfaError::Totp(e.to_string()))?;
     let uri = totp.to_url().map_err(|e| MfaError::Totp(e.to_string()))?;
-    match vault.insert(&factor).await {
-        Err(keystore::Error::Exists { .. }) => Err(MfaError::Enrolled(user.clone())),
-        Err(other) => Err(other.into()),
-        Ok(()) => Ok(Enrolment { secret_base32: totp.secret().to_base32(), uri, recovery_codes }),
+    let secret_base32 = totp.secret().to_base32();
+    Ok((factor, Enrolment { secret_base32, uri, recovery_codes }))
+}
+
+/// Spends a first code of a factor that is not stored yet; recovery codes confirm nothing.
+pub(super) fn confirm(factor: &mut SecondFactor, code: &str, now: Timestamp) -> Result<(), LoginFault> {
+    let code = Zeroizing::new(normalised(code));
+    if code.len() != DIGITS {
+        return Err(LoginFault::WrongCode);
+    }
+    judge(factor, &code, now)?
+}
+
+impl Enrolment {
+    /// The address as a QR code for a dark terminal, in half blocks: about 45 columns and 23 lines.
+    pub fn qr(&self) -> Option<String> {
+        use qrcode::render::unicode::Dense1x2;
+        let code = qrcode::QrCode::with_error_correction_level(&self.uri, qrcode::EcLevel::L).ok()?;
+        let mut drawn = code.render::<Dense1x2>();
+        Some(drawn.dark_color(Dense1x2::Light).light_color(Dense1x2::Dark).build())
     }
 }
 
@@ -187,9 +213,14 @@ fn fresh_recovery_codes() -> Vec<String> {
 
 /// 60 random bits in base32 (no 0, 1, 8 or 9 that could be misread): out of reach at the pace the back-off allows.
 fn recovery_code() -> String {
+    grouped_code(12)
+}
+
+/// `length` (at most 16) random base32 characters in groups of four.
+pub(super) fn grouped_code(length: usize) -> String {
     let text = data_encoding::BASE32_NOPAD.encode(&rand::random::<[u8; 10]>()).to_ascii_lowercase();
-    let mut code = String::with_capacity(14);
-    for (n, c) in text.chars().take(12).enumerate() {
+    let mut code = String::with_capacity(length + length / 4);
+    for (n, c) in text.chars().take(length).enumerate() {
         if n > 0 && n % 4 == 0 {
             code.push('-');
         }
@@ -203,7 +234,7 @@ fn recovery_hash(code: &str) -> [u8; 32] {
 }
 
 /// People type codes with spaces, dashes and capitals.
-fn normalised(code: &str) -> String {
+pub(super) fn normalised(code: &str) -> String {
     code.chars()
         .filter(|c| !c.is_whitespace() && *c != '-')
         .take(LONGEST_CODE)

@@ -5,32 +5,53 @@
 //! never speaks SSH and never audits: the caller does, with [`LoginFault::reason`]. [`mfa`] owns the second factor.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use jiff::Timestamp;
+use keystore::lifecycle::{self, Terms};
 use keystore::ssh::PublicKey;
-use keystore::{KeyStatus, Role, User, UserKey, UserName, Vault};
+use keystore::{KeyStatus, Role, User, UserKey, UserKind, UserName, Vault};
 
 use crate::guard::Admitted;
 
+mod invite;
 pub mod mfa;
 #[cfg(test)]
 pub(crate) mod testing;
+mod unasked;
+
+pub use invite::{Enrolled, Enrolling, Invited, any_invited, invite, looks_like_invitation, withdraw};
+pub use unasked::{forget_all, forget_key, forget_user, remember};
 
 /// Whether a key that a client *offers* (without a signature) is worth a signature. This is no proof of anything.
-pub async fn offered_key_known(vault: &Vault, user: &str, key: &PublicKey, now: Timestamp) -> bool {
-    find_key(vault, user, &UserKey::fingerprint_of(key), now).await.is_ok()
+pub async fn offered_key_known(vault: &Vault, knock: Knock<'_>, now: Timestamp) -> bool {
+    find_key(vault, &knock, now).await.is_ok()
+}
+
+/// Who says to be whom, with which key, from where.
+#[derive(Debug, Clone, Copy)]
+pub struct Knock<'a> {
+    /// The name given.
+    pub user: &'a str,
+    /// The key.
+    pub key: &'a PublicKey,
+    /// Where the connection comes from.
+    pub source: IpAddr,
+    /// The grace of expired keys, in seconds.
+    pub grace: i64,
 }
 
 /// A connection whose peer has proved nothing yet.
 pub struct Unauthenticated {
     source: SocketAddr,
+    terms: Terms,
 }
 
 impl Unauthenticated {
-    /// The state every admitted connection starts in.
-    pub fn new(admitted: &Admitted) -> Self {
-        Self { source: admitted.addr() }
+    /// The state every admitted connection starts in. In its grace (`terms`) an expired key still logs in, to be
+    /// exchanged and for nothing else.
+    pub fn new(admitted: &Admitted, terms: &Terms) -> Self {
+        Self { source: admitted.addr(), terms: terms.clone() }
     }
 
     /// Spends this state for a key that has *signed* this session's authentication request (RFC 4252 §7). The caller
@@ -66,9 +87,15 @@ impl Unauthenticated {
         key: &PublicKey,
         now: Timestamp,
     ) -> Result<KeyVerified, (Self, LoginFault)> {
-        let fingerprint = UserKey::fingerprint_of(key);
-        match find_key(vault, user, &fingerprint, now).await {
-            Ok(user) => Ok(KeyVerified { user: user.name, fingerprint, source: self.source, voided: false }),
+        let knock = Knock { user, key, source: self.source.ip(), grace: self.terms.grace };
+        match find_key(vault, &knock, now).await {
+            Ok(user) => Ok(KeyVerified {
+                user: user.name,
+                fingerprint: UserKey::fingerprint_of(key),
+                source: self.source,
+                terms: self.terms,
+                voided: false,
+            }),
             Err(fault) => Err((self, fault)),
         }
     }
@@ -97,6 +124,7 @@ pub struct KeyVerified {
     user: UserName,
     fingerprint: String,
     source: SocketAddr,
+    terms: Terms,
     /// Another name was tried on this state: it never becomes a login any more.
     voided: bool,
 }
@@ -114,7 +142,7 @@ impl KeyVerified {
 
     /// Gives up what was proved, as a changed user name demands (RFC 4252 §5).
     pub fn void(self) -> Unauthenticated {
-        Unauthenticated { source: self.source }
+        Unauthenticated { source: self.source, terms: self.terms }
     }
 
     /// Spends this state and a code for a login. The code is durably spent before this returns `Ok`; user and key are
@@ -147,33 +175,39 @@ impl KeyVerified {
             return Err((self, LoginFault::UserChanged));
         }
         match self.complete(vault, code, now).await {
-            Ok(roles) => {
-                let Self { user, fingerprint, source, .. } = self;
-                Ok(Authenticated { user, roles, fingerprint, source, at: now })
-            }
+            Ok((user, reach)) => Ok(self.spent(user, reach, now)),
             Err(fault) => Err((self, fault)),
         }
     }
 
-    async fn complete(
-        &self,
-        vault: &Vault,
-        code: &str,
-        now: Timestamp,
-    ) -> Result<BTreeSet<Role>, LoginFault> {
+    fn spent(self, user: User, reach: Reach, now: Timestamp) -> Authenticated {
+        let Self { fingerprint, source, .. } = self;
+        Authenticated {
+            user: user.name,
+            roles: user.roles,
+            kind: user.kind,
+            fingerprint,
+            source,
+            at: now,
+            reach,
+        }
+    }
+
+    async fn complete(&self, vault: &Vault, code: &str, now: Timestamp) -> Result<(User, Reach), LoginFault> {
         // RFC 6238 §5.2: an accepted code is spent. Persist first, then let the login through.
         mfa::spend(vault, &self.user, code, now).await?;
-        vault
+        // For a pending key this is the proof that makes it active (`keystore::lifecycle`).
+        let reach = vault
             .update(&self.fingerprint, |key: &mut UserKey| {
-                usable(key, self.user.as_str(), now)?;
+                let reach = usable(key, self.user.as_str(), self.terms.grace, now)?;
                 key.last_used_at = Some(now);
-                Ok::<_, LoginFault>(())
+                Ok::<_, LoginFault>(reach)
             })
             .await?;
         let user = vault.get::<User>(self.user.as_str()).await?.ok_or(LoginFault::UnknownUser)?;
         match user.barred(now) {
             Some(why) => Err(LoginFault::Barred(why)),
-            None => Ok(user.roles),
+            None => Ok((user, reach)),
         }
     }
 }
@@ -188,9 +222,19 @@ impl KeyVerified {
 pub struct Authenticated {
     user: UserName,
     roles: BTreeSet<Role>,
+    kind: UserKind,
     fingerprint: String,
     source: SocketAddr,
     at: Timestamp,
+    reach: Reach,
+}
+
+/// How far a login goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    Everything,
+    /// The key has expired: it can be exchanged, and nothing else.
+    Exchange,
 }
 
 impl Authenticated {
@@ -219,6 +263,16 @@ impl Authenticated {
         self.at
     }
 
+    /// Whether it is a service, which has nothing to say to the bastion itself.
+    pub fn is_service(&self) -> bool {
+        self.kind == UserKind::Service
+    }
+
+    /// Whether the key has expired, so that it can be exchanged and nothing else: no instance is open to this login.
+    pub fn only_exchanges(&self) -> bool {
+        self.reach == Reach::Exchange
+    }
+
     /// Whether `key` is the key that signed.
     pub fn matches_key(&self, key: &PublicKey) -> bool {
         UserKey::fingerprint_of(key) == self.fingerprint
@@ -240,9 +294,15 @@ pub enum LoginFault {
     /// The user is suspended or expired; says which.
     #[error("{0}")]
     Barred(&'static str),
+    /// The user may not come from there.
+    #[error("not from this network")]
+    WrongNetwork,
     /// The user has no second factor: an admin must enrol one.
     #[error("no second factor enrolled")]
     NoSecondFactor,
+    /// No invitation, or one that is spent, expired or void, or another code than its own.
+    #[error("wrong enrolment code")]
+    WrongInvitation,
     /// Not a code of this time, nor a recovery code.
     #[error("wrong code")]
     WrongCode,
@@ -266,13 +326,16 @@ impl LoginFault {
         match self {
             Self::UnknownUser => "unknown user",
             Self::UnknownKey => "unknown key",
-            Self::KeyUnusable(KeyStatus::Pending) => "key pending",
             Self::KeyUnusable(KeyStatus::Expired) => "key expired",
             Self::KeyUnusable(KeyStatus::Retired) => "key retired",
             Self::KeyUnusable(KeyStatus::Revoked) => "key revoked",
-            Self::KeyUnusable(KeyStatus::Active | KeyStatus::Retiring) => "key not usable",
+            Self::KeyUnusable(KeyStatus::Pending | KeyStatus::Active | KeyStatus::Retiring) => {
+                "key not usable"
+            }
             Self::Barred(why) => why,
+            Self::WrongNetwork => "not from this network",
             Self::NoSecondFactor => "no second factor enrolled",
+            Self::WrongInvitation => "wrong enrolment code",
             Self::WrongCode => "wrong code",
             Self::SpentCode => "code already spent",
             Self::TooManyCodes => "too many wrong codes",
@@ -292,6 +355,7 @@ impl From<keystore::Error> for LoginFault {
         match error {
             keystore::Error::NotFound { kind: "mfa", .. } => Self::NoSecondFactor,
             keystore::Error::NotFound { kind: "key", .. } => Self::UnknownKey,
+            keystore::Error::NotFound { kind: "invitation", .. } => Self::WrongInvitation,
             keystore::Error::NotFound { kind: "user", .. } => Self::UnknownUser,
             other => Self::Store(other.to_string()),
         }
@@ -300,25 +364,30 @@ impl From<keystore::Error> for LoginFault {
 
 /// The user, if the key is the user's and both are in use. Reads the same records whoever asks, so that a name that
 /// does not exist takes as long as one that does.
-async fn find_key(vault: &Vault, user: &str, fingerprint: &str, now: Timestamp) -> Result<User, LoginFault> {
-    let name = user.parse::<UserName>();
+async fn find_key(vault: &Vault, knock: &Knock<'_>, now: Timestamp) -> Result<User, LoginFault> {
+    let name = knock.user.parse::<UserName>();
     let found = vault.get::<User>(name.as_ref().map_or("-", UserName::as_str)).await;
-    let key = vault.get::<UserKey>(fingerprint).await;
+    let key = vault.get::<UserKey>(&UserKey::fingerprint_of(knock.key)).await;
     let found = found?.filter(|_| name.is_ok()).ok_or(LoginFault::UnknownUser)?;
     if let Some(why) = found.barred(now) {
         return Err(LoginFault::Barred(why));
     }
-    usable(&key?.ok_or(LoginFault::UnknownKey)?, found.name.as_str(), now)?;
+    usable(&key?.ok_or(LoginFault::UnknownKey)?, found.name.as_str(), knock.grace, now)?;
+    if !found.comes_from(knock.source) {
+        return Err(LoginFault::WrongNetwork);
+    }
     Ok(found)
 }
 
-fn usable(key: &UserKey, user: &str, now: Timestamp) -> Result<(), LoginFault> {
+fn usable(key: &UserKey, user: &str, grace: i64, now: Timestamp) -> Result<Reach, LoginFault> {
     if key.user.as_str() != user {
-        Err(LoginFault::UnknownKey)
-    } else if key.usable(now) {
-        Ok(())
-    } else {
-        Err(LoginFault::KeyUnusable(key.status_at(now)))
+        return Err(LoginFault::UnknownKey);
+    }
+    match key.status_at(now) {
+        // A pending key proves itself by a login with key and code.
+        KeyStatus::Pending | KeyStatus::Active | KeyStatus::Retiring => Ok(Reach::Everything),
+        KeyStatus::Expired if lifecycle::in_grace(key, grace, now) => Ok(Reach::Exchange),
+        status => Err(LoginFault::KeyUnusable(status)),
     }
 }
 

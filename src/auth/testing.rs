@@ -11,6 +11,9 @@ use keystore::{KeyStatus, SecondFactor, User, UserKey, Vault};
 use super::{Authenticated, Unauthenticated};
 use crate::guard::{Guard, Limits};
 
+/// How long expired keys can be exchanged, in seconds.
+pub(crate) const GRACE: i64 = 14 * 86_400;
+
 /// A fixed moment, `second` seconds after the start of a TOTP step.
 pub(crate) fn at(second: i64) -> Timestamp {
     Timestamp::from_second(1_800_000_000 + second).unwrap()
@@ -31,6 +34,7 @@ pub(crate) fn user(name: &str, roles: &[&str]) -> User {
         added_at: at(0),
         expires_at: None,
         suspended: None,
+        from: Vec::new(),
     }
 }
 
@@ -46,6 +50,9 @@ pub(crate) fn user_key(name: &str, key: &PublicKey) -> UserKey {
         added_at: at(0),
         expires_at: at(90 * 86_400),
         last_used_at: None,
+        replaces: None,
+        retires_at: None,
+        warned: None,
         revoked: None,
     }
 }
@@ -74,7 +81,7 @@ pub(crate) async fn code(vault: &Vault, user: &str, when: Timestamp) -> String {
 
 pub(crate) fn unauthenticated() -> Unauthenticated {
     let admitted = Guard::new(Limits::default()).admit("192.0.2.7:4022".parse().unwrap(), at(0)).unwrap();
-    Unauthenticated::new(&admitted)
+    Unauthenticated::new(&admitted, &keystore::lifecycle::Terms::default())
 }
 
 /// A login of a new user with these roles, by the real chain, from 192.0.2.7.

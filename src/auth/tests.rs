@@ -5,12 +5,15 @@ use keystore::{Ended, SecondFactor};
 use super::testing::*;
 use super::*;
 
+const EXPIRY: i64 = 90 * 86_400;
+
 async fn verified(vault: &Vault) -> KeyVerified {
     unauthenticated().key_verified(vault, "alice", &public_key(1), at(0)).await.ok().unwrap()
 }
 
 async fn key_fault(vault: &Vault, user: &str, key: u8, now: Timestamp) -> Option<LoginFault> {
-    let offered = offered_key_known(vault, user, &public_key(key), now).await;
+    let knock = Knock { user, key: &public_key(key), source: "192.0.2.7".parse().unwrap(), grace: GRACE };
+    let offered = offered_key_known(vault, knock, now).await;
     let fault =
         unauthenticated().key_verified(vault, user, &public_key(key), now).await.err().map(|(_, f)| f);
     assert_eq!(offered, fault.is_none(), "an offer and a signature must be judged alike");
@@ -38,10 +41,9 @@ async fn only_keys_in_use_count() {
     let vault = vault().await;
     let id = UserKey::fingerprint_of(&public_key(1));
     for (status, works) in [
-        (KeyStatus::Pending, false),
+        (KeyStatus::Pending, true),
         (KeyStatus::Active, true),
         (KeyStatus::Retiring, true),
-        (KeyStatus::Expired, false),
         (KeyStatus::Retired, false),
         (KeyStatus::Revoked, false),
     ] {
@@ -58,12 +60,36 @@ async fn only_keys_in_use_count() {
 }
 
 #[tokio::test]
-async fn a_key_works_until_it_expires() {
+async fn a_key_works_until_it_expires_and_is_exchanged_until_its_grace_ends() {
     let vault = vault().await;
-    assert_eq!(key_fault(&vault, "alice", 1, at(90 * 86_400 - 1)).await, None);
-    let fault = key_fault(&vault, "alice", 1, at(90 * 86_400)).await.unwrap();
+    for (second, exchanges) in [(EXPIRY - 1, false), (EXPIRY, true), (EXPIRY + GRACE - 1, true)] {
+        assert_eq!(key_fault(&vault, "alice", 1, at(second)).await, None);
+        let key =
+            unauthenticated().key_verified(&vault, "alice", &public_key(1), at(second)).await.ok().unwrap();
+        let code = code(&vault, "alice", at(second)).await;
+        let login = key.with_second_factor(&vault, "alice", &code, at(second)).await.ok().unwrap();
+        assert_eq!(login.only_exchanges(), exchanges);
+    }
+    let fault = key_fault(&vault, "alice", 1, at(EXPIRY + GRACE)).await.unwrap();
     assert_eq!(fault, LoginFault::KeyUnusable(KeyStatus::Expired));
     assert_eq!(fault.reason(), "key expired");
+}
+
+#[tokio::test]
+async fn a_pending_key_is_proven_by_key_and_code_and_not_by_the_key_alone() {
+    let vault = vault().await;
+    let id = UserKey::fingerprint_of(&public_key(1));
+    let stage = |k: &mut UserKey| {
+        (k.status, k.replaces) = (KeyStatus::Pending, Some("SHA256:old".to_owned()));
+        Ok::<_, keystore::Error>(())
+    };
+    vault.update(&id, stage).await.unwrap();
+    let status = async || vault.get::<UserKey>(&id).await.unwrap().unwrap().status_at(at(1));
+    assert_eq!(code_fault(&vault, "000000x", at(0)).await, Some(LoginFault::WrongCode));
+    assert_eq!(status().await, KeyStatus::Pending);
+    let code = code(&vault, "alice", at(0)).await;
+    assert_eq!(code_fault(&vault, &code, at(0)).await, None);
+    assert_eq!(status().await, KeyStatus::Active);
 }
 
 #[tokio::test]

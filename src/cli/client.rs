@@ -75,7 +75,9 @@ fn take_output(command: &mut Command) -> Option<PathBuf> {
 
 fn read_files(command: &mut Command) -> Result<(), Fault> {
     match command {
-        Command::SshKeys(SshKeys::Add { file, file_text, .. }) => *file_text = read(file.as_deref())?,
+        Command::SshKeys(SshKeys::Add { file, file_text, .. } | SshKeys::Rotate { file, file_text, .. }) => {
+            *file_text = read(file.as_deref())?
+        }
         Command::Instances(Instances::Add(wanted)) => {
             wanted.host_key_text = read(wanted.host_key.as_deref())?;
             wanted.host_ca_text = read(wanted.host_ca.as_deref())?;

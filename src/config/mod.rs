@@ -10,6 +10,10 @@ use std::path::{Path, PathBuf};
 use keystore::seal::MasterKeySource;
 use serde::Deserialize;
 
+mod lives;
+
+pub use lives::Mfa;
+
 /// The validated configuration.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -33,8 +37,10 @@ pub struct Config {
     pub limits: Limits,
     /// Whom tapes are sealed to, and how much they keep.
     pub recording: Recording,
-    /// Days after which a new key expires.
-    pub key_max_age_days: u32,
+    /// How long keys live, and when their owners are warned.
+    pub keys: keystore::lifecycle::Terms,
+    /// What is remembered of second factors.
+    pub mfa: Mfa,
     /// Seconds a drain waits for live sessions.
     pub drain_secs: u64,
 }
@@ -75,7 +81,8 @@ impl Config {
             login: raw.login,
             limits: raw.limits,
             recording: raw.recording.resolved(&base),
-            key_max_age_days: raw.key_max_age_days,
+            keys: raw.keys.terms(raw.key_max_age_days),
+            mfa: raw.mfa.into(),
             drain_secs: raw.drain_secs,
             path: absolute,
         })
@@ -211,8 +218,12 @@ struct Raw {
     limits: Limits,
     #[serde(default)]
     recording: Recording,
-    #[serde(default = "default_key_max_age")]
-    key_max_age_days: u32,
+    /// As `keys.max_age`, in days: from before there was a table for keys.
+    key_max_age_days: Option<u32>,
+    #[serde(default)]
+    keys: lives::Keys,
+    #[serde(default)]
+    mfa: lives::RawMfa,
     #[serde(default = "default_drain")]
     drain_secs: u64,
 }
@@ -228,9 +239,6 @@ fn default_socket() -> PathBuf {
 }
 fn default_master_key() -> String {
     "file:master.key".to_owned()
-}
-fn default_key_max_age() -> u32 {
-    90
 }
 fn default_drain() -> u64 {
     20
@@ -249,7 +257,9 @@ impl Raw {
         within("login.login_secs", self.login.login_secs, 5..=600)?;
         within("limits.max_startups", self.limits.max_startups as u64, 1..=100_000)?;
         within("limits.per_source", self.limits.per_source as u64, 1..=100_000)?;
-        within("key_max_age_days", self.key_max_age_days.into(), 1..=3650)?;
+        within("key_max_age_days", self.key_max_age_days.unwrap_or(1).into(), 1..=3650)?;
+        self.keys.check(self.key_max_age_days).map_err(|(key, what)| source.fault(key, what))?;
+        self.mfa.check().map_err(|(key, what)| source.fault(key, what))?;
         within("drain_secs", self.drain_secs, 0..=86_400)?;
         if self.login.login_secs < self.login.key_secs {
             let what = "the login cannot end before the key is due; use at least login.key_secs".to_owned();

@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use keystore::{Capability, Instance, Login};
+use keystore::{Capability, Instance, Login, UserKey};
 use russh::server::{self, Auth, ChannelOpenHandle, Handle, Msg, PublicKeyOffer, Session, VerifiedPublicKey};
 use russh::{Channel, ChannelId, ChannelOpenFailure, Disconnect, MethodKind, MethodSet, Pty};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -22,6 +22,7 @@ use crate::auth::Authenticated;
 use crate::config::InnerAuth;
 use crate::egress::Listen;
 use crate::recording::SessionId;
+use crate::rotation::notice;
 use crate::session::{Carries, House, Lane, Opened, Sides, Wanted, open, relay};
 
 /// A jump that was let through to an instance.
@@ -229,6 +230,15 @@ async fn hold(shared: Arc<Shared>, login: Login) {
 
 impl server::Handler for Inner {
     type Error = russh::Error;
+
+    /// What the owner of the key should know of its end: here it is seen by every client, also with `-J`.
+    async fn authentication_banner(&mut self) -> Result<Option<String>, russh::Error> {
+        let jump = &self.shared.jump;
+        let Ok(Some(key)) = jump.house.vault.get::<UserKey>(jump.caller.key()).await else { return Ok(None) };
+        let config = &jump.house.config;
+        let to = config.names.first().map_or("bastion", String::as_str);
+        Ok(notice(&key, &config.keys, Timestamp::now(), to).map(|said| format!("{said}\n")))
+    }
 
     async fn auth_none(&mut self, user: &str) -> Result<Auth, russh::Error> {
         if matches!(self.shared.jump.house.config.inner_auth, InnerAuth::None) {

@@ -7,6 +7,7 @@ mod counter;
 mod elastic;
 mod forward;
 mod inner;
+mod login;
 mod outer;
 mod reception;
 mod refusal;
@@ -32,7 +33,8 @@ pub async fn serve_connection(house: Arc<House>, desk: Arc<dyn Desk>, admitted: 
     }
     let phase = stream::Phase::new();
     let stream = stream::Deadlined::new(tcp, phase.clone(), outer::deadlines(&house.config));
-    let mut config = server_config(MethodSet::from([russh::MethodKind::PublicKey].as_slice()));
+    let gate = login::Gate::new(Arc::clone(&house), admitted, phase).await;
+    let mut config = server_config(gate.first_methods());
     config.keys = vec![house.signers.host.russh_key()];
     if !house.config.names.is_empty() {
         let signers = &house.signers;
@@ -41,7 +43,7 @@ pub async fn serve_connection(house: Arc<House>, desk: Arc<dyn Desk>, admitted: 
             Err(error) => tracing::error!(%error, "host.certificate_failed: serving the plain host key"),
         }
     }
-    let handler = outer::Outer::new(house, desk, admitted, phase);
+    let handler = outer::Outer::new(house, desk, gate);
     let running = match server::run_stream(Arc::new(config), stream, handler).await {
         Ok(running) => running,
         Err(error) => {

@@ -1,7 +1,6 @@
 //! The outer connection: key, then code; then jumps to instances, or the desk.
 //!
-//! Holds the login as one state that each step spends. Refusals before login have the same words and take the same time,
-//! whoever asks. The slot of the unauthenticated is given back at login.
+//! The login is [`super::login`]'s.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,9 +10,8 @@ use keystore::{Capability, Instance, Login, User};
 use russh::server::{
     self, Auth, ChannelOpenHandle, Handle, Msg, PublicKeyOffer, Response, Session, VerifiedPublicKey,
 };
-use russh::{Channel, ChannelId, ChannelOpenFailure, Disconnect, MethodKind, MethodSet, Pty};
+use russh::{Channel, ChannelId, ChannelOpenFailure, Disconnect, Pty};
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -21,12 +19,12 @@ use super::counter;
 use super::elastic::{Elastic, FirstBytes, first_bytes};
 use super::forward::{self, Plain};
 use super::inner::{self, Jump};
+use super::login::Gate;
 use super::refusal;
-use super::stream::{Deadlines, Phase};
+use super::stream::Deadlines;
 use crate::audit::Event;
-use crate::auth::{Authenticated, KeyVerified, Unauthenticated, offered_key_known};
+use crate::auth::Authenticated;
 use crate::config::Config;
-use crate::guard::Admitted;
 use crate::policy::Facts;
 use crate::session::{Cut, Desk, House, LiveInfo, Sides};
 
@@ -34,25 +32,12 @@ use crate::session::{Cut, Desk, House, LiveInfo, Sides};
 pub(super) struct Outer {
     house: Arc<House>,
     desk: Arc<dyn Desk>,
-    admitted: Option<Admitted>,
-    source: std::net::SocketAddr,
-    phase: Phase,
-    door: Door,
+    gate: Gate,
     room: Arc<Semaphore>,
     /// Cancelled when the handler is dropped, that is when the connection is over.
     over: CancellationToken,
     /// Known from the login on.
     cut: Option<Cut>,
-}
-
-/// How far the login has come.
-enum Door {
-    Outside(Unauthenticated),
-    /// A key signed for this user name.
-    Hall(KeyVerified),
-    Inside(Arc<Authenticated>),
-    /// A step was interrupted: no login any more.
-    Shut,
 }
 
 /// The login deadlines of the configuration.
@@ -64,103 +49,18 @@ pub(super) fn deadlines(config: &Config) -> Deadlines {
 }
 
 impl Outer {
-    pub(super) fn new(house: Arc<House>, desk: Arc<dyn Desk>, admitted: Admitted, phase: Phase) -> Self {
-        let door = Door::Outside(Unauthenticated::new(&admitted));
-        let source = admitted.addr();
+    pub(super) fn new(house: Arc<House>, desk: Arc<dyn Desk>, gate: Gate) -> Self {
         let room = Arc::new(Semaphore::new(MOST_CHANNELS));
-        Self {
-            house,
-            desk,
-            admitted: Some(admitted),
-            source,
-            phase,
-            door,
-            room,
-            over: CancellationToken::new(),
-            cut: None,
-        }
+        Self { house, desk, gate, room, over: CancellationToken::new(), cut: None }
     }
 
     fn caller(&self) -> Option<Arc<Authenticated>> {
-        match &self.door {
-            Door::Inside(caller) => Some(Arc::clone(caller)),
-            _ => None,
-        }
+        self.gate.caller()
     }
 
     /// Why nothing new may begin, once the connection is cut.
     fn lost(&self) -> Option<String> {
         self.cut.as_ref().and_then(Cut::sentence)
-    }
-
-    /// A durable audit event, or no login.
-    async fn audit(&self, event: Event) -> bool {
-        match self.house.trail.append(event, Timestamp::now()).await {
-            Ok(_receipt) => true,
-            Err(error) => {
-                tracing::error!(%error, "audit.append_failed");
-                false
-            }
-        }
-    }
-
-    /// Counts the failure against the source and refuses, `since` + [`REFUSAL`].
-    async fn refuse(&mut self, since: Instant, next: MethodKind) -> Auth {
-        let source = self.source.ip();
-        if let Some(until) = self.house.guard.failed(source, Timestamp::now()) {
-            let reason = "too many failed logins".to_owned();
-            self.audit(Event::SourceBanned {
-                source_ip: source.to_string(),
-                until: until.to_string(),
-                reason,
-            })
-            .await;
-        }
-        tokio::time::sleep_until(since + REFUSAL).await;
-        Auth::Reject {
-            proceed_with_methods: Some(MethodSet::from([next].as_slice())),
-            partial_success: false,
-        }
-    }
-
-    /// Key and code are proven and the trail says so: the peer is inside.
-    fn enter(&mut self, caller: Authenticated) {
-        // The slot of the unauthenticated is given back.
-        drop(self.admitted.take());
-        self.house.guard.succeeded(self.source.ip());
-        self.phase.logged_in();
-        self.door = Door::Inside(Arc::new(caller));
-    }
-
-    async fn code_given(&mut self, user: &str, code: &str) -> Auth {
-        let since = Instant::now();
-        let verified = match std::mem::replace(&mut self.door, Door::Shut) {
-            Door::Hall(verified) => verified,
-            other => {
-                self.door = other;
-                return self.refuse(since, MethodKind::PublicKey).await;
-            }
-        };
-        match verified.with_second_factor(&self.house.vault, user, code, Timestamp::now()).await {
-            Ok(caller) => {
-                let event = Event::SshLoginSucceeded {
-                    user: caller.user().to_string(),
-                    source_ip: self.source.ip().to_string(),
-                    key: caller.key().to_owned(),
-                };
-                if !self.audit(event).await {
-                    return self.refuse(since, MethodKind::PublicKey).await;
-                }
-                self.enter(caller);
-                Auth::Accept
-            }
-            Err((verified, fault)) => {
-                let (user, source_ip) = (verified.user().to_string(), self.source.ip().to_string());
-                self.door = Door::Hall(verified);
-                self.audit(Event::MfaFailed { user, source_ip, reason: fault.reason().to_owned() }).await;
-                self.refuse(since, MethodKind::KeyboardInteractive).await
-            }
-        }
     }
 }
 
@@ -172,47 +72,11 @@ impl server::Handler for Outer {
         user: &str,
         offer: PublicKeyOffer<'_>,
     ) -> Result<Auth, russh::Error> {
-        let since = Instant::now();
-        if offered_key_known(&self.house.vault, user, offer.public_key, Timestamp::now()).await {
-            return Ok(Auth::Accept);
-        }
-        // Not counted: an agent offers every key it holds.
-        tokio::time::sleep_until(since + OFFER).await;
-        Ok(Auth::reject())
+        Ok(self.gate.offered(user, offer.public_key).await)
     }
 
     async fn auth_publickey(&mut self, user: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, russh::Error> {
-        let since = Instant::now();
-        let outside = match std::mem::replace(&mut self.door, Door::Shut) {
-            Door::Outside(outside) => outside,
-            // A new key starts the login anew (RFC 4252 §5).
-            Door::Hall(verified) => verified.void(),
-            other => {
-                self.door = other;
-                return Ok(Auth::reject());
-            }
-        };
-        match outside.key_verified(&self.house.vault, user, key.public_key, Timestamp::now()).await {
-            Ok(verified) => {
-                self.door = Door::Hall(verified);
-                self.phase.key_proven();
-                Ok(Auth::Reject {
-                    proceed_with_methods: Some(MethodSet::from([MethodKind::KeyboardInteractive].as_slice())),
-                    partial_success: true,
-                })
-            }
-            Err((outside, fault)) => {
-                self.door = Door::Outside(outside);
-                let event = Event::SshLoginFailed {
-                    user: user.chars().take(64).collect(),
-                    source_ip: self.source.ip().to_string(),
-                    key: Some(keystore::UserKey::fingerprint_of(key.public_key)),
-                    reason: fault.reason().to_owned(),
-                };
-                self.audit(event).await;
-                Ok(self.refuse(since, MethodKind::PublicKey).await)
-            }
-        }
+        Ok(self.gate.signed(user, key.public_key).await)
     }
 
     async fn auth_keyboard_interactive<'a>(
@@ -221,29 +85,12 @@ impl server::Handler for Outer {
         _submethods: &str,
         response: Option<Response<'a>>,
     ) -> Result<Auth, russh::Error> {
-        let proven = matches!(&self.door, Door::Hall(verified) if verified.user().as_str() == user);
-        match response {
-            _ if !proven => {
-                // RFC 4252 §5: a changed user name voids every factor.
-                self.door = match std::mem::replace(&mut self.door, Door::Shut) {
-                    Door::Hall(verified) => Door::Outside(verified.void()),
-                    other => other,
-                };
-                Ok(self.refuse(Instant::now(), MethodKind::PublicKey).await)
-            }
-            None => Ok(Auth::Partial {
-                name: "".into(),
-                instructions: "".into(),
-                prompts: vec![("Verification code: ".into(), false)].into(),
-            }),
-            Some(mut answers) => {
-                let answer = answers.next().filter(|code| code.len() <= 64);
-                let code = zeroize::Zeroizing::new(
-                    answer.map(|code| String::from_utf8_lossy(&code).trim().to_owned()).unwrap_or_default(),
-                );
-                Ok(self.code_given(user, &code).await)
-            }
-        }
+        let Some(mut answers) = response else { return Ok(self.gate.question(user).await) };
+        let answer = answers.next().filter(|code| code.len() <= 64);
+        let answer = zeroize::Zeroizing::new(
+            answer.map(|code| String::from_utf8_lossy(&code).trim().to_owned()).unwrap_or_default(),
+        );
+        Ok(self.gate.answer(user, &answer).await)
     }
 
     /// Enters the connection into the registry: losing the key or account cuts it.
@@ -258,6 +105,7 @@ impl server::Handler for Outer {
             source: caller.source(),
             to: None,
             since: Timestamp::now(),
+            only_exchanges: caller.only_exchanges(),
         };
         let mut registered = self.house.registry.enter(info);
         self.cut = Some(registered.cut.clone());
@@ -404,6 +252,12 @@ struct Arrival {
 /// Lets the channel through to an instance that the caller may enter in some way; everything else is refused.
 async fn jump(arrival: Arrival, channel: Channel<Msg>, reply: ChannelOpenHandle, handle: Handle) {
     let request = Uuid::now_v7();
+    if arrival.caller.only_exchanges() {
+        audit_refusal(&arrival, format!("key expired (request {request})")).await;
+        let reason = format!("{EXPIRED} (request {request})");
+        reply.reject(ChannelOpenFailure::Other { code: 1, reason }).await;
+        return;
+    }
     let Some(instance) = reachable(&arrival).await else {
         // The same words whether it does not exist or is not allowed: names are not for guessing.
         audit_refusal(&arrival, format!("unknown or not allowed (request {request})")).await;
@@ -501,10 +355,7 @@ async fn append(house: &House, event: Event) {
     }
 }
 
-/// Every refusal of a proof takes at least this long, counted from the request.
-const REFUSAL: Duration = Duration::from_millis(400);
-/// Every refusal of an offered key takes at least this long.
-const OFFER: Duration = Duration::from_millis(20);
+const EXPIRED: &str = "Your key has expired; exchange it first: ssh-keys rotate";
 /// How long a channel may be silent before Keyward speaks first.
 const FIRST_BYTES: Duration = Duration::from_secs(3);
 /// Time for the sessions inside a connection to end with their own sentence.

@@ -22,9 +22,13 @@ impl Phase {
     pub(super) fn key_proven(&self) {
         self.0.fetch_max(1, Ordering::AcqRel);
     }
+    /// An enrolment code was right: an authenticator app must be set up now, which takes people minutes.
+    pub(super) fn enrolling(&self) {
+        self.0.fetch_max(2, Ordering::AcqRel);
+    }
     /// Logged in: no deadline counts.
     pub(super) fn logged_in(&self) {
-        self.0.fetch_max(2, Ordering::AcqRel);
+        self.0.fetch_max(3, Ordering::AcqRel);
     }
     fn now(&self) -> u8 {
         self.0.load(Ordering::Acquire)
@@ -44,19 +48,22 @@ pub(super) struct Deadlined<S> {
     phase: Phase,
     key: Pin<Box<Sleep>>,
     login: Pin<Box<Sleep>>,
+    enrolment: Pin<Box<Sleep>>,
 }
 
 impl<S> Deadlined<S> {
     pub(super) fn new(inner: S, phase: Phase, deadlines: Deadlines) -> Self {
         let key = Box::pin(tokio::time::sleep(deadlines.key));
         let login = Box::pin(tokio::time::sleep(deadlines.login));
-        Self { inner, phase, key, login }
+        let enrolment = Box::pin(tokio::time::sleep(ENROLMENT));
+        Self { inner, phase, key, login, enrolment }
     }
 
     fn late(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         let phase = self.phase.now();
         let late = (phase < 1 && self.key.as_mut().poll(cx).is_ready())
-            || (phase < 2 && self.login.as_mut().poll(cx).is_ready());
+            || (phase < 2 && self.login.as_mut().poll(cx).is_ready())
+            || (phase < 3 && self.enrolment.as_mut().poll(cx).is_ready());
         if late { Err(io::ErrorKind::TimedOut.into()) } else { Ok(()) }
     }
 }
@@ -86,6 +93,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Deadlined<S> {
     }
 }
 
+/// How long an invited person has in all, once the enrolment code was right.
+const ENROLMENT: Duration = Duration::from_secs(900);
 #[cfg(test)]
 mod tests {
     use tokio::io::AsyncReadExt;

@@ -14,13 +14,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::socket;
-use crate::admin::FrontDesk;
+use crate::admin::{self, FrontDesk};
 use crate::audit::{Event, SessionFacts, Trail};
 use crate::config::Config;
 use crate::guard::{self, Guard};
 use crate::ingress::serve_connection;
 use crate::policy::Rulebook;
 use crate::recording::{Header, Summary, TapeKeys, Tapes};
+use crate::rotation;
 use crate::session::{Desk, House, Registry, recompile, watch};
 
 /// Why the daemon does not serve: what was being done, and what went wrong.
@@ -50,6 +51,7 @@ pub async fn run(config: Config) -> Result<(), ServeError> {
     let stop = CancellationToken::new();
     let tasks = tokio_util::task::TaskTracker::new();
     tasks.spawn(watch(Arc::clone(&house), stop.clone()));
+    tasks.spawn(rotation::keep(admin::rotation(&house), stop.clone()));
     tasks.spawn(socket::serve(door, Arc::clone(&house), stop.clone()));
     tracing::info!(address = %house.config.listen, "daemon.listening");
     tokio::select! {

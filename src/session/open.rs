@@ -359,5 +359,6 @@ fn live_info(authorized: &Authorized, id: SessionId, now: Timestamp) -> LiveInfo
         source: authorized.source(),
         to: Some((authorized.instance().name.clone(), authorized.login().clone(), authorized.can().clone())),
         since: now,
+        only_exchanges: false,
     }
 }

@@ -26,6 +26,8 @@ pub struct LiveInfo {
     pub to: Option<(InstanceName, Login, BTreeSet<Capability>)>,
     /// Since when.
     pub since: Timestamp,
+    /// Its key had expired at the login: it may only exchange it.
+    pub only_exchanges: bool,
 }
 
 /// A live session or connection.
@@ -182,6 +184,7 @@ mod tests {
             source: "192.0.2.1:5".parse().unwrap(),
             to: None,
             since: Timestamp::UNIX_EPOCH,
+            only_exchanges: false,
         }
     }
 

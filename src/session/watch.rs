@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use keystore::lifecycle::in_grace;
 use keystore::{Instance, Record, Rule, User, UserKey};
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
@@ -82,6 +83,7 @@ pub(super) async fn lost_right(house: &House, info: &LiveInfo, now: Timestamp) -
     }
     match house.vault.get::<UserKey>(&info.key).await {
         Ok(Some(key)) if key.user == info.user && key.usable(now) => {}
+        Ok(Some(key)) if info.only_exchanges && in_grace(&key, house.config.keys.grace, now) => {}
         Ok(Some(key)) => return Some(format!("Your key {} is {}.", key.id, key.status_at(now))),
         Ok(None) => return Some("Your key was removed.".to_owned()),
         Err(_) => return Some(UNDECIDED.to_owned()),

@@ -25,7 +25,10 @@ fn client(rig: &Rig, jump: Jump) -> Command {
     match jump {
         Jump::Keyward => command.arg("db-1"),
         Jump::OpenSsh => {
-            fs::copy(rig.path("id_alice.pub"), rig.path("authorized_keys")).unwrap();
+            // Once: sshd may be reading it when the next client is made.
+            if !rig.path("authorized_keys").exists() {
+                fs::copy(rig.path("id_alice.pub"), rig.path("authorized_keys")).unwrap();
+            }
             let host = format!("{}@127.0.0.1:{}", rig.login, rig.instance_port);
             command.args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-q"]);
             // The jump host needs the same options, which -J would not hand on.
@@ -45,8 +48,11 @@ fn client(rig: &Rig, jump: Jump) -> Command {
 
 fn master(rig: &Rig, jump: Jump) -> Child {
     let mut command = client(rig, jump);
-    let child = command.args(["-M", "-N"]).spawn().unwrap();
-    wait_for("the master", || client(rig, jump).args(["-O", "check"]).output().unwrap().status.success());
+    let mut child = command.args(["-M", "-N"]).spawn().unwrap();
+    wait_for("the master", || {
+        assert!(child.try_wait().unwrap().is_none(), "{jump:?}: the master ended");
+        client(rig, jump).args(["-O", "check"]).output().unwrap().status.success()
+    });
     child
 }
 

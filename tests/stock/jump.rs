@@ -104,7 +104,8 @@ fn a_revoked_key_ends_its_live_session_and_never_works_again() {
         rig.json(&["sessions", "list", "--live"]).as_array().is_some_and(|s| !s.is_empty())
     });
     let key = rig.json(&["ssh-keys", "list"])[0]["id"].as_str().unwrap().to_owned();
-    rig.ok(&["ssh-keys", "revoke", &key, "--reason", "laptop stolen"]);
+    let touched = rig.ok(&["ssh-keys", "revoke", &key, "--reason", "laptop stolen"]);
+    assert!(touched.contains("@db-1"), "what it touched is told: {touched}");
     wait_for("the session to be cut", || live.try_wait().unwrap().is_some());
     let output = live.wait_with_output().unwrap();
     assert!(text(output.stderr).contains("revoked"), "the user is told why");

@@ -21,7 +21,12 @@ pub struct Rig {
 impl Rig {
     /// Bastion and instance `db-1` up, `alice` enrolled with key and code, and allowed on `db-1`.
     pub fn with_alice() -> Self {
-        let mut rig = Self::bastion();
+        Self::with_alice_and("")
+    }
+
+    /// The same, with more lines in the configuration file.
+    pub fn with_alice_and(lines: &str) -> Self {
+        let mut rig = Self::bastion_and(lines);
         rig.start_sshd();
         rig.add_instance("db-1");
         rig.add_user("alice");
@@ -32,12 +37,22 @@ impl Rig {
 
     /// An initialised bastion that serves.
     pub fn bastion() -> Self {
+        Self::bastion_and("")
+    }
+
+    /// The same, with more lines in the configuration file.
+    pub fn bastion_and(lines: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let login = text(Command::new("id").arg("-un").output().unwrap().stdout).trim().to_owned();
         let mut rig =
             Self { dir, port: free_port(), instance_port: free_port(), login, daemon: None, sshd: None };
         let state = rig.path("bastion");
         rig.ok(&["init", "--dir", state.to_str().unwrap(), "--listen", &format!("127.0.0.1:{}", rig.port)]);
+        if !lines.is_empty() {
+            let file = rig.path("bastion/keyward.toml");
+            let text = fs::read_to_string(&file).unwrap();
+            fs::write(file, text + lines).unwrap();
+        }
         rig.serve();
         rig
     }
@@ -328,11 +343,11 @@ pub fn text(bytes: Vec<u8>) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// Waits up to 20 s; what is waited for is named in the panic.
+/// Waits up to a minute (machines are noisy); what is waited for is named in the panic.
 pub fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(20);
+    let end = Instant::now() + Duration::from_secs(60);
     while !done() {
-        assert!(Instant::now() < end, "waited 20 s for {what}");
+        assert!(Instant::now() < end, "waited a minute for {what}");
         std::thread::sleep(Duration::from_millis(50));
     }
 }

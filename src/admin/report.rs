@@ -1,0 +1,264 @@
+//! `ssh-keys report`: how old the keys are, which are never used, and whose they are.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use keystore::{KeyStatus, User, UserKey, UserKind};
+use serde::Serialize;
+
+use super::render::{day, table};
+use super::{Fault, Output};
+use crate::session::House;
+
+/// What the report says; only keys that log in, or will, count in its figures.
+#[derive(Debug, Serialize)]
+struct Report {
+    at: Timestamp,
+    by_status: BTreeMap<String, usize>,
+    ages: Vec<Age>,
+    never_used: Vec<Line>,
+    unused_30_days: Vec<Line>,
+    expiring_14_days: Vec<Line>,
+    oldest: Vec<Line>,
+    by_user: Vec<Group>,
+    by_role: Vec<Group>,
+    users_without_key: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Age {
+    from_days: i64,
+    to_days: Option<i64>,
+    keys: usize,
+}
+
+#[derive(Debug, Clone, Serialize)]
+struct Line {
+    id: String,
+    user: String,
+    kind: &'static str,
+    name: String,
+    fingerprint: String,
+    algorithm: String,
+    status: String,
+    age_days: i64,
+    added_at: Timestamp,
+    expires_at: Timestamp,
+    last_used_at: Option<Timestamp>,
+}
+
+#[derive(Debug, Serialize)]
+struct Group {
+    name: String,
+    users: usize,
+    keys: usize,
+    oldest_days: Option<i64>,
+    next_expiry: Option<Timestamp>,
+}
+
+pub(super) async fn run(house: &House, csv: bool, out: &mut Output) -> Result<(), Fault> {
+    let now = Timestamp::now();
+    let (keys, users): (Vec<UserKey>, Vec<User>) = (house.vault.list().await?, house.vault.list().await?);
+    if csv {
+        return out.line(as_csv(&lines(&keys, &users, now))).await;
+    }
+    let report = Report::of(&keys, &users, now);
+    let text = report.told(out.width());
+    out.either(&report, text).await
+}
+
+fn lines(keys: &[UserKey], users: &[User], now: Timestamp) -> Vec<Line> {
+    let services: BTreeSet<_> =
+        users.iter().filter(|u| u.kind == UserKind::Service).map(|u| u.name.clone()).collect();
+    keys.iter()
+        .map(|key| Line {
+            id: key.id.clone(),
+            user: key.user.to_string(),
+            kind: if services.contains(&key.user) { "service" } else { "human" },
+            name: key.name.clone(),
+            fingerprint: key.fingerprint.clone(),
+            algorithm: key.algorithm.clone(),
+            status: key.status_at(now).to_string(),
+            age_days: key.age_days(now),
+            added_at: key.added_at,
+            expires_at: key.expires_at,
+            last_used_at: key.last_used_at,
+        })
+        .collect()
+}
+
+impl Report {
+    fn of(keys: &[UserKey], users: &[User], now: Timestamp) -> Self {
+        let mut by_status = BTreeMap::new();
+        for key in keys {
+            *by_status.entry(key.status_at(now).to_string()).or_insert(0) += 1;
+        }
+        let opens = |k: &&UserKey| {
+            matches!(k.status_at(now), KeyStatus::Pending | KeyStatus::Active | KeyStatus::Retiring)
+        };
+        let live: Vec<UserKey> = keys.iter().filter(opens).cloned().collect();
+        let mut lines = lines(&live, users, now);
+        lines.sort_by_key(|line| line.added_at);
+        let only =
+            |wanted: &dyn Fn(&Line) -> bool| lines.iter().filter(|l| wanted(l)).cloned().collect::<Vec<_>>();
+        let days = |n: i64| n * 86_400;
+        let since = |at: Timestamp| now.as_second() - at.as_second();
+        let ages = EDGES.iter().enumerate().map(|(n, from)| {
+            let to = EDGES.get(n + 1).copied();
+            let inside = |l: &&Line| l.age_days >= *from && to.is_none_or(|to| l.age_days < to);
+            Age { from_days: *from, to_days: to, keys: lines.iter().filter(inside).count() }
+        });
+        let roles: BTreeSet<String> =
+            users.iter().flat_map(|u| u.roles.iter().map(ToString::to_string)).collect();
+        let held = |name: &str| lines.iter().any(|l| l.user == name);
+        Self {
+            at: now,
+            by_status,
+            ages: ages.collect(),
+            never_used: only(&|l| l.last_used_at.is_none()),
+            unused_30_days: only(&|l| l.last_used_at.is_some_and(|at| since(at) > days(30))),
+            expiring_14_days: only(&|l| l.expires_at.as_second() - now.as_second() <= days(14)),
+            oldest: lines.iter().take(10).cloned().collect(),
+            by_user: users.iter().map(|u| group(u.name.as_str(), &[u], &lines)).collect(),
+            by_role: roles
+                .iter()
+                .map(|role| {
+                    group(role, &users.iter().filter(|u| u.has_role(role)).collect::<Vec<_>>(), &lines)
+                })
+                .collect(),
+            users_without_key: users
+                .iter()
+                .filter(|u| u.barred(now).is_none() && !held(u.name.as_str()))
+                .map(|u| u.name.to_string())
+                .collect(),
+        }
+    }
+
+    fn told(&self, width: Option<u16>) -> String {
+        let states = self.by_status.iter().map(|(status, n)| format!("{n} {status}")).collect::<Vec<_>>();
+        let mut text = format!("Keys: {}\n\nAge of the keys in use\n", states.join(", "));
+        let most = self.ages.iter().map(|a| a.keys).max().unwrap_or(0).max(1);
+        for age in &self.ages {
+            let to = age.to_days.map_or_else(|| "on   ".to_owned(), |to| format!("- {to:<3}"));
+            let bar = "#".repeat((age.keys * 40).div_ceil(most));
+            text.push_str(&format!("  {:>3} {to} days  {:>5}  {bar}\n", age.from_days, age.keys));
+        }
+        for (title, lines) in [
+            ("Never used", &self.never_used),
+            ("Not used for 30 days", &self.unused_30_days),
+            ("Expiring within 14 days", &self.expiring_14_days),
+            ("Oldest", &self.oldest),
+        ] {
+            let rows = lines.iter().map(|l| {
+                let used = l.last_used_at.map_or_else(|| "never".to_owned(), day);
+                let who = if l.kind == "service" { format!("{} (service)", l.user) } else { l.user.clone() };
+                vec![l.id.clone(), who, l.name.clone(), format!("{} d", l.age_days), day(l.expires_at), used]
+            });
+            let shown = table(&["KEY", "USER", "NAME", "AGE", "EXPIRES", "LAST USED"], rows, width);
+            text.push_str(&format!("\n{title}\n{shown}\n"));
+        }
+        for (title, groups) in [("USER", &self.by_user), ("ROLE", &self.by_role)] {
+            let rows = groups.iter().map(|g| {
+                vec![
+                    g.name.clone(),
+                    g.keys.to_string(),
+                    g.oldest_days.map_or_else(|| "-".to_owned(), |d| format!("{d} d")),
+                    g.next_expiry.map_or_else(|| "-".to_owned(), day),
+                ]
+            });
+            let shown = table(&[title, "KEYS IN USE", "OLDEST", "NEXT EXPIRY"], rows, width);
+            text.push_str(&format!("\n{shown}\n"));
+        }
+        if !self.users_without_key.is_empty() {
+            text.push_str(&format!("\nWithout a key in use: {}\n", self.users_without_key.join(", ")));
+        }
+        text
+    }
+}
+
+fn group(name: &str, users: &[&User], lines: &[Line]) -> Group {
+    let theirs: Vec<&Line> =
+        lines.iter().filter(|l| users.iter().any(|u| u.name.as_str() == l.user)).collect();
+    Group {
+        name: name.to_owned(),
+        users: users.len(),
+        keys: theirs.len(),
+        oldest_days: theirs.iter().map(|l| l.age_days).max(),
+        next_expiry: theirs.iter().map(|l| l.expires_at).min(),
+    }
+}
+
+fn as_csv(lines: &[Line]) -> String {
+    let mut text =
+        "id,user,kind,name,fingerprint,algorithm,status,age_days,added_at,expires_at,last_used_at\r\n"
+            .to_owned();
+    for l in lines {
+        let used = l.last_used_at.map(|at| at.to_string()).unwrap_or_default();
+        let (age, added, expires) =
+            (l.age_days.to_string(), l.added_at.to_string(), l.expires_at.to_string());
+        let cells = [
+            &l.id,
+            &l.user,
+            l.kind,
+            &l.name,
+            &l.fingerprint,
+            &l.algorithm,
+            &l.status,
+            &age,
+            &added,
+            &expires,
+            &used,
+        ];
+        text.push_str(&cells.map(cell).join(","));
+        text.push_str("\r\n");
+    }
+    text
+}
+
+/// RFC 4180 §2; and a text that a spreadsheet would take for a formula is marked as text.
+fn cell(text: &str) -> String {
+    let text =
+        if text.starts_with(['=', '+', '-', '@', '\t', '\r']) { format!("'{text}") } else { text.to_owned() };
+    if text.contains([',', '"', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text }
+}
+
+/// Where the bars of the histogram begin, in days.
+const EDGES: [i64; 7] = [0, 7, 30, 60, 90, 180, 365];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::testing::{at, public_key, user, user_key};
+
+    const DAY: i64 = 86_400;
+
+    #[test]
+    fn the_report_counts_what_opens_a_door_and_names_what_does_not() {
+        let old = UserKey { last_used_at: Some(at(DAY)), ..user_key("alice", &public_key(1)) };
+        let fresh =
+            UserKey { id: "K2".to_owned(), added_at: at(49 * DAY), ..user_key("bob", &public_key(2)) };
+        let gone = UserKey { status: KeyStatus::Revoked, ..user_key("bob", &public_key(3)) };
+        let users = [user("alice", &["engineer"]), user("bob", &["admin"]), user("carol", &["engineer"])];
+        let report = Report::of(&[old, fresh, gone], &users, at(50 * DAY));
+        assert_eq!(report.by_status, [("active".to_owned(), 2), ("revoked".to_owned(), 1)].into());
+        let histogram: Vec<_> = report.ages.iter().map(|a| a.keys).collect();
+        assert_eq!(histogram, [1, 0, 1, 0, 0, 0, 0]);
+        let ids = |lines: &[Line]| lines.iter().map(|l| l.id.clone()).collect::<Vec<_>>().join(",");
+        assert_eq!(ids(&report.never_used), "K2");
+        assert_eq!(ids(&report.unused_30_days), "K1");
+        assert_eq!(ids(&report.oldest), "K1,K2");
+        assert_eq!(report.users_without_key, ["carol"]);
+        assert_eq!(
+            report.by_role.iter().map(|g| (g.name.as_str(), g.keys)).collect::<Vec<_>>(),
+            [("admin", 1), ("engineer", 1)]
+        );
+        assert!(report.told(None).contains("Without a key in use: carol"));
+    }
+
+    #[test]
+    fn a_cell_neither_breaks_the_row_nor_becomes_a_formula() {
+        assert_eq!(cell("a,\"b\""), "\"a,\"\"b\"\"\"");
+        assert_eq!(cell("=HYPERLINK(1)"), "'=HYPERLINK(1)");
+        assert_eq!(cell("laptop"), "laptop");
+    }
+}

@@ -1,0 +1,99 @@
+//! `ssh-keys rotate`: a key's successor, added as pending. The way on from there is `rotation`'s.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use keystore::{KeyStatus, UserKey, UserName};
+use serde_json::json;
+
+use super::keys::{self, NewKey, find, shown};
+use super::render::short_time;
+use super::{Caller, Fault, Output, trail};
+use crate::audit::Event;
+use crate::rotation::{Rotation, RotationFault, span};
+use crate::session::House;
+
+/// The key workflows of `house`.
+pub fn rotation(house: &House) -> Rotation {
+    Rotation {
+        vault: Arc::clone(&house.vault),
+        trail: Arc::clone(&house.trail),
+        terms: house.config.keys.clone(),
+    }
+}
+
+pub(super) struct Wanted {
+    pub(super) user: Option<UserName>,
+    pub(super) old: Option<String>,
+    pub(super) text: Option<String>,
+    pub(super) name: Option<String>,
+}
+
+pub(super) async fn run(
+    house: &House,
+    caller: &Caller,
+    wanted: Wanted,
+    out: &mut Output,
+) -> Result<(), Fault> {
+    let now = Timestamp::now();
+    let text = wanted.text.ok_or_else(|| Fault::usage("name the new public key file: --file id_new.pub"))?;
+    let old = match (&wanted.old, caller) {
+        (Some(old), _) => find(house, old).await?,
+        (None, Caller::User(visitor)) if wanted.user.as_ref().is_none_or(|u| *u == visitor.user) => {
+            find(house, &visitor.key).await?
+        }
+        (None, _) => {
+            return Err(Fault::usage("name the key to replace: --old K12; see: keyward ssh-keys list"));
+        }
+    };
+    if wanted.user.as_ref().or(caller.user()).is_some_and(|user| *user != old.user) {
+        return Err(Fault::denied(format!("{} is another user's key; see: ssh-keys list", old.id)));
+    }
+    rotation(house).may_replace(&old, now).await.map_err(|fault| match fault {
+        RotationFault::NotNow(says) => Fault::conflict(says),
+        other => Fault::error(other.to_string()),
+    })?;
+    let new = NewKey { user: old.user.clone(), text, name: wanted.name, expires_at: None };
+    let new = UserKey {
+        status: KeyStatus::Pending,
+        replaces: Some(old.fingerprint.clone()),
+        ..keys::made(house, new, now).await?
+    };
+    house.vault.insert(&new).await?;
+    trail::note(house, trail::key_added(caller, &new), now).await?;
+    let rotated = Event::SshKeyRotated {
+        user: old.user.to_string(),
+        key: old.fingerprint.clone(),
+        successor: new.fingerprint.clone(),
+        by: caller.name(),
+    };
+    trail::note(house, rotated, now).await?;
+    let value = json!({ "old": shown(&old, now), "new": shown(&new, now) });
+    out.either(&value, told(house, &old, &new)).await
+}
+
+/// What happens when, and what to type next.
+fn told(house: &House, old: &UserKey, new: &UserKey) -> String {
+    let now = Timestamp::now();
+    let bastion = house.config.names.first().map_or("bastion", String::as_str);
+    let (id, next, user) = (&old.id, &new.id, &new.user);
+    let meanwhile = match old.status_at(now) {
+        KeyStatus::Expired => format!("Until then {id}, which has expired, opens nothing but this command."),
+        _ => format!("Until then nothing changes: {id} works until {}.", short_time(old.expires_at)),
+    };
+    let afterwards = match old.status_at(now) {
+        KeyStatus::Expired => format!("{next} is your key from that moment on; {id} retires."),
+        _ => format!(
+            "{next} is your key from that moment on; {id} works {} longer, then retires.",
+            span(house.config.keys.overlap)
+        ),
+    };
+    format!(
+        "{next} ({}) waits for its first login.\n\n\
+         1. Log in with it once, with your code:  ssh -i ~/.ssh/id_new -o IdentitiesOnly=yes {user}@{bastion}\n   {meanwhile}\n\
+         2. {afterwards}\n3. Put it in place of the old file, or in ~/.ssh/config:  IdentityFile ~/.ssh/id_new\n\n\
+         The new key expires {}.",
+        new.fingerprint,
+        short_time(new.expires_at),
+    )
+}

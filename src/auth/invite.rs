@@ -1,0 +1,386 @@
+//! Enrolment with nothing but a client: an invitation's code, then a signing key, then a first authenticator code.
+//!
+//! [`Unauthenticated`] → [`Invited`] (the code) → [`Enrolling`] (a key that signed) → [`Enrolled`] (a code of the
+//! authenticator). Nothing is stored before the last step; there the invitation is spent first, by compare-and-set, so
+//! it brings in one person once. An invitation never replaces a second factor: who has one confirms with it.
+
+use std::net::SocketAddr;
+
+use jiff::Timestamp;
+use keystore::lifecycle::Terms;
+use keystore::signing::parse_user_key;
+use keystore::ssh::PublicKey;
+use keystore::{Invitation, KeyStatus, SecondFactor, User, UserKey, UserKind, UserName, Vault};
+use sha2::{Digest, Sha256};
+
+use super::mfa::{self, Enrolment};
+use super::{Authenticated, KeyVerified, LoginFault, Reach, Unauthenticated, usable};
+
+/// Gives `user` an invitation, and returns its code and its end. An earlier one is void.
+///
+/// # Errors
+/// The store failed.
+pub async fn invite(
+    vault: &Vault,
+    user: &UserName,
+    now: Timestamp,
+) -> Result<(String, Timestamp), keystore::Error> {
+    let code = mfa::grouped_code(CODE_LENGTH);
+    let expires_at = Timestamp::from_second(now.as_second() + VALID).unwrap_or(now);
+    let invitation = Invitation {
+        user: user.clone(),
+        code: hash(&code),
+        made_at: now,
+        expires_at,
+        tries: 0,
+        spent_at: None,
+    };
+    withdraw(vault, user).await?;
+    vault.insert(&invitation).await?;
+    Ok((code, expires_at))
+}
+
+/// Takes the invitation of `user` back, if there is one.
+///
+/// # Errors
+/// The store failed.
+pub async fn withdraw(vault: &Vault, user: &UserName) -> Result<(), keystore::Error> {
+    match vault.remove::<Invitation>(user.as_str()).await {
+        Ok(_) | Err(keystore::Error::NotFound { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether anybody at all holds an open invitation: only then are strangers asked for one.
+pub async fn any_invited(vault: &Vault, now: Timestamp) -> bool {
+    let invitations = vault.list::<Invitation>().await.unwrap_or_default();
+    invitations.iter().any(|invitation| open(invitation, now))
+}
+
+/// Whether `answer` has the form of an invitation's code, which no other code has.
+pub fn looks_like_invitation(answer: &str) -> bool {
+    mfa::normalised(answer).len() == CODE_LENGTH
+}
+
+impl Unauthenticated {
+    /// Spends this state for the code of `user`'s invitation. A wrong code is counted, durably.
+    ///
+    /// # Errors
+    /// This state again, and why. The peer must not see which it was.
+    pub async fn invited(
+        self,
+        vault: &Vault,
+        user: &str,
+        code: &str,
+        now: Timestamp,
+    ) -> Result<Invited, (Self, LoginFault)> {
+        match check(vault, user, code, now).await {
+            Ok(user) => {
+                let Self { source, terms } = self;
+                Ok(Invited { user, source, terms, invitation: hash(code), voided: false })
+            }
+            Err(fault) => Err((self, fault)),
+        }
+    }
+}
+
+impl KeyVerified {
+    /// The same for one whose key is known, but who has no second factor.
+    ///
+    /// # Errors
+    /// This state again, and why. The peer must not see which it was.
+    pub async fn invited(
+        mut self,
+        vault: &Vault,
+        user: &str,
+        code: &str,
+        now: Timestamp,
+    ) -> Result<Enrolling, (Self, LoginFault)> {
+        self.voided |= user != self.user.as_str();
+        if self.voided {
+            return Err((self, LoginFault::UserChanged));
+        }
+        let begun = async {
+            check(vault, user, code, now).await?;
+            match begin(vault, &self.user, now).await? {
+                Factor::Held => Err(LoginFault::WrongCode),
+                fresh => Ok(fresh),
+            }
+        };
+        match begun.await {
+            Ok(factor) => {
+                let Self { user, fingerprint, source, terms, .. } = self;
+                let by = Invited { user, source, terms, invitation: hash(code), voided: false };
+                Ok(Enrolling { by, fingerprint, key: None, factor })
+            }
+            Err(fault) => Err((self, fault)),
+        }
+    }
+}
+
+/// A connection whose peer gave the code of [`Invited::user`]'s invitation; a key is due.
+pub struct Invited {
+    user: UserName,
+    source: SocketAddr,
+    terms: Terms,
+    invitation: [u8; 32],
+    voided: bool,
+}
+
+impl Invited {
+    /// Who is invited.
+    pub fn user(&self) -> &UserName {
+        &self.user
+    }
+
+    /// Gives up what was proved, as a changed user name demands (RFC 4252 §5).
+    pub fn void(self) -> Unauthenticated {
+        Unauthenticated { source: self.source, terms: self.terms }
+    }
+
+    /// Whether a key that is *offered* may become, or is, the user's.
+    pub async fn welcomes(&self, vault: &Vault, user: &str, key: &PublicKey, now: Timestamp) -> bool {
+        user == self.user.as_str() && self.judge(vault, key, now).await.is_ok()
+    }
+
+    /// Spends this state for a key that has *signed* this session's authentication request; the caller has verified
+    /// the signature.
+    ///
+    /// # Errors
+    /// This state again, and why. The peer must not see which it was.
+    pub async fn key_signed(
+        mut self,
+        vault: &Vault,
+        user: &str,
+        key: &PublicKey,
+        now: Timestamp,
+    ) -> Result<Enrolling, (Self, LoginFault)> {
+        self.voided |= user != self.user.as_str();
+        if self.voided {
+            return Err((self, LoginFault::UserChanged));
+        }
+        let begun = async { Ok((self.judge(vault, key, now).await?, begin(vault, &self.user, now).await?)) };
+        match begun.await {
+            Ok((held, factor)) => {
+                let fingerprint = UserKey::fingerprint_of(key);
+                let key = (!held).then(|| key.clone());
+                Ok(Enrolling { by: self, fingerprint, key, factor })
+            }
+            Err(fault) => Err((self, fault)),
+        }
+    }
+
+    /// Whether the key is the user's already; an error if it can never be.
+    async fn judge(&self, vault: &Vault, key: &PublicKey, now: Timestamp) -> Result<bool, LoginFault> {
+        let line = key.to_openssh().map_err(|_| LoginFault::UnknownKey)?;
+        parse_user_key(&line).map_err(|_| LoginFault::UnknownKey)?;
+        match vault.get::<UserKey>(&UserKey::fingerprint_of(key)).await? {
+            None => Ok(false),
+            Some(held) => match usable(&held, self.user.as_str(), 0, now)? {
+                Reach::Everything => Ok(true),
+                Reach::Exchange => Err(LoginFault::KeyUnusable(KeyStatus::Expired)),
+            },
+        }
+    }
+}
+
+/// A connection whose peer gave an invitation's code and signed with a key; a code of the authenticator is due.
+pub struct Enrolling {
+    by: Invited,
+    fingerprint: String,
+    /// `None`: it is the user's already.
+    key: Option<PublicKey>,
+    factor: Factor,
+}
+
+/// What confirms the enrolment.
+enum Factor {
+    Held,
+    Fresh(Box<(SecondFactor, Enrolment)>),
+}
+
+impl Enrolling {
+    /// Who enrols.
+    pub fn user(&self) -> &UserName {
+        &self.by.user
+    }
+
+    /// The fingerprint of the key that will be added; `None` if the key is the user's already.
+    pub fn new_key(&self) -> Option<String> {
+        self.key.as_ref().map(UserKey::fingerprint_of)
+    }
+
+    /// The new second factor, to be shown; `None` if the user has one, which confirms.
+    pub fn new_factor(&self) -> Option<&Enrolment> {
+        match &self.factor {
+            Factor::Held => None,
+            Factor::Fresh(fresh) => Some(&fresh.1),
+        }
+    }
+
+    /// Gives up what was proved, as a changed user name demands (RFC 4252 §5).
+    pub fn void(self) -> Unauthenticated {
+        self.by.void()
+    }
+
+    /// Spends this state, the invitation and a code of the authenticator for a login. Key and second factor are
+    /// durable when this returns `Ok`.
+    ///
+    /// # Errors
+    /// This state again, and why. The peer must not see which it was.
+    pub async fn confirmed(
+        mut self,
+        vault: &Vault,
+        user: &str,
+        code: &str,
+        now: Timestamp,
+    ) -> Result<Enrolled, (Self, LoginFault)> {
+        self.by.voided |= user != self.by.user.as_str();
+        if self.by.voided {
+            return Err((self, LoginFault::UserChanged));
+        }
+        match self.store(vault, code, now).await {
+            Ok((login, key_added)) => {
+                let recovery_codes = self.new_factor().map(|fresh| fresh.recovery_codes.clone());
+                Ok(Enrolled { login, key_added, recovery_codes })
+            }
+            Err(fault) => Err((self, fault)),
+        }
+    }
+
+    async fn store(
+        &mut self,
+        vault: &Vault,
+        code: &str,
+        now: Timestamp,
+    ) -> Result<(Authenticated, bool), LoginFault> {
+        let name = self.by.user.as_str();
+        match &mut self.factor {
+            Factor::Held => mfa::spend(vault, &self.by.user, code, now).await?,
+            Factor::Fresh(fresh) => mfa::confirm(&mut fresh.0, code, now)?,
+        }
+        let user = vault.get::<User>(name).await?.ok_or(LoginFault::UnknownUser)?;
+        if let Some(why) = user.barred(now) {
+            return Err(LoginFault::Barred(why));
+        }
+        let ours = self.by.invitation;
+        vault
+            .update(name, |invitation: &mut Invitation| {
+                if invitation.code != ours || !open(invitation, now) {
+                    return Err(LoginFault::WrongInvitation);
+                }
+                invitation.spent_at = Some(now);
+                Ok(())
+            })
+            .await?;
+        if let Some(key) = &self.key {
+            vault.insert(&self.record(vault, key, now).await?).await?;
+        } else {
+            let grace = self.by.terms.grace;
+            vault
+                .update(&self.fingerprint, |key: &mut UserKey| {
+                    usable(key, name, grace, now)?;
+                    key.last_used_at = Some(now);
+                    Ok::<_, LoginFault>(())
+                })
+                .await?;
+        }
+        if let Factor::Fresh(fresh) = &self.factor {
+            vault.insert(&fresh.0).await?;
+        }
+        let login = Authenticated {
+            user: user.name,
+            roles: user.roles,
+            kind: user.kind,
+            fingerprint: self.fingerprint.clone(),
+            source: self.by.source,
+            at: now,
+            reach: Reach::Everything,
+        };
+        Ok((login, self.key.is_some()))
+    }
+
+    async fn record(&self, vault: &Vault, key: &PublicKey, now: Timestamp) -> Result<UserKey, LoginFault> {
+        let store = |why: String| LoginFault::Store(why);
+        let expires_at = Timestamp::from_second(now.as_second().saturating_add(self.by.terms.max_age));
+        Ok(UserKey {
+            id: vault.next_id("K").await?,
+            user: self.by.user.clone(),
+            name: "enrolled".to_owned(),
+            public_key: key.to_openssh().map_err(|e| store(e.to_string()))?,
+            algorithm: key.algorithm().to_string(),
+            fingerprint: self.fingerprint.clone(),
+            status: KeyStatus::Active,
+            added_at: now,
+            expires_at: expires_at.map_err(|e| store(e.to_string()))?,
+            last_used_at: Some(now),
+            replaces: None,
+            retires_at: None,
+            warned: None,
+            revoked: None,
+        })
+    }
+}
+
+/// A finished enrolment.
+pub struct Enrolled {
+    /// The login it is, too.
+    pub login: Authenticated,
+    /// Its key is new here.
+    pub key_added: bool,
+    /// The recovery codes of a new second factor, to be shown now and never again.
+    pub recovery_codes: Option<Vec<String>>,
+}
+
+/// The user, if `code` is their invitation's. Reads the same records whoever asks.
+async fn check(vault: &Vault, user: &str, code: &str, now: Timestamp) -> Result<UserName, LoginFault> {
+    let name = user.parse::<UserName>();
+    let id = name.as_ref().map_or("-", UserName::as_str);
+    let (user, invitation) = (vault.get::<User>(id).await, vault.get::<Invitation>(id).await);
+    let given = hash(code);
+    let user = user?.filter(|_| name.is_ok()).ok_or(LoginFault::UnknownUser)?;
+    if let Some(why) = user.barred(now) {
+        return Err(LoginFault::Barred(why));
+    }
+    if user.kind == UserKind::Service {
+        return Err(LoginFault::WrongInvitation);
+    }
+    match invitation? {
+        Some(invitation) if open(&invitation, now) && invitation.code == given => Ok(user.name),
+        Some(_) => {
+            let count = |invitation: &mut Invitation| {
+                invitation.tries = invitation.tries.saturating_add(1);
+                Ok::<_, LoginFault>(())
+            };
+            vault.update(id, count).await?;
+            Err(LoginFault::WrongInvitation)
+        }
+        None => Err(LoginFault::WrongInvitation),
+    }
+}
+
+async fn begin(vault: &Vault, user: &UserName, now: Timestamp) -> Result<Factor, LoginFault> {
+    if vault.get::<SecondFactor>(user.as_str()).await?.is_some() {
+        return Ok(Factor::Held);
+    }
+    let fresh = mfa::fresh(user, now).map_err(|e| LoginFault::Store(e.to_string()))?;
+    Ok(Factor::Fresh(Box::new(fresh)))
+}
+
+fn open(invitation: &Invitation, now: Timestamp) -> bool {
+    invitation.spent_at.is_none() && invitation.expires_at > now && invitation.tries < MOST_TRIES
+}
+
+fn hash(code: &str) -> [u8; 32] {
+    Sha256::digest(mfa::normalised(code)).into()
+}
+
+/// 80 random bits in base32.
+const CODE_LENGTH: usize = 16;
+/// Seconds an invitation is valid.
+const VALID: i64 = 86_400;
+/// Wrong codes after which an invitation is void.
+const MOST_TRIES: u32 = 10;
+
+#[cfg(test)]
+mod tests;

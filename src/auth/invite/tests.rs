@@ -1,0 +1,178 @@
+//! Enrolment, each allowance beside its denied neighbour.
+
+use super::*;
+use crate::auth::testing::*;
+use crate::auth::{Knock, LoginFault, offered_key_known};
+
+/// carol, new: no key, no second factor, a code.
+async fn carol() -> (Vault, String) {
+    let vault = vault().await;
+    vault.insert(&user("carol", &["engineer"])).await.unwrap();
+    let (code, _) = invite(&vault, &"carol".parse().unwrap(), at(0)).await.unwrap();
+    (vault, code)
+}
+
+async fn fault(vault: &Vault, user: &str, code: &str, now: Timestamp) -> Option<LoginFault> {
+    unauthenticated().invited(vault, user, code, now).await.err().map(|(_, fault)| fault)
+}
+
+async fn known(vault: &Vault, key: u8) -> bool {
+    let key = public_key(key);
+    let knock = Knock { user: "carol", key: &key, source: "192.0.2.7".parse().unwrap(), grace: 0 };
+    offered_key_known(vault, knock, at(1)).await
+}
+
+async fn enrolling(vault: &Vault, code: &str, key: u8) -> Enrolling {
+    let invited = unauthenticated().invited(vault, "carol", code, at(0)).await.ok().unwrap();
+    invited.key_signed(vault, "carol", &public_key(key), at(0)).await.ok().unwrap()
+}
+
+fn shown(enrolling: &Enrolling, now: Timestamp) -> String {
+    let secret = &enrolling.new_factor().unwrap().secret_base32;
+    let secret = data_encoding::BASE32_NOPAD.decode(secret.as_bytes()).unwrap();
+    let totp = totp_rs::Builder::new().with_secret(secret).build().unwrap();
+    totp.generate(u64::try_from(now.as_second()).unwrap()).to_string()
+}
+
+#[tokio::test]
+async fn a_code_a_key_and_a_first_authenticator_code_make_a_user_who_can_log_in() {
+    let (vault, code) = carol().await;
+    assert!(looks_like_invitation(&code) && !looks_like_invitation("123456"));
+    let state = enrolling(&vault, &code, 3).await;
+    assert!(state.new_key().is_some() && state.new_factor().unwrap().qr().is_some());
+    let first = shown(&state, at(0));
+    let done = state.confirmed(&vault, "carol", &first, at(0)).await.ok().unwrap();
+    assert!(done.key_added && done.recovery_codes.unwrap().len() == 10);
+    assert_eq!(done.login.user().as_str(), "carol");
+    assert!(done.login.matches_key(&public_key(3)));
+    assert!(known(&vault, 3).await);
+    let key = unauthenticated().key_verified(&vault, "carol", &public_key(3), at(1)).await.ok().unwrap();
+    let (key, spent) = key.with_second_factor(&vault, "carol", &first, at(1)).await.err().unwrap();
+    assert_eq!(spent, LoginFault::SpentCode, "the confirming code is spent");
+    let next = super::super::testing::code(&vault, "carol", at(30)).await;
+    assert!(key.with_second_factor(&vault, "carol", &next, at(30)).await.is_ok());
+    assert_eq!(fault(&vault, "carol", &code, at(2)).await, Some(LoginFault::WrongInvitation), "once");
+}
+
+#[tokio::test]
+async fn nothing_is_stored_before_the_authenticator_has_confirmed() {
+    let (vault, code) = carol().await;
+    let state = enrolling(&vault, &code, 3).await;
+    let recovery = state.new_factor().unwrap().recovery_codes[0].clone();
+    let (state, wrong) = state.confirmed(&vault, "carol", "000000", at(0)).await.err().unwrap();
+    assert_eq!(wrong, LoginFault::WrongCode);
+    let (state, wrong) = state.confirmed(&vault, "carol", &recovery, at(0)).await.err().unwrap();
+    assert_eq!(wrong, LoginFault::WrongCode, "a recovery code confirms no authenticator");
+    assert!(vault.get::<SecondFactor>("carol").await.unwrap().is_none());
+    assert!(!known(&vault, 3).await);
+    let right = shown(&state, at(0));
+    let (state, changed) = state.confirmed(&vault, "bob", &right, at(0)).await.err().unwrap();
+    assert_eq!(changed, LoginFault::UserChanged);
+    assert!(state.confirmed(&vault, "carol", &right, at(0)).await.is_err(), "the name stays spoilt");
+    assert_eq!(fault(&vault, "carol", &code, at(2)).await, None, "the code is good still");
+}
+
+#[tokio::test]
+async fn of_two_enrolments_with_one_code_one_is_done() {
+    let (vault, code) = carol().await;
+    let (a, b) = (enrolling(&vault, &code, 3).await, enrolling(&vault, &code, 6).await);
+    let (first, second) = (shown(&a, at(0)), shown(&b, at(0)));
+    assert!(a.confirmed(&vault, "carol", &first, at(0)).await.is_ok());
+    let (_, fault) = b.confirmed(&vault, "carol", &second, at(0)).await.err().unwrap();
+    assert_eq!(fault, LoginFault::WrongInvitation);
+    assert!(!known(&vault, 6).await);
+}
+
+#[tokio::test]
+async fn a_code_is_its_users_own_for_a_day_and_for_ten_tries() {
+    let (vault, code) = carol().await;
+    for (user, expected) in [
+        ("carol", None),
+        ("bob", Some(LoginFault::WrongInvitation)),
+        ("nobody", Some(LoginFault::UnknownUser)),
+        ("-", Some(LoginFault::UnknownUser)),
+    ] {
+        assert_eq!(fault(&vault, user, &code, at(1)).await, expected, "{user}");
+    }
+    assert_eq!(fault(&vault, "carol", &code.to_uppercase().replace('-', " "), at(VALID - 1)).await, None);
+    assert_eq!(fault(&vault, "carol", &code, at(VALID)).await, Some(LoginFault::WrongInvitation));
+    let (code, _) = invite(&vault, &"carol".parse().unwrap(), at(0)).await.unwrap();
+    for _ in 0..MOST_TRIES {
+        assert!(any_invited(&vault, at(1)).await);
+        assert_eq!(fault(&vault, "carol", "wrong", at(1)).await, Some(LoginFault::WrongInvitation));
+    }
+    assert_eq!(fault(&vault, "carol", &code, at(1)).await, Some(LoginFault::WrongInvitation), "void");
+    assert!(!any_invited(&vault, at(1)).await);
+}
+
+#[tokio::test]
+async fn a_second_invitation_voids_the_first_and_a_withdrawn_one_is_none() {
+    let (vault, first) = carol().await;
+    let (second, _) = invite(&vault, &"carol".parse().unwrap(), at(0)).await.unwrap();
+    assert_eq!(fault(&vault, "carol", &first, at(1)).await, Some(LoginFault::WrongInvitation));
+    assert_eq!(fault(&vault, "carol", &second, at(1)).await, None);
+    withdraw(&vault, &"carol".parse().unwrap()).await.unwrap();
+    assert_eq!(fault(&vault, "carol", &second, at(1)).await, Some(LoginFault::WrongInvitation));
+}
+
+#[tokio::test]
+async fn keys_of_others_and_keys_that_ended_are_not_welcome() {
+    let (vault, code) = carol().await;
+    let mut revoked = user_key("carol", &public_key(9));
+    revoked.status = KeyStatus::Revoked;
+    vault.insert(&revoked).await.unwrap();
+    let mut invited = unauthenticated().invited(&vault, "carol", &code, at(0)).await.ok().unwrap();
+    for (key, welcome) in [(1, false), (9, false), (3, true)] {
+        assert_eq!(invited.welcomes(&vault, "carol", &public_key(key), at(0)).await, welcome, "{key}");
+        assert!(!invited.welcomes(&vault, "bob", &public_key(key), at(0)).await);
+        if !welcome {
+            let signed = invited.key_signed(&vault, "carol", &public_key(key), at(0)).await;
+            invited = signed.err().unwrap().0;
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_invitation_replaces_a_key_and_never_a_second_factor() {
+    let vault = vault().await;
+    let (code_for_alice, _) = invite(&vault, &"alice".parse().unwrap(), at(0)).await.unwrap();
+    let invited = unauthenticated().invited(&vault, "alice", &code_for_alice, at(0)).await.ok().unwrap();
+    let state = invited.key_signed(&vault, "alice", &public_key(3), at(0)).await.ok().unwrap();
+    assert!(state.new_factor().is_none());
+    let (state, fault) = state.confirmed(&vault, "alice", "000000", at(0)).await.err().unwrap();
+    assert_eq!(fault, LoginFault::WrongCode);
+    let held = code(&vault, "alice", at(0)).await;
+    let done = state.confirmed(&vault, "alice", &held, at(0)).await.ok().unwrap();
+    assert!(done.key_added && done.recovery_codes.is_none());
+    let key = unauthenticated().key_verified(&vault, "alice", &public_key(1), at(0)).await.ok().unwrap();
+    let (code_again, _) = invite(&vault, &"alice".parse().unwrap(), at(0)).await.unwrap();
+    let (_, fault) = key.invited(&vault, "alice", &code_again, at(0)).await.err().unwrap();
+    assert_eq!(fault, LoginFault::WrongCode, "who has a second factor uses it");
+}
+
+#[tokio::test]
+async fn a_known_key_enrols_a_second_factor_after_a_reset() {
+    let vault = vault().await;
+    let (invitation, _) = invite(&vault, &"bob".parse().unwrap(), at(0)).await.unwrap();
+    let key = unauthenticated().key_verified(&vault, "bob", &public_key(2), at(0)).await.ok().unwrap();
+    let state = key.invited(&vault, "bob", &invitation, at(0)).await.ok().unwrap();
+    assert!(state.new_key().is_none());
+    let first = shown(&state, at(0));
+    let done = state.confirmed(&vault, "bob", &first, at(0)).await.ok().unwrap();
+    assert!(!done.key_added && done.login.matches_key(&public_key(2)));
+}
+
+#[tokio::test]
+async fn a_suspended_user_enrols_nothing() {
+    let (vault, code) = carol().await;
+    let state = enrolling(&vault, &code, 3).await;
+    let suspend = |u: &mut User| {
+        u.suspended = Some(keystore::Ended { at: at(0), reason: "left".to_owned() });
+        Ok::<_, keystore::Error>(())
+    };
+    vault.update("carol", suspend).await.unwrap();
+    let first = shown(&state, at(0));
+    let (_, refused) = state.confirmed(&vault, "carol", &first, at(0)).await.err().unwrap();
+    assert_eq!(refused, LoginFault::Barred("user suspended"));
+    assert_eq!(fault(&vault, "carol", &code, at(0)).await, Some(LoginFault::Barred("user suspended")));
+}

@@ -1,0 +1,484 @@
+//! The login of the outer connection: one state that each step spends.
+//!
+//! Refusals have the same words and take the same time, whoever asks. The slot of the unauthenticated is given back at
+//! login.
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use keystore::ssh::PublicKey;
+use keystore::{User, UserKey};
+use russh::server::Auth;
+use russh::{MethodKind, MethodSet};
+use tokio::time::Instant;
+
+use super::stream::Phase;
+use crate::audit::Event;
+use crate::auth::{
+    Authenticated, Enrolling, Invited, KeyVerified, Knock, LoginFault, Unauthenticated, any_invited,
+    looks_like_invitation, offered_key_known, remember,
+};
+use crate::guard::Admitted;
+use crate::rotation::notice;
+use crate::session::House;
+
+/// How far the login of one connection has come.
+pub(super) struct Gate {
+    house: Arc<House>,
+    admitted: Option<Admitted>,
+    source: SocketAddr,
+    phase: Phase,
+    door: Door,
+    /// Somebody holds an enrolment code: strangers are asked for one.
+    inviting: bool,
+    stranger: Stranger,
+}
+
+/// The first key of a connection that is not the user's. A client that has offered all its keys in vain never signs
+/// with one again, so while somebody is invited it is asked to sign at once, whoever it says it is: if an enrolment
+/// code follows, the key has proven itself already.
+enum Stranger {
+    None,
+    Asked,
+    Signed { user: String, key: PublicKey },
+}
+
+enum Door {
+    Outside(Unauthenticated),
+    /// A key signed for this user name.
+    Hall(KeyVerified),
+    /// An enrolment code was right; a key is due.
+    Invited(Box<Invited>),
+    /// Enrolment code and key were right; a code of the authenticator is due.
+    Enrolling(Box<Enrolling>),
+    /// Enrolled, and shown the recovery codes.
+    Enrolled(Box<Authenticated>),
+    Inside(Arc<Authenticated>),
+    /// A step was interrupted: no login any more.
+    Shut,
+}
+
+impl Gate {
+    pub(super) async fn new(house: Arc<House>, admitted: Admitted, phase: Phase) -> Self {
+        let inviting = any_invited(&house.vault, Timestamp::now()).await;
+        let door = Door::Outside(Unauthenticated::new(&admitted, &house.config.keys));
+        let source = admitted.addr();
+        Self { house, admitted: Some(admitted), source, phase, door, inviting, stranger: Stranger::None }
+    }
+
+    /// What a stranger may begin with: the same for everyone.
+    pub(super) fn first_methods(&self) -> MethodSet {
+        let methods: &[MethodKind] = match self.inviting {
+            true => &[MethodKind::PublicKey, MethodKind::KeyboardInteractive],
+            false => &[MethodKind::PublicKey],
+        };
+        MethodSet::from(methods)
+    }
+
+    /// Who is logged in.
+    pub(super) fn caller(&self) -> Option<Arc<Authenticated>> {
+        match &self.door {
+            Door::Inside(caller) => Some(Arc::clone(caller)),
+            _ => None,
+        }
+    }
+
+    /// A key without a signature: says whether one is worth while.
+    pub(super) async fn offered(&mut self, user: &str, key: &PublicKey) -> Auth {
+        let (since, now) = (Instant::now(), Timestamp::now());
+        let (vault, grace) = (&self.house.vault, self.house.config.keys.grace);
+        let worth_while = match &self.door {
+            Door::Invited(invited) => invited.welcomes(vault, user, key, now).await,
+            _ => offered_key_known(vault, Knock { user, key, source: self.source.ip(), grace }, now).await,
+        };
+        if worth_while {
+            return Auth::Accept;
+        }
+        let first = matches!((&self.door, &self.stranger), (Door::Outside(_), Stranger::None));
+        if self.inviting && first && ADDED.contains(&key.algorithm().as_str()) {
+            self.stranger = Stranger::Asked;
+            return Auth::Accept;
+        }
+        // Not counted: an agent offers every key it holds.
+        tokio::time::sleep_until(since + OFFER).await;
+        Auth::reject()
+    }
+
+    /// A key whose signature of this request is right.
+    pub(super) async fn signed(&mut self, user: &str, key: &PublicKey) -> Auth {
+        let since = Instant::now();
+        let outside = match std::mem::replace(&mut self.door, Door::Shut) {
+            Door::Outside(outside) => outside,
+            // A new key starts the login anew (RFC 4252 §5).
+            Door::Hall(verified) => verified.void(),
+            Door::Invited(invited) => {
+                let asked = self.enrols(*invited, (user, key), since).await;
+                return asked.map_or_else(|refusal| refusal, |_| proceed(MethodKind::KeyboardInteractive));
+            }
+            other => {
+                self.door = other;
+                return Auth::reject();
+            }
+        };
+        match outside.key_verified(&self.house.vault, user, key, Timestamp::now()).await {
+            Ok(verified) => {
+                let remember = self.house.config.mfa.remember;
+                match verified.without_code(&self.house.vault, remember, Timestamp::now()).await {
+                    Ok(caller) => self.enter(caller, since).await,
+                    Err(verified) => {
+                        self.door = Door::Hall(verified);
+                        self.phase.key_proven();
+                        proceed(MethodKind::KeyboardInteractive)
+                    }
+                }
+            }
+            Err((outside, fault)) => {
+                self.door = Door::Outside(outside);
+                if matches!(self.stranger, Stranger::Asked) {
+                    // As an offer, this is not counted.
+                    self.stranger = Stranger::Signed { user: user.to_owned(), key: key.clone() };
+                    tokio::time::sleep_until(since + OFFER).await;
+                    return Auth::reject();
+                }
+                self.failed(user, Some(key), &fault).await;
+                self.refuse(since, self.first_methods()).await
+            }
+        }
+    }
+
+    /// An invited user's key: it is added once an authenticator code confirms. Returns what to ask, or the refusal.
+    async fn enrols(
+        &mut self,
+        invited: Invited,
+        (user, key): (&str, &PublicKey),
+        since: Instant,
+    ) -> Result<String, Auth> {
+        match invited.key_signed(&self.house.vault, user, key, Timestamp::now()).await {
+            Ok(enrolling) => {
+                let prompt = enrolment_prompt(&enrolling);
+                self.door = Door::Enrolling(Box::new(enrolling));
+                Ok(prompt)
+            }
+            Err((invited, fault)) => {
+                self.door = Door::Outside(invited.void());
+                self.failed(user, Some(key), &fault).await;
+                Err(self.refuse(since, self.first_methods()).await)
+            }
+        }
+    }
+
+    /// The peer wants to be asked.
+    pub(super) async fn question(&mut self, user: &str) -> Auth {
+        match &self.door {
+            Door::Hall(verified) if verified.user().as_str() == user => {
+                ask(self.notice(verified.key()).await, CODE_PROMPT, false)
+            }
+            Door::Enrolling(enrolling) if enrolling.user().as_str() == user => {
+                ask(None, enrolment_prompt(enrolling), false)
+            }
+            Door::Outside(_) if self.inviting => {
+                // Who reads a code from a message needs longer than who has a key.
+                self.phase.key_proven();
+                ask(Some(INVITATION.to_owned()), "Enrolment code: ", false)
+            }
+            _ => self.stranger().await,
+        }
+    }
+
+    /// The peer answers.
+    pub(super) async fn answer(&mut self, user: &str, answer: &str) -> Auth {
+        match &self.door {
+            Door::Hall(verified) if verified.user().as_str() == user => {}
+            Door::Enrolling(enrolling) if enrolling.user().as_str() == user => {}
+            Door::Enrolled(caller) if caller.user().as_str() == user => {}
+            Door::Outside(_) if self.inviting => {}
+            _ => return self.stranger().await,
+        }
+        let since = Instant::now();
+        match std::mem::replace(&mut self.door, Door::Shut) {
+            Door::Hall(verified) if looks_like_invitation(answer) => {
+                self.invited_by_key(verified, (user, answer), since).await
+            }
+            Door::Hall(verified) => self.code_given(verified, (user, answer), since).await,
+            Door::Outside(outside) => self.invited(outside, (user, answer), since).await,
+            Door::Enrolling(enrolling) => self.confirmed(*enrolling, (user, answer), since).await,
+            Door::Enrolled(caller) if self.still_in_use(&caller).await => self.enter(*caller, since).await,
+            other => {
+                self.door = other;
+                self.refuse(since, self.first_methods()).await
+            }
+        }
+    }
+
+    async fn stranger(&mut self) -> Auth {
+        // RFC 4252 §5: a changed user name voids every factor.
+        self.door = match std::mem::replace(&mut self.door, Door::Shut) {
+            Door::Hall(verified) => Door::Outside(verified.void()),
+            Door::Invited(invited) => Door::Outside(invited.void()),
+            Door::Enrolling(enrolling) => Door::Outside(enrolling.void()),
+            other => other,
+        };
+        self.refuse(Instant::now(), self.first_methods()).await
+    }
+
+    async fn invited(
+        &mut self,
+        outside: Unauthenticated,
+        (user, code): (&str, &str),
+        since: Instant,
+    ) -> Auth {
+        match outside.invited(&self.house.vault, user, code, Timestamp::now()).await {
+            Ok(invited) => {
+                self.phase.enrolling();
+                match std::mem::replace(&mut self.stranger, Stranger::Asked) {
+                    Stranger::Signed { user: signed_for, key } if signed_for == user => {
+                        let asked = self.enrols(invited, (user, &key), since).await;
+                        asked.map_or_else(|refusal| refusal, |prompt| ask(None, prompt, false))
+                    }
+                    _ => {
+                        self.door = Door::Invited(Box::new(invited));
+                        proceed(MethodKind::PublicKey)
+                    }
+                }
+            }
+            Err((outside, fault)) => {
+                self.door = Door::Outside(outside);
+                self.failed(user, None, &fault).await;
+                self.refuse(since, self.first_methods()).await
+            }
+        }
+    }
+
+    async fn invited_by_key(
+        &mut self,
+        verified: KeyVerified,
+        (user, code): (&str, &str),
+        since: Instant,
+    ) -> Auth {
+        match verified.invited(&self.house.vault, user, code, Timestamp::now()).await {
+            Ok(enrolling) => {
+                let prompt = enrolment_prompt(&enrolling);
+                self.door = Door::Enrolling(Box::new(enrolling));
+                self.phase.enrolling();
+                ask(None, prompt, false)
+            }
+            Err((verified, fault)) => {
+                let (user, source_ip) = (verified.user().to_string(), self.source.ip().to_string());
+                self.door = Door::Hall(verified);
+                self.audit(Event::MfaFailed { user, source_ip, reason: fault.reason().to_owned() }).await;
+                self.refuse(since, MethodSet::from([MethodKind::KeyboardInteractive].as_slice())).await
+            }
+        }
+    }
+
+    /// The first code of the authenticator: key and second factor count from now on.
+    async fn confirmed(&mut self, enrolling: Enrolling, (user, code): (&str, &str), since: Instant) -> Auth {
+        let fresh = enrolling.new_factor().is_some();
+        let enrolled = match enrolling.confirmed(&self.house.vault, user, code, Timestamp::now()).await {
+            Ok(enrolled) => enrolled,
+            Err((enrolling, fault)) => {
+                let (user, source_ip) = (enrolling.user().to_string(), self.source.ip().to_string());
+                self.door = Door::Enrolling(Box::new(enrolling));
+                self.audit(Event::MfaFailed { user, source_ip, reason: fault.reason().to_owned() }).await;
+                return self
+                    .refuse(since, MethodSet::from([MethodKind::KeyboardInteractive].as_slice()))
+                    .await;
+            }
+        };
+        let (user, key) = (enrolled.login.user().to_string(), enrolled.login.key().to_owned());
+        let by = format!("{user} (invited)");
+        let added = enrolled.key_added.then(|| Event::SshKeyAdded { user: user.clone(), key, by });
+        let factor = fresh.then_some(Event::MfaEnrolled { user });
+        for event in added.into_iter().chain(factor) {
+            if !self.audit(event).await {
+                return self.refuse(since, self.first_methods()).await;
+            }
+        }
+        match enrolled.recovery_codes {
+            Some(codes) => {
+                self.door = Door::Enrolled(Box::new(enrolled.login));
+                ask(None, recovery_prompt(&codes), true)
+            }
+            None => self.enter(enrolled.login, since).await,
+        }
+    }
+
+    async fn code_given(
+        &mut self,
+        verified: KeyVerified,
+        (user, code): (&str, &str),
+        since: Instant,
+    ) -> Auth {
+        match verified.with_second_factor(&self.house.vault, user, code, Timestamp::now()).await {
+            Ok(caller) => {
+                self.remember(&caller).await;
+                self.enter(caller, since).await
+            }
+            Err((verified, fault)) => {
+                let (user, source_ip) = (verified.user().to_string(), self.source.ip().to_string());
+                self.door = Door::Hall(verified);
+                self.audit(Event::MfaFailed { user, source_ip, reason: fault.reason().to_owned() }).await;
+                self.refuse(since, MethodSet::from([MethodKind::KeyboardInteractive].as_slice())).await
+            }
+        }
+    }
+
+    async fn remember(&self, caller: &Authenticated) {
+        let Some(seconds) = self.house.config.mfa.remember.filter(|_| !caller.only_exchanges()) else {
+            return;
+        };
+        if let Err(error) = remember(&self.house.vault, caller, seconds).await {
+            tracing::error!(%error, "mfa.not_remembered");
+        }
+    }
+
+    /// Minutes may have passed while the recovery codes were written down.
+    async fn still_in_use(&self, caller: &Authenticated) -> bool {
+        let (vault, now) = (&self.house.vault, Timestamp::now());
+        let user = vault.get::<User>(caller.user().as_str()).await.ok().flatten();
+        let key = vault.get::<UserKey>(caller.key()).await.ok().flatten();
+        user.is_some_and(|user| user.barred(now).is_none()) && key.is_some_and(|key| key.usable(now))
+    }
+
+    /// All is proven: once the trail says so, the peer is inside.
+    async fn enter(&mut self, caller: Authenticated, since: Instant) -> Auth {
+        let event = Event::SshLoginSucceeded {
+            user: caller.user().to_string(),
+            source_ip: self.source.ip().to_string(),
+            key: caller.key().to_owned(),
+        };
+        if !self.audit(event).await {
+            return self.refuse(since, self.first_methods()).await;
+        }
+        self.suspect_sharing(&caller).await;
+        // The slot of the unauthenticated is given back.
+        drop(self.admitted.take());
+        self.house.guard.succeeded(self.source.ip());
+        self.phase.logged_in();
+        self.door = Door::Inside(Arc::new(caller));
+        Auth::Accept
+    }
+
+    /// A key at work in two places at once is perhaps in two hands: the trail says so, nobody is cut.
+    async fn suspect_sharing(&self, caller: &Authenticated) {
+        let here = self.source.ip().to_canonical();
+        let elsewhere: BTreeSet<String> = self
+            .house
+            .registry
+            .live()
+            .into_iter()
+            .filter(|live| live.info.key == caller.key() && live.info.source.ip().to_canonical() != here)
+            .map(|live| live.info.source.ip().to_canonical().to_string())
+            .collect();
+        if !elsewhere.is_empty() {
+            let event = Event::SshKeySharedSuspected {
+                user: caller.user().to_string(),
+                source_ip: here.to_string(),
+                key: caller.key().to_owned(),
+                elsewhere: elsewhere.into_iter().collect(),
+            };
+            self.audit(event).await;
+        }
+    }
+
+    /// What the owner of the key, which is proven, should know of its end.
+    async fn notice(&self, key: &str) -> Option<String> {
+        let key = self.house.vault.get::<UserKey>(key).await.ok().flatten()?;
+        let config = &self.house.config;
+        notice(&key, &config.keys, Timestamp::now(), config.names.first().map_or("bastion", String::as_str))
+    }
+
+    async fn failed(&self, user: &str, key: Option<&PublicKey>, fault: &LoginFault) {
+        let event = Event::SshLoginFailed {
+            user: user.chars().take(64).collect(),
+            source_ip: self.source.ip().to_string(),
+            key: key.map(UserKey::fingerprint_of),
+            reason: fault.reason().to_owned(),
+        };
+        self.audit(event).await;
+    }
+
+    /// A durable audit event, or no login.
+    async fn audit(&self, event: Event) -> bool {
+        match self.house.trail.append(event, Timestamp::now()).await {
+            Ok(_receipt) => true,
+            Err(error) => {
+                tracing::error!(%error, "audit.append_failed");
+                false
+            }
+        }
+    }
+
+    /// Counts the failure against the source and refuses, `since` + [`REFUSAL`].
+    async fn refuse(&self, since: Instant, next: MethodSet) -> Auth {
+        let source = self.source.ip();
+        if let Some(until) = self.house.guard.failed(source, Timestamp::now()) {
+            let reason = "too many failed logins".to_owned();
+            self.audit(Event::SourceBanned {
+                source_ip: source.to_string(),
+                until: until.to_string(),
+                reason,
+            })
+            .await;
+        }
+        tokio::time::sleep_until(since + REFUSAL).await;
+        Auth::Reject { proceed_with_methods: Some(next), partial_success: false }
+    }
+}
+
+/// One step is done, `next` is due.
+fn proceed(next: MethodKind) -> Auth {
+    Auth::Reject { proceed_with_methods: Some(MethodSet::from([next].as_slice())), partial_success: true }
+}
+
+/// The client prints what stands in the prompt as it is; instructions it cuts at 1 kB and strips of all but ASCII.
+fn enrolment_prompt(enrolling: &Enrolling) -> String {
+    let mut text = "\n".to_owned();
+    if let Some(key) = enrolling.new_key() {
+        text.push_str(&format!("This key will be added:  {key}\n"));
+    }
+    match enrolling.new_factor() {
+        Some(fresh) => {
+            let qr = fresh.qr().unwrap_or_default();
+            text.push_str(&format!(
+                "Scan this with an authenticator app, or type the secret into it:\n\n{qr}\n\nsecret: {}\n\n\
+                 Then confirm with the code that the app shows.\n",
+                fresh.secret_base32
+            ));
+        }
+        None => text.push_str("Confirm with the code that your authenticator app shows.\n"),
+    }
+    text + CODE_PROMPT
+}
+
+fn recovery_prompt(codes: &[String]) -> String {
+    format!(
+        "\nEnrolled. Recovery codes, each good once in place of the app; shown only now:\n\n  {}\n\n\
+         Keep them, then press Enter: ",
+        codes.join("\n  ")
+    )
+}
+
+fn ask(instructions: Option<String>, prompt: impl Into<String>, echo: bool) -> Auth {
+    Auth::Partial {
+        name: "".into(),
+        instructions: instructions.unwrap_or_default().into(),
+        prompts: vec![(Cow::Owned(prompt.into()), echo)].into(),
+    }
+}
+
+/// The kinds of keys that can be added.
+const ADDED: [&str; 2] = ["ssh-ed25519", "sk-ssh-ed25519@openssh.com"];
+/// The same for every user name, known or not.
+const INVITATION: &str =
+    "No key that you offered is known here. If an administrator gave you an enrolment code, type it now.";
+/// Clients and scripts match on it.
+const CODE_PROMPT: &str = "Verification code: ";
+/// Every refusal of a proof takes at least this long, counted from the request.
+const REFUSAL: Duration = Duration::from_millis(400);
+/// Every refusal of an offered key takes at least this long.
+const OFFER: Duration = Duration::from_millis(20);

@@ -1,0 +1,152 @@
+//! A one-time code, and nothing but the stock client: key and authenticator.
+
+use std::fs;
+use std::process::Output;
+
+use crate::rig::{Rig, text};
+
+/// A person at the terminal: answers each prompt with what stands for it in files named after the user.
+fn person(rig: &Rig, user: &str, code: &str) {
+    rig.script(
+        &format!("code_{user}"),
+        &format!(
+            "printf '%s\\n' \"$1\" >> {log}\ncase \"$1\" in\n\
+             *'Enrolment code: ') echo {code} ;;\n\
+             *'press Enter: ') echo ;;\n\
+             *'secret: '*) printf '%s\\n' \"$1\" | sed -n 's/^secret: //p' > {secret}; oathtool --totp --base32 \"$(cat {secret})\" ;;\n\
+             *'Verification code: ') oathtool --totp --base32 \"$(cat {secret})\" ;;\nesac",
+            log = rig.path(&format!("prompts_{user}")).display(),
+            secret = rig.path(&format!("secret_{user}")).display(),
+        ),
+    );
+}
+
+fn prompts(rig: &Rig, user: &str) -> String {
+    fs::read_to_string(rig.path(&format!("prompts_{user}"))).unwrap_or_default()
+}
+
+fn desk(rig: &Rig, user: &str) -> Output {
+    rig.client("ssh", user).args(["-o", "NumberOfPasswordPrompts=1", "bastion"]).output().unwrap()
+}
+
+fn invite(rig: &Rig, user: &str) -> String {
+    rig.json(&["users", "invite", user])["code"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn an_invited_person_enrols_key_and_authenticator_in_one_login() {
+    let mut rig = Rig::bastion();
+    rig.ok(&["users", "add", "carol"]);
+    rig.keygen("id_carol");
+    person(&rig, "carol", &invite(&rig, "carol"));
+    let output = desk(&rig, "carol");
+    let (out, err) = (text(output.stdout), text(output.stderr));
+    assert!(output.status.success(), "{err}\n{}", prompts(&rig, "carol"));
+    assert!(out.contains("You are carol"), "{out}");
+    let asked = prompts(&rig, "carol");
+    assert!(asked.contains("This key will be added:  SHA256:"), "{asked}");
+    assert!(asked.contains("Recovery codes, each good once"), "{asked}");
+    assert!(asked.contains('█') || asked.contains("\\342"), "a QR code: {asked}");
+    let keys = rig.json(&["ssh-keys", "list", "--user", "carol"]);
+    assert_eq!((&keys[0]["status"], &keys[1]), (&"active".into(), &serde_json::Value::Null));
+    let trail = rig.ok(&["logs", "tail", "-n", "100"]);
+    for event in ["user_invited", "ssh_key_added", "mfa_enrolled", "ssh_login_succeeded"] {
+        assert_eq!(trail.matches(&format!("\"{event}\"")).count(), 1, "{event}: {trail}");
+    }
+
+    rig.kill_9();
+    rig.serve();
+    let recovery =
+        asked.lines().skip_while(|l| !l.contains("Recovery codes")).find(|l| l.starts_with("  ")).unwrap();
+    rig.script("code_carol", &format!("echo {}", recovery.trim()));
+    assert!(desk(&rig, "carol").status.success(), "key and recovery code are hers now");
+
+    rig.keygen("id_mallory");
+    fs::rename(rig.path("id_mallory"), rig.path("id_carol")).unwrap();
+    fs::rename(rig.path("id_mallory.pub"), rig.path("id_carol.pub")).unwrap();
+    let again = desk(&rig, "carol");
+    assert_eq!(again.status.code(), Some(255), "the code is spent, also for whoever found it");
+}
+
+#[test]
+fn strangers_are_asked_the_same_whether_the_user_exists_or_not() {
+    let rig = Rig::bastion();
+    for user in ["carol", "dave"] {
+        rig.ok(&["users", "add", user]);
+    }
+    rig.keygen("id_stranger");
+    let said = |user: &str| {
+        rig.keygen(&format!("id_{user}"));
+        rig.script(
+            &format!("code_{user}"),
+            &format!(
+                "printf '%s\\n' \"$1\" >> {}; echo aaaa-bbbb-cccc-dddd",
+                rig.path(&format!("prompts_{user}")).display()
+            ),
+        );
+        let began = std::time::Instant::now();
+        let output = desk(&rig, user);
+        assert_eq!(output.status.code(), Some(255));
+        let words = format!("{}{}", prompts(&rig, user), text(output.stderr)).replace(user, "NAME");
+        (words, began.elapsed().as_millis())
+    };
+    let (quiet, _) = said("eve");
+    assert!(!quiet.contains("Enrolment"), "nobody is invited, so nobody is asked: {quiet}");
+    fs::remove_file(rig.path("id_eve")).unwrap();
+    invite(&rig, "carol");
+    let (invited, took) = said("carol");
+    assert!(invited.contains("Enrolment code: "), "{invited}");
+    for user in ["dave", "eve"] {
+        let (words, time) = said(user);
+        assert_eq!(words, invited, "{user}");
+        assert!(time.abs_diff(took) < 400, "{user}: {time} ms, {took} ms");
+    }
+    assert_eq!(rig.json(&["ssh-keys", "list"]).as_array().unwrap().len(), 0);
+}
+
+#[test]
+fn a_replacement_key_is_confirmed_with_the_authenticator_in_use() {
+    let rig = Rig::with_alice();
+    fs::remove_file(rig.path("id_alice")).unwrap();
+    rig.keygen("id_alice2");
+    fs::rename(rig.path("id_alice2"), rig.path("id_alice")).unwrap();
+    fs::rename(rig.path("id_alice2.pub"), rig.path("id_alice.pub")).unwrap();
+    let code = invite(&rig, "alice");
+    rig.script("code_alice", &format!("case \"$1\" in *Enrolment*) echo {code} ;; *) echo 000000 ;; esac"));
+    assert_eq!(desk(&rig, "alice").status.code(), Some(255), "an enrolment code is no second factor");
+    assert_eq!(rig.json(&["ssh-keys", "list"]).as_array().unwrap().len(), 1);
+    let totp = rig.path("totp_alice");
+    rig.script(
+        "code_alice",
+        &format!("case \"$1\" in *Enrolment*) echo {code} ;; *) {} ;; esac", totp.display()),
+    );
+    let output = desk(&rig, "alice");
+    assert!(output.status.success(), "{}", text(output.stderr));
+    assert_eq!(rig.json(&["ssh-keys", "list"]).as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn after_a_reset_the_known_key_enrols_a_new_authenticator() {
+    let rig = Rig::with_alice();
+    rig.ok(&["mfa", "reset", "alice"]);
+    person(&rig, "alice", &invite(&rig, "alice"));
+    let script = fs::read_to_string(rig.path("code_alice")).unwrap();
+    // The key is known, so the first question is the usual one.
+    let code = script.lines().find_map(|l| l.strip_prefix("*'Enrolment code: ') ")).unwrap().to_owned();
+    let script = script.replace(
+        "*'Verification code: ') oathtool",
+        &format!("*'Verification code: ') {code}\n*'never') oathtool"),
+    );
+    fs::write(rig.path("code_alice"), script).unwrap();
+    let output = desk(&rig, "alice");
+    assert!(output.status.success(), "{}\n{}", text(output.stderr), prompts(&rig, "alice"));
+    assert_eq!(rig.json(&["ssh-keys", "list"]).as_array().unwrap().len(), 1, "no second key");
+}
+
+#[test]
+fn who_cannot_log_in_is_not_invited() {
+    let rig = Rig::with_alice();
+    rig.ok(&["users", "suspend", "alice"]);
+    assert_eq!(rig.run(&["users", "invite", "alice"]).status.code(), Some(5));
+    assert_eq!(rig.run(&["users", "invite", "nobody"]).status.code(), Some(3));
+}
