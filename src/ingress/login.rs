@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use russh::server::Auth;
 use russh::{MethodKind, MethodSet};
 use tokio::time::Instant;
 
+use super::outer::append;
 use super::stream::Phase;
 use crate::audit::Event;
 use crate::auth::{
@@ -36,6 +37,8 @@ pub(super) struct Gate {
     /// Somebody holds an enrolment code: strangers are asked for one.
     inviting: bool,
     stranger: Stranger,
+    /// User name and fingerprint of the last offer that was refused.
+    refused: Option<(String, String)>,
 }
 
 /// The first key of a connection that is not the user's. A client that has offered all its keys in vain never signs
@@ -67,7 +70,8 @@ impl Gate {
         let inviting = any_invited(&house.vault, Timestamp::now()).await;
         let door = Door::Outside(Unauthenticated::new(&admitted, &house.config.keys));
         let source = admitted.addr();
-        Self { house, admitted: Some(admitted), source, phase, door, inviting, stranger: Stranger::None }
+        let (admitted, stranger) = (Some(admitted), Stranger::None);
+        Self { house, admitted, source, phase, door, inviting, stranger, refused: None }
     }
 
     /// What a stranger may begin with: the same for everyone.
@@ -103,7 +107,8 @@ impl Gate {
             self.stranger = Stranger::Asked;
             return Auth::Accept;
         }
-        // Not counted: an agent offers every key it holds.
+        // Not counted yet: an agent offers every key it holds. russh asks this of a signed request too.
+        self.refused = Some((user.chars().take(64).collect(), UserKey::fingerprint_of(key)));
         tokio::time::sleep_until(since + OFFER).await;
         Auth::reject()
     }
@@ -139,12 +144,13 @@ impl Gate {
             Err((outside, fault)) => {
                 self.door = Door::Outside(outside);
                 if matches!(self.stranger, Stranger::Asked) {
-                    // As an offer, this is not counted.
+                    // As an offer, this is not counted yet.
+                    self.refused = Some((user.chars().take(64).collect(), UserKey::fingerprint_of(key)));
                     self.stranger = Stranger::Signed { user: user.to_owned(), key: key.clone() };
                     tokio::time::sleep_until(since + OFFER).await;
                     return Auth::reject();
                 }
-                self.failed(user, Some(key), &fault).await;
+                self.failed(user, Some(key), fault.reason()).await;
                 self.refuse(since, self.first_methods()).await
             }
         }
@@ -165,7 +171,7 @@ impl Gate {
             }
             Err((invited, fault)) => {
                 self.door = Door::Outside(invited.void());
-                self.failed(user, Some(key), &fault).await;
+                self.failed(user, Some(key), fault.reason()).await;
                 Err(self.refuse(since, self.first_methods()).await)
             }
         }
@@ -185,7 +191,7 @@ impl Gate {
                 self.phase.key_proven();
                 ask(Some(INVITATION.to_owned()), "Enrolment code: ", false)
             }
-            _ => self.stranger().await,
+            _ => self.stranger(user).await,
         }
     }
 
@@ -196,7 +202,7 @@ impl Gate {
             Door::Enrolling(enrolling) if enrolling.user().as_str() == user => {}
             Door::Enrolled(caller) if caller.user().as_str() == user => {}
             Door::Outside(_) if self.inviting => {}
-            _ => return self.stranger().await,
+            _ => return self.stranger(user).await,
         }
         let since = Instant::now();
         match std::mem::replace(&mut self.door, Door::Shut) {
@@ -214,15 +220,26 @@ impl Gate {
         }
     }
 
-    async fn stranger(&mut self) -> Auth {
+    /// Nothing was proven for this user name.
+    async fn stranger(&mut self, user: &str) -> Auth {
+        let since = Instant::now();
+        let mut reason = "code before key";
         // RFC 4252 §5: a changed user name voids every factor.
-        self.door = match std::mem::replace(&mut self.door, Door::Shut) {
-            Door::Hall(verified) => Door::Outside(verified.void()),
-            Door::Invited(invited) => Door::Outside(invited.void()),
-            Door::Enrolling(enrolling) => Door::Outside(enrolling.void()),
-            other => other,
+        let void = match std::mem::replace(&mut self.door, Door::Shut) {
+            Door::Hall(verified) => Some(verified.void()),
+            Door::Invited(invited) => Some(invited.void()),
+            Door::Enrolling(enrolling) => Some(enrolling.void()),
+            other => {
+                self.door = other;
+                None
+            }
         };
-        self.refuse(Instant::now(), self.first_methods()).await
+        if let Some(outside) = void {
+            reason = LoginFault::UserChanged.reason();
+            self.door = Door::Outside(outside);
+        }
+        self.failed(user, None, reason).await;
+        self.refuse(since, self.first_methods()).await
     }
 
     async fn invited(
@@ -247,7 +264,7 @@ impl Gate {
             }
             Err((outside, fault)) => {
                 self.door = Door::Outside(outside);
-                self.failed(user, None, &fault).await;
+                self.failed(user, None, fault.reason()).await;
                 self.refuse(since, self.first_methods()).await
             }
         }
@@ -392,12 +409,12 @@ impl Gate {
         notice(&key, &config.keys, Timestamp::now(), config.names.first().map_or("bastion", String::as_str))
     }
 
-    async fn failed(&self, user: &str, key: Option<&PublicKey>, fault: &LoginFault) {
+    async fn failed(&self, user: &str, key: Option<&PublicKey>, reason: &str) {
         let event = Event::SshLoginFailed {
             user: user.chars().take(64).collect(),
             source_ip: self.source.ip().to_string(),
             key: key.map(UserKey::fingerprint_of),
-            reason: fault.reason().to_owned(),
+            reason: reason.to_owned(),
         };
         self.audit(event).await;
     }
@@ -415,18 +432,31 @@ impl Gate {
 
     /// Counts the failure against the source and refuses, `since` + [`REFUSAL`].
     async fn refuse(&self, since: Instant, next: MethodSet) -> Auth {
-        let source = self.source.ip();
-        if let Some(until) = self.house.guard.failed(source, Timestamp::now()) {
-            let reason = "too many failed logins".to_owned();
-            self.audit(Event::SourceBanned {
-                source_ip: source.to_string(),
-                until: until.to_string(),
-                reason,
-            })
-            .await;
-        }
+        count_failure(&self.house, self.source.ip()).await;
         tokio::time::sleep_until(since + REFUSAL).await;
         Auth::Reject { proceed_with_methods: Some(next), partial_success: false }
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        // Whoever only offered keys and left without any proof has failed once, as sshd counts it.
+        if let (Door::Outside(_), Some((user, key))) = (&self.door, self.refused.take()) {
+            let (house, source) = (Arc::clone(&self.house), self.source.ip());
+            tokio::spawn(async move {
+                let (source_ip, reason) = (source.to_string(), "no offered key is accepted".to_owned());
+                let event = Event::SshLoginFailed { user, source_ip, key: Some(key), reason };
+                append(&house, event).await;
+                count_failure(&house, source).await;
+            });
+        }
+    }
+}
+
+async fn count_failure(house: &House, source: IpAddr) {
+    if let Some(until) = house.guard.failed(source, Timestamp::now()) {
+        let (source_ip, reason) = (source.to_string(), "too many failed logins".to_owned());
+        append(house, Event::SourceBanned { source_ip, until: until.to_string(), reason }).await;
     }
 }
 

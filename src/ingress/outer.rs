@@ -349,7 +349,7 @@ async fn audit_refusal(arrival: &Arrival, reason: String) {
     append(&arrival.house, event).await;
 }
 
-async fn append(house: &House, event: Event) {
+pub(super) async fn append(house: &House, event: Event) {
     if let Err(error) = house.trail.append(event, Timestamp::now()).await {
         tracing::error!(%error, "audit.append_failed");
     }
