@@ -11,6 +11,7 @@
 )]
 
 mod administration;
+mod attacks;
 mod channels;
 mod cuts;
 mod desk;
