@@ -36,7 +36,9 @@ pub struct Embedded {
 #[derive(Debug, thiserror::Error)]
 pub enum EmbeddedError {
     /// There is no store, and none was asked to be made.
-    #[error("there is no store in {0}; run keyward init for a new one, or restore the backup")]
+    #[error(
+        "there is no store in {0}; restore the backup (a new bastion is made in an empty directory: keyward init --dir DIR)"
+    )]
     Missing(PathBuf),
     /// There is a store, and a new one was asked for.
     #[error("there is a store in {0} already; nothing was changed")]
