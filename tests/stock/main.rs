@@ -13,6 +13,7 @@
 mod administration;
 mod attacks;
 mod channels;
+mod crash;
 mod cuts;
 mod desk;
 mod destinations;

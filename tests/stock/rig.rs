@@ -7,6 +7,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 pub struct Rig {
@@ -82,6 +83,14 @@ impl Rig {
         let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap();
         let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap();
         line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    /// SIGTERM: the daemon drains; how it ended.
+    pub fn terminate(&mut self) -> std::process::ExitStatus {
+        let mut daemon = self.daemon.take().unwrap();
+        let status = Command::new("kill").arg(daemon.id().to_string()).status().unwrap();
+        assert!(status.success());
+        daemon.wait().unwrap()
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -358,8 +367,17 @@ pub fn write(path: &Path, bytes: usize) -> Vec<u8> {
     content
 }
 
+/// A port that nobody listens on, and that neither another test of this process nor an outgoing connection (32768 and
+/// up) is given before it is used.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    loop {
+        let start = std::process::id() as u16 % 128 * 90;
+        let port = 20_000 + (start + NEXT.fetch_add(1, Ordering::Relaxed)) % 12_000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// What the programs of [`Rig::paramiko`] start with: a login, and a jump.

@@ -1,0 +1,222 @@
+//! What a crash, a lost key and a full disk leave: everything durable is there, and nothing is made anew.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::rig::{Rig, text, wait_for};
+
+/// A session of alice that runs `command`; its stdout is read by the test.
+fn running(rig: &Rig, command: &str) -> Child {
+    let mut ssh = rig.client("ssh", "alice");
+    ssh.args(["db-1", command]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// Every line is the moment at which it was written on the instance, in nanoseconds.
+const CLOCK: &str = "while date +%s%N; do sleep 0.01; done";
+
+#[test]
+fn a_crash_costs_a_tape_a_quarter_of_a_second_at_most() {
+    let mut rig = Rig::with_alice();
+    let mut ssh = running(&rig, CLOCK);
+    let mut shown = BufReader::new(ssh.stdout.take().unwrap()).lines();
+    // The instance is as good a clock as any: two seconds of it.
+    let first: u128 = shown.next().unwrap().unwrap().parse().unwrap();
+    while shown.next().unwrap().unwrap().parse::<u128>().unwrap() < first + 2_000_000_000 {}
+    let live = rig.json(&["sessions", "list", "--live"]);
+    let id = live[0]["id"].as_str().unwrap().to_owned();
+    let killed = now();
+    rig.kill_9();
+    ssh.wait().unwrap();
+    rig.serve();
+
+    let session = rig.json(&["sessions", "show", &id]);
+    assert_eq!(session["status"], "truncated");
+    assert!(!session["ended_at"].is_null());
+    let replay = rig.ok(&["sessions", "play", &id, "--speed", "1000"]);
+    let last: u128 = replay.lines().filter_map(|l| l.trim().parse().ok()).next_back().unwrap();
+    let lost = Duration::from_nanos(u64::try_from(killed.saturating_sub(last)).unwrap());
+    // 250 ms unsynced, and what this machine took to say the time, send it and die.
+    assert!(lost < Duration::from_millis(400), "{lost:?} are not on the tape");
+    rig.ok(&["sessions", "verify", &id]);
+    rig.ok(&["logs", "verify"]);
+    let closed = rig.events("session_closed");
+    assert!(closed.iter().any(|e| e["session"] == id.as_str() && e["status"] == "truncated"), "{closed:?}");
+    assert_eq!(text(rig.ssh("alice", "echo again").stdout), "again\n");
+}
+
+fn now() -> u128 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos()
+}
+
+/// `keyward serve` on a bastion that must not start: its one sentence.
+fn refused(rig: &Rig) -> String {
+    let start = Instant::now();
+    let mut serve = rig.keyward(&["serve"]);
+    let mut child = serve.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    while child.try_wait().unwrap().is_none() {
+        if start.elapsed() > Duration::from_secs(10) {
+            child.kill().unwrap();
+            panic!("it serves");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = text(output.stderr);
+    // Before it may stand what the log says on the way, with a time.
+    let sentences: Vec<_> = said.lines().filter(|line| line.starts_with("keyward: ")).collect();
+    assert_eq!(sentences.len(), 1, "{said}");
+    sentences[0].to_owned()
+}
+
+/// Every file of the bastion, with its size; the store's index, which is made from the journal, does not count.
+fn inventory(rig: &Rig) -> Vec<String> {
+    let mut find = Command::new("find");
+    let found = find.arg(rig.path("bastion")).args(["-type", "f", "-printf", "%p %s\n"]).output().unwrap();
+    let all = text(found.stdout);
+    let mut lines: Vec<String> = all.lines().filter(|l| !l.contains("/index/")).map(str::to_owned).collect();
+    lines.sort();
+    lines
+}
+
+#[test]
+fn without_its_master_key_a_bastion_does_not_start_and_nothing_is_made_anew() {
+    let mut rig = Rig::with_alice();
+    rig.kill_9();
+    let key = rig.path("bastion/master.key");
+    let good = fs::read_to_string(&key).unwrap();
+    let write = |content: &str, mode: u32| {
+        fs::write(&key, content).unwrap();
+        fs::set_permissions(&key, fs::Permissions::from_mode(mode)).unwrap();
+    };
+    // A key of another bastion.
+    let other = rig.path("other");
+    rig.ok(&["init", "--dir", other.to_str().unwrap()]);
+    let foreign = fs::read_to_string(other.join("master.key")).unwrap();
+    for (content, mode, word) in [
+        (foreign.as_str(), 0o600, "checking the master key"),
+        ("garbage\n", 0o600, "loading the master key"),
+        ("", 0o600, "loading the master key"),
+        (&good, 0o644, "chmod 600"),
+    ] {
+        write(content, mode);
+        let before = inventory(&rig);
+        let said = refused(&rig);
+        assert!(said.contains(word), "{said}");
+        assert_eq!(inventory(&rig), before);
+    }
+    fs::remove_file(&key).unwrap();
+    let before = inventory(&rig);
+    assert!(refused(&rig).contains("master.key"), "the missing file is named");
+    assert_eq!(inventory(&rig), before);
+    write(&good, 0o600);
+    rig.serve();
+    assert_eq!(text(rig.ssh("alice", "echo again").stdout), "again\n");
+}
+
+#[test]
+fn a_store_that_is_missing_beside_its_key_is_not_made_anew() {
+    let mut rig = Rig::with_alice();
+    rig.kill_9();
+    for lost in ["state/store", "state"] {
+        fs::rename(rig.path("bastion").join(lost), rig.path("kept")).unwrap();
+        let before = inventory(&rig);
+        let said = refused(&rig);
+        assert!(said.contains("no store") && said.contains("restore the backup"), "{said}");
+        assert_eq!(rig.run(&["init", "--dir", rig.path("bastion").to_str().unwrap()]).status.code(), Some(5));
+        assert_eq!(inventory(&rig), before);
+        fs::rename(rig.path("kept"), rig.path("bastion").join(lost)).unwrap();
+    }
+    // The index is only an index: it is made again from the journal.
+    fs::remove_dir_all(rig.path("bastion/state/store/index")).unwrap();
+    rig.serve();
+    assert_eq!(rig.json(&["users", "list"])[0]["name"], "alice");
+    assert_eq!(text(rig.ssh("alice", "echo again").stdout), "again\n");
+}
+
+#[test]
+fn a_terminated_daemon_tells_its_users_closes_their_tapes_and_exits_0() {
+    let mut rig = Rig::with_alice();
+    let mut ssh = running(&rig, "echo up; sleep 60");
+    let mut up = String::new();
+    BufReader::new(ssh.stdout.as_mut().unwrap()).read_line(&mut up).unwrap();
+    let start = Instant::now();
+    assert_eq!(rig.terminate().code(), Some(0));
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    let output = ssh.wait_with_output().unwrap();
+    let told = text(output.stderr);
+    assert!(told.contains("keyward: The bastion is restarting; please connect again"), "{told}");
+    let state = rig.path("bastion/state");
+    let offline = rig.ok(&["logs", "verify", "--state", state.to_str().unwrap()]);
+    assert!(!offline.contains("not closed"), "{offline}");
+    rig.serve();
+    let session = &rig.json(&["sessions", "list"])[0];
+    assert_eq!(session["status"], "killed");
+    assert!(session["reason"].as_str().unwrap().contains("restarting"), "{session}");
+    assert_eq!(rig.events("daemon_stopped").len(), 1);
+}
+
+/// A small file system for the tapes, until dropped.
+struct SmallDisk(std::path::PathBuf);
+
+impl SmallDisk {
+    fn mount(at: std::path::PathBuf, size: &str) -> Option<Self> {
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &format!("size={size},mode=0700"), "tmpfs"]).arg(&at);
+        let mounted = mount.stderr(Stdio::null()).status().is_ok_and(|status| status.success());
+        mounted.then_some(Self(at))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        Command::new("umount").arg("-l").arg(&self.0).status().ok();
+    }
+}
+
+#[test]
+fn a_full_disk_ends_what_cannot_be_recorded_and_nothing_else() {
+    let mut rig = Rig::with_alice();
+    rig.kill_9();
+    let tapes = rig.path("bastion/state/tapes");
+    fs::create_dir_all(&tapes).unwrap();
+    let Some(disk) = SmallDisk::mount(tapes.clone(), "1m") else {
+        eprintln!("skipped: only root can mount the small disk that this test fills");
+        return;
+    };
+    rig.serve();
+    let mut quiet = rig.client("ssh", "alice");
+    let mut quiet = quiet.args(["db-1", "cat"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    wait_for("the quiet session", || {
+        rig.json(&["sessions", "list", "--live"])[0]["channels"][0]["kind"] == "exec"
+    });
+    // Random bytes fill the disk; the session that writes them ends with a sentence, and not at its own end.
+    let loud = rig.ssh("alice", "head -c 8000000 /dev/urandom; echo the end");
+    let told = text(loud.stderr);
+    assert!(loud.stdout.len() < 8_000_000, "{}", loud.stdout.len());
+    assert!(told.contains("Recording failed, so your session cannot go on. (session "), "{told}");
+    let failed = rig.events("recording_failed");
+    assert_eq!(failed.len(), 1, "{failed:?}");
+    // No disk at all, no session: it is not opened, and says so.
+    let filler = fs::File::create(tapes.join("filler")).unwrap();
+    while std::io::Write::write(&mut &filler, &[0; 512]).is_ok() {}
+    let refused = rig.ssh("alice", "echo unseen");
+    let told = text(refused.stderr);
+    assert!(refused.stdout.is_empty() && told.contains("cannot be recorded"), "{told}");
+    // The daemon lives, and once there is room so does everything else.
+    assert!(quiet.try_wait().unwrap().is_none(), "a session that recorded nothing since lives on");
+    assert!(rig.run(&["status"]).status.success());
+    let mut grow = Command::new("mount");
+    assert!(grow.args(["-o", "remount,size=16m"]).arg(&tapes).status().unwrap().success());
+    assert_eq!(text(rig.ssh("alice", "echo again").stdout), "again\n");
+    std::io::Write::write_all(quiet.stdin.as_mut().unwrap(), b"word").unwrap();
+    drop(quiet.stdin.take());
+    assert_eq!(text(quiet.wait_with_output().unwrap().stdout), "word");
+    rig.ended_sessions();
+    rig.ok(&["logs", "verify"]);
+    rig.kill_9();
+    drop(disk);
+}
