@@ -9,7 +9,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use keystore::{Capability, HostPort, InstanceName, Login, Role, UserName};
 use serde::{Deserialize, Serialize};
 
-use super::words::{Destination, Label, Network, Span, When};
+use super::words::{Destination, Label, Network, Offset, Span, When};
 
 /// Everything the daemon can be asked to do.
 #[derive(Debug, Clone, Subcommand, Serialize, Deserialize)]
@@ -337,6 +337,9 @@ pub enum Sessions {
         /// Begun since: a date, RFC 3339 time, or ago: 24h
         #[arg(long)]
         since: Option<When>,
+        /// Only some of them.
+        #[command(flatten)]
+        only: Box<SessionFilter>,
     },
     /// Show one session
     Show {
@@ -350,6 +353,39 @@ pub enum Sessions {
         /// Times faster
         #[arg(long, default_value_t = 1.0)]
         speed: f64,
+        /// Begin there: 1h20m, 90s
+        #[arg(long, default_value = "0s")]
+        from: Offset,
+    },
+    /// What a person saw, as text with time stamps
+    Transcript {
+        /// The session
+        id: String,
+    },
+    /// Find text on screens, in output, commands and file names
+    Search {
+        /// Text, whatever its case
+        pattern: String,
+        /// The pattern is a regular expression
+        #[arg(long)]
+        regex: bool,
+        /// In sessions of this user
+        #[arg(long)]
+        user: Option<UserName>,
+        /// In sessions begun since: a date, RFC 3339 time, or ago: 24h
+        #[arg(long)]
+        since: Option<When>,
+    },
+    /// What was not recorded, and why
+    Gaps {
+        /// In sessions begun since: a date, RFC 3339 time, or ago: 30d
+        #[arg(long)]
+        since: Option<When>,
+    },
+    /// Watch a live session; its user is told
+    Watch {
+        /// The session
+        id: String,
     },
     /// Export a terminal session as asciicast v2, or all as JSON
     Export {
@@ -375,6 +411,26 @@ pub enum Sessions {
         #[arg(long, default_value = "ended by an administrator")]
         reason: String,
     },
+}
+
+/// Which sessions `sessions list` shows.
+#[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
+pub struct SessionFilter {
+    /// As this login
+    #[arg(long)]
+    pub login: Option<Login>,
+    /// On this instance
+    #[arg(long)]
+    pub instance: Option<InstanceName>,
+    /// With this key (SHA256: fingerprint)
+    #[arg(long)]
+    pub key: Option<String>,
+    /// From this address or network
+    #[arg(long)]
+    pub source: Option<Network>,
+    /// With this text in a command
+    #[arg(long)]
+    pub command: Option<String>,
 }
 
 /// What `sessions export` writes.

@@ -68,7 +68,16 @@ pub fn permitted(caller: &Caller, command: &Command) -> Result<(), Fault> {
         _ => false,
     };
     // Who administers does not thereby read other people's sessions: that is the auditors' right.
-    let tape = matches!(command, Command::Sessions(Sessions::Play { .. } | Sessions::Export { .. }));
+    let tape = matches!(
+        command,
+        Command::Sessions(
+            Sessions::Play { .. }
+                | Sessions::Export { .. }
+                | Sessions::Transcript { .. }
+                | Sessions::Search { .. }
+                | Sessions::Watch { .. }
+        )
+    );
     if anyone || caller.has_role("auditor") && auditor || caller.has_role("admin") && !tape {
         return Ok(());
     }
@@ -173,7 +182,8 @@ mod tests {
 
     #[test]
     fn an_auditor_plays_tapes_and_kills_no_session() {
-        let play = Command::Sessions(Sessions::Play { id: "s".into(), speed: 1.0 });
+        let play =
+            Command::Sessions(Sessions::Play { id: "s".into(), speed: 1.0, from: crate::admin::Offset(0) });
         let kill = Command::Sessions(Sessions::Kill { id: "s".into(), reason: "r".into() });
         assert!(permitted(&user("auditor"), &play).is_ok() && permitted(&user("auditor"), &kill).is_err());
         assert!(permitted(&user("admin"), &kill).is_ok() && permitted(&user("admin"), &play).is_err());

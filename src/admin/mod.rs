@@ -17,6 +17,7 @@ mod render;
 mod report;
 mod review;
 mod rotate;
+mod replay;
 mod sessions;
 mod trail;
 mod users;

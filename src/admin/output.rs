@@ -96,6 +96,11 @@ impl Output {
         self.width
     }
 
+    /// Resolves once nobody listens any more. Cancel-safe.
+    pub async fn gone(&self) {
+        self.to.closed().await;
+    }
+
     /// Writes bytes to standard output.
     ///
     /// # Errors

@@ -1,11 +1,11 @@
 //! `sessions …`: reading what was recorded. Every look at a tape is itself an event, written before the first byte.
 
 use jiff::Timestamp;
+use serde_json::json;
 
-use super::render::{short_time, table};
-use super::{Caller, Fault, Format, Output, Sessions};
-use crate::audit::Event;
-use crate::recording::{Cast, Record, SessionId, SessionStatus, Summary, TapeError, asciicast, json};
+use super::render::{plain, short_time, table};
+use super::{Caller, Fault, Output, SessionFilter, Sessions, replay};
+use crate::recording::{SessionId, SessionStatus, Summary, TapeError};
 use crate::session::House;
 
 pub(super) async fn run(
@@ -15,12 +15,13 @@ pub(super) async fn run(
     out: &mut Output,
 ) -> Result<(), Fault> {
     match command {
-        Sessions::List { live, user, since } => {
+        Sessions::List { live, user, since, only } => {
             let since = since.map(|when| when.ago(Timestamp::now()));
             let mut found = summaries(house).await?;
             found.retain(|s| !live || s.status == SessionStatus::Live);
             found.retain(|s| user.as_ref().is_none_or(|u| s.header.user == u.as_str()));
             found.retain(|s| since.is_none_or(|t| s.header.started_at >= t));
+            found.retain(|s| wanted(s, &only));
             let shown = listed(&found, out.width());
             out.either(&found, shown).await
         }
@@ -29,23 +30,25 @@ pub(super) async fn run(
             let shown = described(&summary, out.width());
             out.either(&summary, shown).await
         }
-        Sessions::Play { id, speed } => {
+        Sessions::Gaps { since } => gaps(house, since.map(|when| when.ago(Timestamp::now())), out).await,
+        Sessions::Play { id, speed, from } => {
             if !(speed > 0.0 && speed <= 1000.0) {
                 return Err(Fault::usage("--speed takes a number above 0, at most 1000"));
             }
-            let (_, records) = tape(house, caller, &id).await?;
-            play(&Cast::of(&records), speed, out).await
+            replay::play((house, caller, &id), speed, from.0, out).await
         }
-        Sessions::Export { id, output: _, format } => {
-            let (summary, records) = tape(house, caller, &id).await?;
-            let text = match format {
-                Format::Asciicast => asciicast(&summary, &records),
-                Format::Json => json(&summary, &records)
-                    .and_then(|value| serde_json::to_string_pretty(&value))
-                    .map_err(|e| Fault::error(e.to_string()))?,
-            };
-            out.line(text).await
+        Sessions::Transcript { id } => replay::transcript((house, caller, &id), out).await,
+        Sessions::Search { pattern, regex, user, since } => {
+            let since = since.map(|when| when.ago(Timestamp::now()));
+            let pattern = replay::pattern(&pattern, regex)?;
+            let mut among = summaries(house).await?;
+            among.retain(|s| s.status != SessionStatus::Live);
+            among.retain(|s| user.as_ref().is_none_or(|u| s.header.user == u.as_str()));
+            among.retain(|s| since.is_none_or(|t| s.header.started_at >= t));
+            replay::search((house, caller), &among, pattern, out).await
         }
+        Sessions::Watch { id } => replay::watch((house, caller, &id), out).await,
+        Sessions::Export { id, output: _, format } => replay::export((house, caller, &id), format, out).await,
         Sessions::Verify { id } => verify(house, &id, out).await,
         Sessions::Kill { id, reason } => {
             // The session's own end writes `session_killed` to the trail.
@@ -59,8 +62,67 @@ pub(super) async fn run(
     }
 }
 
+fn wanted(session: &Summary, only: &SessionFilter) -> bool {
+    let header = &session.header;
+    let from =
+        |net: &super::Network| header.source_ip.parse().is_ok_and(|ip: std::net::IpAddr| net.0.contains(&ip));
+    let said = |text: &String| {
+        let text = text.to_lowercase();
+        session.channels.iter().filter_map(|c| c.command.as_ref()).any(|c| c.to_lowercase().contains(&text))
+    };
+    only.login.as_ref().is_none_or(|login| header.login == login.as_str())
+        && only.instance.as_ref().is_none_or(|instance| header.instance == instance.as_str())
+        && only.key.as_ref().is_none_or(|key| header.key == *key)
+        && only.source.as_ref().is_none_or(from)
+        && only.command.as_ref().is_none_or(said)
+}
+
+/// Everything that was not recorded, or may not have been, with the reason.
+async fn gaps(house: &House, since: Option<Timestamp>, out: &mut Output) -> Result<(), Fault> {
+    let (found, unreadable) = reading(house, crate::recording::Tapes::list_all).await?;
+    let mut gaps = Vec::new();
+    let gap = |session: &str, user: &str, to: String, rest: (Option<u32>, &str, Option<u64>, String)| {
+        let (channel, kind, bytes, reason) = rest;
+        json!({
+            "session": session, "user": user, "to": to, "channel": channel, "kind": kind, "bytes": bytes,
+            "reason": reason,
+        })
+    };
+    for summary in found.iter().filter(|s| since.is_none_or(|t| s.header.started_at >= t)) {
+        let header = &summary.header;
+        let to = || format!("{}@{}", header.login, header.instance);
+        for channel in &summary.channels {
+            for (bytes, reason) in channel.gaps() {
+                let rest = (Some(channel.channel), channel.kind.as_str(), Some(bytes), reason);
+                gaps.push(gap(&header.id, &header.user, to(), rest));
+            }
+        }
+        if summary.status == SessionStatus::Truncated {
+            let reason =
+                "the daemon was stopped in the middle of it: at most the last 250 ms or 64 KiB are missing";
+            gaps.push(gap(&header.id, &header.user, to(), (None, "session", None, reason.to_owned())));
+        }
+    }
+    for (id, error) in unreadable {
+        let rest = (None, "session", None, format!("what was recorded is not known: {error}"));
+        gaps.push(gap(&id.to_string(), "?", "?".to_owned(), rest));
+    }
+    let text = |value: &serde_json::Value| match value {
+        serde_json::Value::String(text) => text.clone(),
+        serde_json::Value::Null => "-".to_owned(),
+        other => other.to_string(),
+    };
+    let columns = ["session", "user", "to", "channel", "kind", "bytes", "reason"];
+    let rows =
+        gaps.iter().map(|gap| columns.iter().map(|c| gap.get(c).map(text).unwrap_or_default()).collect());
+    let header = ["SESSION", "USER", "TO", "CHANNEL", "KIND", "NOT KEPT (BYTES)", "WHY"];
+    let shown =
+        if gaps.is_empty() { "Nothing is missing.".to_owned() } else { table(&header, rows, out.width()) };
+    out.either(&gaps, shown).await
+}
+
 /// Runs `read` on the tapes where blocking is allowed.
-async fn reading<T: Send + 'static>(
+pub(super) async fn reading<T: Send + 'static>(
     house: &House,
     read: impl FnOnce(&crate::recording::Tapes) -> Result<T, TapeError> + Send + 'static,
 ) -> Result<T, Fault> {
@@ -73,23 +135,13 @@ async fn summaries(house: &House) -> Result<Vec<Summary>, Fault> {
     reading(house, crate::recording::Tapes::list).await
 }
 
-async fn summary(house: &House, id: &str) -> Result<Summary, Fault> {
+pub(super) async fn summary(house: &House, id: &str) -> Result<Summary, Fault> {
     let id = parsed(id)?;
     reading(house, move |tapes| tapes.summary(id)).await
 }
 
-fn parsed(id: &str) -> Result<SessionId, Fault> {
+pub(super) fn parsed(id: &str) -> Result<SessionId, Fault> {
     id.parse().map_err(|_| Fault::not_found(format!("no session {id}; see: keyward sessions list")))
-}
-
-/// A whole tape; that it was viewed is in the trail first.
-async fn tape(house: &House, caller: &Caller, id: &str) -> Result<(Summary, Vec<Record>), Fault> {
-    let id = parsed(id)?;
-    let found = reading(house, move |tapes| Ok((tapes.summary(id)?, tapes.records(id)?))).await?;
-    let event = Event::RecordingViewed { by: caller.name(), session: id.to_string() };
-    // Before the first byte is shown: who looks is known, or nothing is shown.
-    house.trail.append(event, Timestamp::now()).await.map_err(|e| Fault::error(e.to_string()))?;
-    Ok(found)
 }
 
 /// The tape against its own frames and against the digest that the chain names.
@@ -117,18 +169,6 @@ async fn verify(house: &House, id: &str, out: &mut Output) -> Result<(), Fault> 
         verified.digest, named.seq
     );
     out.either(&value, text).await
-}
-
-/// Replays at the tape's own pace; pauses are shortened to two seconds.
-async fn play(cast: &Cast, speed: f64, out: &mut Output) -> Result<(), Fault> {
-    let mut last = 0;
-    for (micros, _, text) in cast.events.iter().filter(|(_, code, _)| *code == 'o') {
-        let pause = std::time::Duration::from_micros(micros.saturating_sub(last)).min(LONGEST_PAUSE);
-        last = *micros;
-        tokio::time::sleep(pause.div_f64(speed)).await;
-        out.bytes(text.clone().into_bytes()).await?;
-    }
-    Ok(())
 }
 
 fn listed(found: &[Summary], width: Option<u16>) -> String {
@@ -184,7 +224,7 @@ fn described(summary: &Summary, width: Option<u16>) -> String {
     );
     for (name, value) in [("reason", &summary.reason), ("sha256", &summary.digest)] {
         if let Some(value) = value {
-            text.push_str(&format!("{name:<8} {value}\n"));
+            text.push_str(&format!("{name:<8} {}\n", plain(value)));
         }
     }
     let rows = summary.channels.iter().map(|c| {
@@ -194,7 +234,11 @@ fn described(summary: &Summary, width: Option<u16>) -> String {
             (None, None) => "-".to_owned(),
         };
         let capture = serde_json::to_value(c.capture).ok().and_then(|v| v.as_str().map(str::to_owned));
-        let kept = format!("{} of {} B, {}", c.captured_bytes, c.relayed_bytes, capture.unwrap_or_default());
+        let mut kept =
+            format!("{} of {} B, {}", c.captured_bytes, c.relayed_bytes, capture.unwrap_or_default());
+        if c.operations > 0 {
+            kept.push_str(&format!(", {} file operations", c.operations));
+        }
         let reason = c.reason.clone().unwrap_or_default();
         vec![c.channel.to_string(), c.kind.clone(), c.command.clone().unwrap_or_default(), exit, kept, reason]
     });
@@ -208,11 +252,9 @@ impl From<TapeError> for Fault {
     fn from(error: TapeError) -> Self {
         match &error {
             TapeError::Missing(id) => Self::not_found(format!("no session {id}; see: keyward sessions list")),
-            TapeError::Live(_) => Self::conflict(error.to_string()),
+            TapeError::Live(_) | TapeError::Ended(_) => Self::conflict(error.to_string()),
             _ if error.is_tampering() => Self::tampering(error.to_string()),
             _ => Self::error(error.to_string()),
         }
     }
 }
-
-const LONGEST_PAUSE: std::time::Duration = std::time::Duration::from_secs(2);

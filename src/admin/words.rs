@@ -86,6 +86,26 @@ impl FromStr for Span {
     }
 }
 
+/// A place on a tape, in milliseconds since its start: `1h20m`, `90s`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offset(pub u64);
+
+impl FromStr for Offset {
+    type Err = Malformed;
+    fn from_str(text: &str) -> Result<Self, Malformed> {
+        let wrong =
+            || Malformed(format!("{text:?} is not a place on a tape; use for example 1h20m, 5m or 90s"));
+        if text.is_empty() {
+            return Err(wrong());
+        }
+        let parts = text.split_inclusive(['h', 'm', 's']).map(|part| {
+            let span = part.parse::<Span>().map_err(|_| wrong())?;
+            u64::try_from(span.0).map_err(|_| wrong())
+        });
+        parts.sum::<Result<u64, Malformed>>().map(|seconds| Self(seconds * 1000))
+    }
+}
+
 /// `KEY=VALUE`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Label {
@@ -151,6 +171,13 @@ mod tests {
         assert!("90".parse::<Span>().is_err());
         assert!("d".parse::<Span>().is_err());
         assert!("9µ".parse::<Span>().is_err());
+    }
+
+    #[test]
+    fn a_place_on_a_tape_may_have_hours_minutes_and_seconds() {
+        assert_eq!("1h20m".parse::<Offset>().unwrap().0, 4_800_000);
+        assert_eq!("90s".parse::<Offset>().unwrap().0, 90_000);
+        assert!("".parse::<Offset>().is_err() && "1h20".parse::<Offset>().is_err());
     }
 
     #[test]

@@ -41,6 +41,8 @@ pub struct Config {
     pub keys: keystore::lifecycle::Terms,
     /// What is remembered of second factors.
     pub mfa: Mfa,
+    /// How the audit trail is kept.
+    pub audit: Audit,
     /// Seconds a drain waits for live sessions.
     pub drain_secs: u64,
 }
@@ -83,6 +85,7 @@ impl Config {
             recording: raw.recording.resolved(&base),
             keys: raw.keys.terms(raw.key_max_age_days),
             mfa: raw.mfa.into(),
+            audit: Audit { head_file: raw.audit.head_file.map(|file| base.join(file)), ..raw.audit },
             drain_secs: raw.drain_secs,
             path: absolute,
         })
@@ -157,11 +160,50 @@ pub struct Recording {
     pub recipients: Vec<String>,
     /// Bytes kept of a channel without a terminal.
     pub capture_limit_bytes: u64,
+    /// What happens to a session whose tape can no longer be written: `strict` ends it, `best_effort` lets it go on.
+    pub mode: Mode,
+    /// Whether a user is told that her session is being watched.
+    pub tell_watched: bool,
+}
+
+/// What happens to a session whose tape can no longer be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// It ends.
+    #[default]
+    Strict,
+    /// It goes on, and the ledger says what is lost.
+    BestEffort,
+}
+
+/// How the audit trail is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Audit {
+    /// The chain is signed after so many events, and every hour in which there were any.
+    pub checkpoint_events: u64,
+    /// Each signed head is also appended here: a file on another disk, where whoever rewrites this one does not look.
+    pub head_file: Option<PathBuf>,
+    /// Megabytes set aside so that the trail can go on when the disk is full.
+    pub reserve_mb: u64,
+}
+
+impl Default for Audit {
+    fn default() -> Self {
+        Self { checkpoint_events: 1000, head_file: None, reserve_mb: 16 }
+    }
 }
 
 impl Default for Recording {
     fn default() -> Self {
-        Self { identity: None, recipients: Vec::new(), capture_limit_bytes: 16 << 20 }
+        Self {
+            identity: None,
+            recipients: Vec::new(),
+            capture_limit_bytes: 16 << 20,
+            mode: Mode::Strict,
+            tell_watched: true,
+        }
     }
 }
 
@@ -224,6 +266,7 @@ struct Raw {
     keys: lives::Keys,
     #[serde(default)]
     mfa: lives::RawMfa,
+    audit: Audit,
     #[serde(default = "default_drain")]
     drain_secs: u64,
 }
@@ -260,6 +303,8 @@ impl Raw {
         within("key_max_age_days", self.key_max_age_days.unwrap_or(1).into(), 1..=3650)?;
         self.keys.check(self.key_max_age_days).map_err(|(key, what)| source.fault(key, what))?;
         self.mfa.check().map_err(|(key, what)| source.fault(key, what))?;
+        within("audit.checkpoint_events", self.audit.checkpoint_events, 1..=1_000_000)?;
+        within("audit.reserve_mb", self.audit.reserve_mb, 0..=4096)?;
         within("drain_secs", self.drain_secs, 0..=86_400)?;
         if self.login.login_secs < self.login.key_secs {
             let what = "the login cannot end before the key is due; use at least login.key_secs".to_owned();

@@ -1,28 +1,18 @@
-//! The tape on disk.
+//! What lies on a tape: a header in clear, and records.
 //!
-//! `KEYWARD-TAPE-1 {header JSON}\n`, then frames: a big-endian u32 (top bit: the last frame) with the length of the
-//! ciphertext, then the ciphertext. ChaCha20-Poly1305 as in the STREAM construction (Hoang et al. 2015, as age uses it):
-//! the nonce is an 11-byte counter and a last-frame byte, the key is the tape's own, the header's SHA-256 is the
-//! associated data. So frames cannot be changed, moved, dropped or taken for another tape's, and an end cut off shows.
-//! The key lies beside, in `<id>.key`, wrapped with age.
+//! The records of a frame are `varint size of all heads, heads, bodies`; a head is `varint milliseconds since the record
+//! before, varint channel * 8 + tag, varint size of the body`. Tags 1 to 3 carry payload as it was relayed; tag 0 carries
+//! what happened as JSON; tag 4 is a picture of a screen, its size in two more varints.
 
-use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 
-use chacha20poly1305::aead::{Aead, KeyInit, Payload};
-use chacha20poly1305::{ChaCha20Poly1305, Key, Nonce};
-use data_encoding::HEXLOWER;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use super::ledger::ChannelSummary;
 use super::message::{ChannelMessage, Direction};
+use super::operations::Operation;
 use super::tape::SessionEnd;
-
-const MAGIC: &str = "KEYWARD-TAPE-1 ";
-const LAST: u32 = 1 << 31;
-const MAX_FRAME: u32 = 64 << 20;
 
 /// What stands in clear at the start of a tape.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,22 +31,21 @@ pub struct Header {
     pub key: String,
     /// When the session started.
     pub started_at: Timestamp,
+    /// Rewritten at its end in large frames, each of which can be read without the one before.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub packed: bool,
 }
 
 /// One thing on a tape.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
-    /// Microseconds since the session started.
-    #[serde(rename = "t")]
-    pub micros: u64,
+    /// Milliseconds since the session started.
+    pub millis: u64,
     /// Channel number; 0 for the end of the session.
-    #[serde(rename = "c")]
     pub channel: u32,
     /// What happened.
-    #[serde(rename = "w")]
     pub what: What,
-    /// The bytes of [`What::Output`], [`What::Stderr`] and [`What::Input`].
-    #[serde(skip)]
+    /// The bytes of [`What::Output`], [`What::Stderr`], [`What::Input`] and [`What::Screen`].
     pub payload: Vec<u8>,
 }
 
@@ -72,14 +61,23 @@ pub enum What {
     Stderr,
     /// Input of a channel without a terminal: a script on standard input says more than the command line.
     Input,
+    /// How the screen stands here, for whoever begins to read here: what draws it, as payload.
+    Screen {
+        /// Width in characters.
+        cols: u32,
+        /// Height in characters.
+        rows: u32,
+    },
     /// A message without payload.
     Note(Direction, Note),
+    /// A file was moved, changed or removed, as the bytes that passed tell.
+    Operation(Operation),
     /// How far the counts are.
     Counted(ChannelSummary),
     /// The channel closed, with its ledger.
     Closed(ChannelSummary),
-    /// The session ended, with the whole ledger.
-    End(SessionEnd, Vec<ChannelSummary>),
+    /// The session ended, when, and with the whole ledger.
+    End(SessionEnd, Timestamp, Vec<ChannelSummary>),
 }
 
 /// A [`ChannelMessage`] without payload.
@@ -166,182 +164,131 @@ impl What {
             Self::Stderr => (Direction::ToUser, ChannelMessage::Stderr(bytes())),
             Self::Input => (Direction::ToInstance, ChannelMessage::Data(bytes())),
             Self::Note(direction, note) => (*direction, note.message()?),
-            Self::Opened | Self::Counted(_) | Self::Closed(_) | Self::End(..) => return None,
+            Self::Opened
+            | Self::Screen { .. }
+            | Self::Operation(_)
+            | Self::Counted(_)
+            | Self::Closed(_)
+            | Self::End(..) => return None,
         })
     }
 }
 
-/// Appends a record: u32 length and JSON, u32 length and payload.
-pub(super) fn encode(record: &Record, payload: &[u8], into: &mut Vec<u8>) -> io::Result<()> {
-    let json = serde_json::to_vec(record)?;
-    for part in [json.as_slice(), payload] {
-        let size = u32::try_from(part.len()).map_err(io::Error::other)?;
-        into.extend_from_slice(&size.to_be_bytes());
-        into.extend_from_slice(part);
-    }
-    Ok(())
+/// Records on their way into a frame: heads and bodies apart, because what was typed at random moments then still lies
+/// side by side, and is compressed like the text that it is.
+#[derive(Debug, Default)]
+pub(super) struct Records {
+    heads: Vec<u8>,
+    bodies: Vec<u8>,
+    /// When the first of them happened, in milliseconds since the session started.
+    pub(super) began: u64,
+    latest: u64,
+    /// How many.
+    pub(super) count: u64,
 }
 
-fn decode(mut plain: &[u8], into: &mut Vec<Record>) -> Option<()> {
-    while !plain.is_empty() {
-        let json = take_part(&mut plain)?;
-        let payload = take_part(&mut plain)?;
-        let mut record: Record = serde_json::from_slice(json).ok()?;
-        record.payload = payload.to_vec();
-        into.push(record);
+impl Records {
+    /// Appends a record, whose payload may lie elsewhere. Time never runs back.
+    pub(super) fn push(&mut self, record: &Record, payload: &[u8]) -> io::Result<()> {
+        let json;
+        let (tag, body) = match &record.what {
+            What::Output => (1, payload),
+            What::Stderr => (2, payload),
+            What::Input => (3, payload),
+            What::Screen { .. } => (4, payload),
+            what => {
+                json = serde_json::to_vec(what)?;
+                (0, json.as_slice())
+            }
+        };
+        let millis = record.millis.max(self.latest);
+        if self.count == 0 {
+            (self.began, self.latest) = (millis, millis);
+        }
+        put_varint(millis - self.latest, &mut self.heads);
+        put_varint(u64::from(record.channel) << 3 | tag, &mut self.heads);
+        put_varint(body.len() as u64, &mut self.heads);
+        if let What::Screen { cols, rows } = record.what {
+            put_varint(cols.into(), &mut self.heads);
+            put_varint(rows.into(), &mut self.heads);
+        }
+        self.bodies.extend_from_slice(body);
+        self.latest = millis;
+        self.count += 1;
+        Ok(())
     }
-    Some(())
+
+    /// Their size, in bytes.
+    pub(super) fn len(&self) -> usize {
+        self.heads.len() + self.bodies.len()
+    }
+
+    /// As they go into a frame.
+    pub(super) fn plain(&self) -> Vec<u8> {
+        let mut plain = Vec::with_capacity(self.len() + 8);
+        put_varint(self.heads.len() as u64, &mut plain);
+        plain.extend_from_slice(&self.heads);
+        plain.extend_from_slice(&self.bodies);
+        plain
+    }
+}
+
+/// The records of a frame that begins at `millis`; none if it holds anything else.
+pub(super) fn decode(mut plain: &[u8], mut millis: u64) -> Option<Vec<Record>> {
+    let heads = &mut take_part(&mut plain)?;
+    let bodies = &mut plain;
+    let mut found = Vec::new();
+    while !heads.is_empty() {
+        millis = millis.checked_add(take_varint(heads)?)?;
+        let both = take_varint(heads)?;
+        let channel = u32::try_from(both >> 3).ok()?;
+        let size = usize::try_from(take_varint(heads)?).ok()?;
+        let what = match both & 7 {
+            0 => None,
+            1 => Some(What::Output),
+            2 => Some(What::Stderr),
+            3 => Some(What::Input),
+            4 => Some(What::Screen {
+                cols: u32::try_from(take_varint(heads)?).ok()?,
+                rows: u32::try_from(take_varint(heads)?).ok()?,
+            }),
+            _ => return None,
+        };
+        let (body, rest) = bodies.split_at_checked(size)?;
+        *bodies = rest;
+        found.push(match what {
+            None => Record { millis, channel, what: serde_json::from_slice(body).ok()?, payload: Vec::new() },
+            Some(what) => Record { millis, channel, what, payload: body.to_vec() },
+        });
+    }
+    bodies.is_empty().then_some(found)
 }
 
 fn take_part<'a>(from: &mut &'a [u8]) -> Option<&'a [u8]> {
-    let (size, rest) = from.split_first_chunk::<4>()?;
-    let (part, rest) = rest.split_at_checked(usize::try_from(u32::from_be_bytes(*size)).ok()?)?;
+    let size = usize::try_from(take_varint(from)?).ok()?;
+    let (part, rest) = from.split_at_checked(size)?;
     *from = rest;
     Some(part)
 }
 
-struct Stream {
-    cipher: ChaCha20Poly1305,
-    bound_to: [u8; 32],
-    frame: u64,
+/// LEB128, as in WebAssembly and DWARF.
+fn put_varint(mut value: u64, into: &mut Vec<u8>) {
+    while value >= 0x80 {
+        into.push((value & 0x7f) as u8 | 0x80);
+        value >>= 7;
+    }
+    into.push(value as u8);
 }
 
-impl Stream {
-    fn new(key: &[u8; 32], header: &[u8]) -> Self {
-        let cipher = ChaCha20Poly1305::new(Key::from_slice(key));
-        Self { cipher, bound_to: Sha256::digest(header).into(), frame: 0 }
-    }
-
-    fn nonce(&self, last: bool) -> Nonce {
-        let mut nonce = [0; 12];
-        for (to, from) in nonce.iter_mut().skip(3).zip(self.frame.to_be_bytes()) {
-            *to = from;
+fn take_varint(from: &mut &[u8]) -> Option<u64> {
+    let mut value = 0u64;
+    for shift in (0..64).step_by(7) {
+        let (byte, rest) = from.split_first()?;
+        *from = rest;
+        value |= u64::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return Some(value);
         }
-        if let Some(end) = nonce.last_mut() {
-            *end = u8::from(last);
-        }
-        nonce.into()
     }
-}
-
-/// Writes frames, each synced before it returns, and keeps the file's running digest.
-pub(super) struct Writer {
-    file: File,
-    stream: Stream,
-    digest: Sha256,
-    length: u64,
-}
-
-impl Writer {
-    /// Starts the tape in `file`, an empty one.
-    pub(super) fn start(mut file: File, header: &Header, key: &[u8; 32]) -> io::Result<Self> {
-        let line = format!("{MAGIC}{}\n", serde_json::to_string(header)?);
-        file.write_all(line.as_bytes())?;
-        file.sync_all()?;
-        let stream = Stream::new(key, line.as_bytes());
-        let length = line.len() as u64;
-        Ok(Self { file, stream, digest: Sha256::new_with_prefix(line), length })
-    }
-
-    /// Writes and syncs one frame; `last` ends the tape.
-    pub(super) fn frame(&mut self, plain: &[u8], last: bool) -> io::Result<()> {
-        let payload = Payload { msg: plain, aad: &self.stream.bound_to };
-        let sealed = self.stream.cipher.encrypt(&self.stream.nonce(last), payload);
-        let sealed = sealed.map_err(|_| io::Error::other("a frame could not be sealed"))?;
-        let size = u32::try_from(sealed.len()).ok().filter(|size| *size <= MAX_FRAME);
-        let size = size.ok_or_else(|| io::Error::other("a frame is too long"))?;
-        let mut bytes = (size | if last { LAST } else { 0 }).to_be_bytes().to_vec();
-        bytes.extend_from_slice(&sealed);
-        self.file.write_all(&bytes)?;
-        self.file.sync_data()?;
-        self.digest.update(&bytes);
-        self.length += bytes.len() as u64;
-        self.stream.frame += 1;
-        Ok(())
-    }
-
-    /// SHA-256 of the file so far, hex.
-    pub(super) fn digest(&self) -> String {
-        HEXLOWER.encode(&self.digest.clone().finalize())
-    }
-
-    /// Goes on in another file.
-    #[cfg(test)]
-    pub(super) fn redirect(&mut self, file: File) {
-        self.file = file;
-    }
-
-    /// After a failed write: cuts the file back to its last whole frame, which is what [`Writer::digest`] covers.
-    pub(super) fn cut_back(&mut self) -> io::Result<()> {
-        self.file.set_len(self.length)
-    }
-}
-
-/// The header of a tape and where its frames start.
-pub(super) fn header(bytes: &[u8]) -> Option<(Header, usize)> {
-    let end = bytes.iter().position(|b| *b == b'\n')?;
-    let json = bytes.get(..end)?.strip_prefix(MAGIC.as_bytes())?;
-    Some((serde_json::from_slice(json).ok()?, end + 1))
-}
-
-/// Whether the frames of a tape run, unbroken, to one marked last. Needs no key and proves nothing.
-pub(super) fn looks_complete(bytes: &[u8]) -> bool {
-    let mut rest = header(bytes).and_then(|(_, start)| bytes.get(start..)).unwrap_or_default();
-    while let Some((size, after)) = rest.split_first_chunk::<4>() {
-        let size = u32::from_be_bytes(*size);
-        let Some(next) = after.get((size & !LAST) as usize..) else { return false };
-        if size & LAST != 0 {
-            return next.is_empty();
-        }
-        rest = next;
-    }
-    false
-}
-
-/// All records of a tape.
-pub(super) struct Decoded {
-    pub(super) records: Vec<Record>,
-    pub(super) frames: u64,
-    /// The last frame is there.
-    pub(super) complete: bool,
-}
-
-/// A frame that does not open: at which byte, and what is wrong.
-pub(super) struct BadFrame {
-    pub(super) offset: u64,
-    pub(super) what: &'static str,
-}
-
-/// Opens every frame. An end that is missing or torn (the last frame of a killed daemon) gives `complete: false`;
-/// a frame that does not open with more behind it is a fault.
-pub(super) fn read(bytes: &[u8], key: &[u8; 32]) -> Result<Decoded, BadFrame> {
-    let bad = |offset: usize, what| BadFrame { offset: offset as u64, what };
-    let (_, start) = header(bytes).ok_or(bad(0, "not a tape of this version"))?;
-    let mut stream = Stream::new(key, bytes.get(..start).unwrap_or_default());
-    let mut found = Decoded { records: Vec::new(), frames: 0, complete: false };
-    let mut at = start;
-    while let Some((size, rest)) = bytes.get(at..).and_then(|rest| rest.split_first_chunk::<4>()) {
-        if found.complete {
-            return Err(bad(at, "bytes after the last frame"));
-        }
-        let size = u32::from_be_bytes(*size);
-        let (size, last) = ((size & !LAST) as usize, size & LAST != 0);
-        let Some(sealed) = rest.get(..size) else { break };
-        let payload = Payload { msg: sealed, aad: &stream.bound_to };
-        let Ok(plain) = stream.cipher.decrypt(&stream.nonce(last), payload) else {
-            if rest.len() == size {
-                break;
-            }
-            return Err(bad(at, "the frame does not open: it was changed, moved or removed"));
-        };
-        decode(&plain, &mut found.records).ok_or(bad(at, "the frame holds no records of this version"))?;
-        found.complete = last;
-        found.frames += 1;
-        stream.frame += 1;
-        at += 4 + size;
-    }
-    if found.complete && at != bytes.len() {
-        return Err(bad(at, "bytes after the last frame"));
-    }
-    Ok(found)
+    None
 }

@@ -104,6 +104,19 @@ impl TapeKeys {
         self.identity.is_some()
     }
 
+    /// Whether the file at `path` is a key wrapped by age at all: what can be told without an identity.
+    pub(super) fn recognises(&self, path: &Path) -> Result<(), TapeError> {
+        let file = fs::File::open(path).map_err(|e| TapeError::file(path, e))?;
+        match age::Decryptor::new_buffered(io::BufReader::new(file.take(1 << 16))) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(TapeError::Damaged {
+                path: path.to_owned(),
+                offset: 0,
+                what: format!("not a wrapped key: {error}"),
+            }),
+        }
+    }
+
     pub(super) fn wrap(&self, key: &[u8; 32]) -> Result<Vec<u8>, TapeError> {
         let failed =
             |e: &dyn std::fmt::Display| TapeError::Keys(format!("the tape's key cannot be wrapped: {e}"));

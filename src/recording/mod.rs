@@ -6,20 +6,33 @@
 //! showed.
 
 mod cast;
+mod disk;
 mod format;
+mod frames;
 mod keys;
 mod ledger;
 mod message;
+mod operations;
+mod pack;
+mod player;
+mod scp;
+mod screen;
+mod sftp;
 mod tape;
 mod tapes;
+mod transcript;
 
-pub use cast::{Cast, asciicast, json};
+pub use cast::{Cast, CastEvent, cast_header, cast_line, json_record};
+pub use disk::{Room, disk_left};
 pub use format::{Header, Note, Record, What};
 pub use keys::TapeKeys;
 pub use ledger::{Capture, ChannelSummary};
 pub use message::{ChannelMessage, Direction, SessionId};
-pub use tape::{SessionEnd, SessionStatus, Summary, Tape};
-pub use tapes::{TapeError, TapeVerified, Tapes};
+pub use operations::{Deed, Operation};
+pub use player::{Playback, picture};
+pub use tape::{Mode, SessionEnd, SessionStatus, Summary, Tape, Terms};
+pub use tapes::{Frames, Live, TapeError, TapeVerified, Tapes, Unreadable};
+pub use transcript::{Line, Source, Transcript};
 
 #[cfg(test)]
 mod tests;

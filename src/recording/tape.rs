@@ -2,22 +2,37 @@
 //!
 //! A [`Tape`] takes messages into a small buffer and returns; one task seals the buffer into a frame and syncs it, at
 //! most [`INTERVAL`] later. More than [`UNSYNCED`] bytes never wait: then [`Tape::record`] does, and with it the relay.
-//! A write that fails ends the tape, and [`Tape::failed`] tells whoever holds it.
+//! A write that fails ends the tape, and [`Tape::failed`] tells whoever holds it; with [`Mode::BestEffort`] the session
+//! goes on and the ledger counts what is lost. A tape that ended is packed (see [`super::pack`]).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, broadcast, watch};
 use tokio::time::Instant;
+use zeroize::Zeroizing;
 
-use super::format::{Header, Note, Record, What, Writer, encode};
+use super::format::{Header, Note, Record, Records, What};
+use super::frames::{Plain, Writer};
 use super::ledger::{ChannelSummary, Kept, Ledger};
 use super::message::{ChannelMessage, Direction};
+use super::operations::Operation;
+use super::pack::pack;
 use super::tapes::{TapeError, write_beside};
+
+/// What happens to a session whose tape can no longer be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// It ends.
+    #[default]
+    Strict,
+    /// It goes on; the ledger says what is lost.
+    BestEffort,
+}
 
 /// Where a tape is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,6 +111,8 @@ impl Drop for Hold {
 /// What a tape and its writing task share.
 pub(super) struct Deck {
     header: Header,
+    files: Files,
+    mode: Mode,
     started: Instant,
     state: Mutex<State>,
     /// There is something to write.
@@ -106,10 +123,37 @@ pub(super) struct Deck {
     room: Notify,
     failed: watch::Sender<Option<String>>,
     ended: watch::Sender<Option<Summary>>,
+    /// How many records are on the disk.
+    synced: watch::Sender<u64>,
+    /// Somebody watches.
+    watched: watch::Sender<bool>,
+    live: broadcast::Sender<Arc<Record>>,
+    /// Operations on files were completed.
+    operated: Notify,
+}
+
+/// Where a running tape lies, and what opens it.
+pub(super) struct Files {
+    pub(super) tape: PathBuf,
+    pub(super) summary: PathBuf,
+    pub(super) key: Zeroizing<[u8; 32]>,
+}
+
+/// How much a tape keeps, and what if it cannot.
+#[derive(Debug, Clone, Copy)]
+pub struct Terms {
+    /// Bytes kept of a channel without a terminal.
+    pub limit: u64,
+    /// What happens to a session whose tape can no longer be written.
+    pub mode: Mode,
 }
 
 struct State {
-    pending: Vec<u8>,
+    pending: Records,
+    /// Records taken in all.
+    taken: u64,
+    latest: u64,
+    operations: VecDeque<(u32, Operation)>,
     in_flight: usize,
     ledger: Ledger,
     /// Channels whose counts changed since the last frame.
@@ -119,17 +163,22 @@ struct State {
 }
 
 /// Starts a tape on `writer`; the task that writes it runs until it is sealed.
-pub(super) fn start(header: Header, writer: Writer, summary_file: PathBuf, limit: u64) -> (Tape, Arc<Deck>) {
+pub(super) fn start(header: Header, writer: Writer, files: Files, terms: Terms) -> (Tape, Arc<Deck>) {
     let state = State {
-        pending: Vec::new(),
+        pending: Records::default(),
+        taken: 0,
+        latest: 0,
+        operations: VecDeque::new(),
         in_flight: 0,
-        ledger: Ledger::new(limit),
+        ledger: Ledger::new(terms.limit),
         counted: BTreeSet::new(),
         failed: None,
         end: None,
     };
     let deck = Arc::new(Deck {
         header,
+        files,
+        mode: terms.mode,
         started: Instant::now(),
         state: Mutex::new(state),
         wake: Notify::new(),
@@ -137,8 +186,12 @@ pub(super) fn start(header: Header, writer: Writer, summary_file: PathBuf, limit
         room: Notify::new(),
         failed: watch::Sender::new(None),
         ended: watch::Sender::new(None),
+        synced: watch::Sender::new(0),
+        watched: watch::Sender::new(false),
+        live: broadcast::Sender::new(WATCHERS_BEHIND),
+        operated: Notify::new(),
     });
-    tokio::spawn(write(Arc::clone(&deck), writer, summary_file));
+    tokio::spawn(write(Arc::clone(&deck), writer));
     (Tape(Arc::new(Hold(Arc::clone(&deck)))), deck)
 }
 
@@ -161,12 +214,46 @@ impl Tape {
 
     /// A channel closed; its ledger as it then stands.
     pub fn channel_closed(&self, number: u32) -> Option<ChannelSummary> {
+        let deck = self.deck();
+        deck.close_operations(&[number]);
         let mut closed = None;
-        self.deck().put(|state| {
+        deck.put(|state| {
             closed = state.ledger.summary(number);
             Some((number, What::Closed(closed.clone()?)))
         });
         closed
+    }
+
+    /// The next completed operation on a file, and its channel; waits for one. Cancel-safe.
+    pub async fn next_operation(&self) -> (u32, Operation) {
+        let deck = self.deck();
+        loop {
+            let operated = deck.operated.notified();
+            tokio::pin!(operated);
+            operated.as_mut().enable();
+            if let Some(found) = self.take_operation() {
+                return found;
+            }
+            operated.await;
+        }
+    }
+
+    /// A completed operation on a file that nobody took yet, and its channel.
+    pub fn take_operation(&self) -> Option<(u32, Operation)> {
+        self.deck().lock().operations.pop_front()
+    }
+
+    /// Resolves once somebody watches the session. Cancel-safe.
+    pub async fn watched(&self) {
+        let mut watched = self.deck().watched.subscribe();
+        if watched.wait_for(|watched| *watched).await.is_err() {
+            std::future::pending().await
+        }
+    }
+
+    /// What happens to the session if the tape can no longer be written.
+    pub fn mode(&self) -> Mode {
+        self.deck().mode
     }
 
     /// Takes a message. Once this returns the recorder has it, and it may be sent. Waits while too much is unsynced.
@@ -198,8 +285,9 @@ impl Tape {
     /// Resolves with the reason once the tape cannot be written any more. Cancel-safe.
     pub async fn failed(&self) -> String {
         let mut failed = self.deck().failed.subscribe();
-        match failed.wait_for(Option::is_some).await {
-            Ok(why) => why.clone().unwrap_or_default(),
+        let known = failed.wait_for(Option::is_some).await.map(|why| why.clone().unwrap_or_default());
+        match known {
+            Ok(why) => why,
             Err(_) => std::future::pending().await,
         }
     }
@@ -231,14 +319,76 @@ impl Deck {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn micros(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
+    fn millis(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Joins the running tape: how many records lie before what the receiver gets.
+    pub(super) fn join(&self) -> (u64, broadcast::Receiver<Arc<Record>>) {
+        let state = self.lock();
+        let joined = (state.taken, self.live.subscribe());
+        drop(state);
+        self.watched.send_replace(true);
+        joined
+    }
+
+    /// Resolves once `records` lie on the disk, or the tape failed.
+    pub(super) async fn synced(&self, records: u64) {
+        self.now.notify_one();
+        let mut synced = self.synced.subscribe();
+        if synced.wait_for(|synced| *synced >= records).await.is_err() {
+            tracing::debug!("tape.gone");
+        }
+    }
+
+    /// Where it lies, and what opens it.
+    pub(super) fn files(&self) -> &Files {
+        &self.files
+    }
+
+    /// Ends the operations that these channels left open.
+    fn close_operations(&self, channels: &[u32]) {
+        let mut state = self.lock();
+        let millis = self.millis();
+        for channel in channels {
+            state.ledger.closed(*channel);
+            self.note_operations(&mut state, *channel, millis);
+        }
+    }
+
+    fn note_operations(&self, state: &mut State, channel: u32, millis: u64) {
+        let done = state.ledger.operations(channel);
+        if done.is_empty() {
+            return;
+        }
+        for operation in done {
+            let what = What::Operation(operation.clone());
+            self.append(state, Record { millis, channel, what, payload: Vec::new() }, &[]);
+            state.operations.push_back((channel, operation));
+        }
+        self.operated.notify_waiters();
+    }
+
+    fn append(&self, state: &mut State, record: Record, payload: &[u8]) {
+        // Time never runs back on a tape.
+        let record = Record { millis: record.millis.max(state.latest), ..record };
+        // Only a map with strange keys could not be encoded.
+        if let Err(error) = state.pending.push(&record, payload) {
+            state.failed = Some(error.to_string());
+        }
+        state.latest = record.millis;
+        state.taken += 1;
+        if self.live.receiver_count() > 0 {
+            // Who watches and does not keep up misses some; the session does not wait for them.
+            drop(self.live.send(Arc::new(Record { payload: payload.to_vec(), ..record })));
+        }
     }
 
     fn put(&self, happened: impl FnOnce(&mut State) -> Option<(u32, What)>) {
         let mut state = self.lock();
         if let Some((channel, what)) = happened(&mut state) {
-            state.append(&Record { micros: self.micros(), channel, what, payload: Vec::new() }, &[]);
+            let record = Record { millis: self.millis(), channel, what, payload: Vec::new() };
+            self.append(&mut state, record, &[]);
         }
         drop(state);
         self.wake.notify_one();
@@ -248,8 +398,12 @@ impl Deck {
     fn take_message(&self, seen: (u32, Direction, &ChannelMessage), size: usize) -> Result<bool, TapeError> {
         let (channel, direction, message) = seen;
         let mut state = self.lock();
-        if let Some(why) = &state.failed {
-            return Err(TapeError::Failed(why.clone()));
+        if let Some(why) = state.failed.clone() {
+            if self.mode == Mode::BestEffort {
+                state.ledger.lost(channel, (direction, message), &why);
+                return Ok(true);
+            }
+            return Err(TapeError::Failed(why));
         }
         if state.end.is_some() {
             return Err(TapeError::Sealed);
@@ -259,6 +413,8 @@ impl Deck {
             return Ok(false);
         }
         let kept = state.ledger.observe(channel, direction, message);
+        let millis = self.millis();
+        self.note_operations(&mut state, channel, millis);
         let (what, payload) = match (kept, direction, message) {
             (Kept::Count, ..) => {
                 state.counted.insert(channel);
@@ -274,8 +430,8 @@ impl Deck {
                 None => return Ok(true),
             },
         };
-        let record = Record { micros: self.micros(), channel, what, payload: Vec::new() };
-        state.append(&record, payload.map_or(&[], |bytes| bytes.as_ref()));
+        let record = Record { millis, channel, what, payload: Vec::new() };
+        self.append(&mut state, record, payload.map_or(&[], |bytes| bytes.as_ref()));
         Ok(true)
     }
 
@@ -285,26 +441,29 @@ impl Deck {
         self.now.notify_one();
     }
 
-    /// What the next frame holds, and the end if it is the last.
-    fn batch(&self) -> (Vec<u8>, Option<(SessionEnd, Timestamp)>) {
+    /// What the next frame holds.
+    fn batch(&self) -> Batch {
+        let ending = self.lock().end.is_some();
+        if ending {
+            let channels = self.lock().ledger.numbers();
+            self.close_operations(&channels);
+        }
         let mut state = self.lock();
-        let micros = self.micros();
+        let millis = self.millis();
+        let note = |channel, what| Record { millis, channel, what, payload: Vec::new() };
         for channel in std::mem::take(&mut state.counted) {
             if let Some(summary) = state.ledger.summary(channel) {
-                state.append(
-                    &Record { micros, channel, what: What::Counted(summary), payload: Vec::new() },
-                    &[],
-                );
+                self.append(&mut state, note(channel, What::Counted(summary)), &[]);
             }
         }
-        let end = state.end.clone();
-        if let Some((end, _)) = &end {
-            let what = What::End(end.clone(), state.ledger.summaries());
-            state.append(&Record { micros, channel: 0, what, payload: Vec::new() }, &[]);
+        let end = if ending { state.end.clone() } else { None };
+        if let Some((end, at)) = &end {
+            let what = What::End(end.clone(), *at, state.ledger.summaries());
+            self.append(&mut state, note(0, what), &[]);
         }
-        let batch = std::mem::take(&mut state.pending);
-        state.in_flight = batch.len();
-        (batch, end)
+        let records = std::mem::take(&mut state.pending);
+        state.in_flight = records.len();
+        Batch { records, end }
     }
 
     fn fail(&self, why: &str) {
@@ -313,32 +472,31 @@ impl Deck {
         state.in_flight = 0;
         drop(state);
         self.failed.send_replace(Some(why.to_owned()));
+        self.synced.send_replace(u64::MAX);
         self.room.notify_waiters();
     }
 }
 
-impl State {
-    fn append(&mut self, record: &Record, payload: &[u8]) {
-        // Only a length over 4 GiB or a map with strange keys could not be encoded.
-        if let Err(error) = encode(record, payload, &mut self.pending) {
-            self.failed = Some(error.to_string());
-        }
-    }
+struct Batch {
+    records: Records,
+    /// It is the last.
+    end: Option<(SessionEnd, Timestamp)>,
 }
 
 /// Writes frames until the tape ends, then the summary.
-async fn write(deck: Arc<Deck>, mut writer: Writer, summary_file: PathBuf) {
+async fn write(deck: Arc<Deck>, mut writer: Writer) {
     loop {
         deck.wake.notified().await;
         // A little patience makes one sync of many messages. A full buffer or the end cuts it short.
         drop(tokio::time::timeout(INTERVAL, deck.now.notified()).await);
-        let (batch, end) = deck.batch();
-        if batch.is_empty() {
+        let Batch { records, end } = deck.batch();
+        let count = records.count;
+        if count == 0 {
             continue;
         }
         let last = end.is_some();
         let written = tokio::task::spawn_blocking(move || {
-            let written = writer.frame(&batch, last);
+            let written = writer.frame(&Plain { records: &records, last });
             if written.is_err() {
                 // The digest then covers the file as it is; if even this fails, verification will say so.
                 if let Err(error) = writer.cut_back() {
@@ -361,17 +519,38 @@ async fn write(deck: Arc<Deck>, mut writer: Writer, summary_file: PathBuf) {
             None => {
                 deck.lock().in_flight = 0;
                 deck.room.notify_waiters();
+                deck.synced.send_modify(|synced| *synced += count);
             }
             Some(why) => deck.fail(why),
         }
         if failure.is_some() || last {
-            return finish(&deck, writer.digest(), summary_file, end).await;
+            let whole = failure.is_none();
+            let digest = if whole { packed(&deck, &writer).await } else { writer.digest() };
+            return finish(&deck, digest, end).await;
+        }
+    }
+}
+
+/// Packs the tape that has ended; if that fails, it stays as it is. Returns its digest.
+async fn packed(deck: &Arc<Deck>, writer: &Writer) -> String {
+    let (digest, length) = (writer.digest(), writer.length());
+    let deck = Arc::clone(deck);
+    match tokio::task::spawn_blocking(move || pack(&deck.header, &deck.files, length)).await {
+        Ok(Ok(Some(digest))) => digest,
+        Ok(Ok(None)) => digest,
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "tape.not_packed");
+            digest
+        }
+        Err(error) => {
+            tracing::error!(%error, "tape.not_packed");
+            digest
         }
     }
 }
 
 /// Waits for the end if the tape failed before it, and writes the summary.
-async fn finish(deck: &Deck, digest: String, file: PathBuf, end: Option<(SessionEnd, Timestamp)>) {
+async fn finish(deck: &Deck, digest: String, end: Option<(SessionEnd, Timestamp)>) {
     let (end, at) = loop {
         match end.clone().or_else(|| deck.lock().end.clone()) {
             Some(end) => break end,
@@ -384,7 +563,7 @@ async fn finish(deck: &Deck, digest: String, file: PathBuf, end: Option<(Session
     summary.reason = end.reason;
     summary.digest = Some(digest);
     let written = {
-        let summary = summary.clone();
+        let (summary, file) = (summary.clone(), deck.files.summary.clone());
         tokio::task::spawn_blocking(move || write_beside(&file, &summary)).await
     };
     // A summary that is missing is made again at the next start, from the tape.
@@ -400,3 +579,5 @@ async fn finish(deck: &Deck, digest: String, file: PathBuf, end: Option<(Session
 const INTERVAL: Duration = Duration::from_millis(200);
 /// How many bytes may lie unsynced; one message larger than this may, alone.
 const UNSYNCED: usize = 64 * 1024;
+/// Records a watcher may be behind before some are left out.
+const WATCHERS_BEHIND: usize = 1024;

@@ -2,9 +2,9 @@
 //!
 //! A tape without a summary that is not live was cut off by a crash: [`Tapes::open`] gives it one, `truncated`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, BufReader, Read as _, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -14,11 +14,12 @@ use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
-use super::format::{self, Header, Record, What, Writer};
+use super::format::{Header, Record, What};
+use super::frames::{self, Reader, Writer};
 use super::keys::TapeKeys;
-use super::ledger::ChannelSummary;
+use super::ledger::{ChannelSummary, Ledger};
 use super::message::SessionId;
-use super::tape::{Deck, SessionStatus, Summary, Tape, start};
+use super::tape::{Deck, Files, Mode, SessionEnd, SessionStatus, Summary, Tape, Terms, start};
 use crate::policy::Authorized;
 
 /// Why a tape cannot be written or read.
@@ -50,6 +51,9 @@ pub enum TapeError {
     /// The session is still running.
     #[error("session {0} is still live")]
     Live(SessionId),
+    /// The session has ended.
+    #[error("session {0} has ended; replay it with: keyward sessions play {0}")]
+    Ended(SessionId),
     /// The file is not what was written.
     #[error("{path}, byte {offset}: {what}")]
     Damaged {
@@ -81,7 +85,7 @@ impl TapeError {
 pub struct Tapes {
     dir: PathBuf,
     keys: TapeKeys,
-    limit: u64,
+    terms: Terms,
     live: Mutex<HashMap<SessionId, Weak<Deck>>>,
 }
 
@@ -95,16 +99,16 @@ pub struct TapeVerified {
 }
 
 impl Tapes {
-    /// Opens the directory, making it if it is not there; `limit` is how many bytes of a channel without a terminal
-    /// are kept. Returns also the tapes that a crash cut off, now `truncated`: the trail should hear of them.
+    /// Opens the directory, making it if it is not there. Returns also the tapes that a crash cut off, now `truncated`: the trail should hear of them.
     ///
     /// # Errors
     /// [`TapeError::File`].
-    pub fn open(dir: &Path, keys: TapeKeys, limit: u64) -> Result<(Self, Vec<Summary>), TapeError> {
+    pub fn open(dir: &Path, keys: TapeKeys, terms: Terms) -> Result<(Self, Vec<Summary>), TapeError> {
         let make = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
         make.map_err(|e| TapeError::file(dir, e))?;
-        let tapes = Self { dir: dir.to_owned(), keys, limit, live: Mutex::default() };
+        let tapes = Self { dir: dir.to_owned(), keys, terms, live: Mutex::default() };
         let mut truncated = Vec::new();
+        tapes.sweep()?;
         for id in tapes.ids("tape")? {
             if !tapes.path(id, "json").exists() {
                 truncated.extend(tapes.truncated(id)?);
@@ -115,7 +119,12 @@ impl Tapes {
 
     /// A directory, or a copy of one, to read from: nothing in it is changed.
     pub fn inspect(dir: &Path, keys: TapeKeys) -> Self {
-        Self { dir: dir.to_owned(), keys, limit: 0, live: Mutex::default() }
+        Self {
+            dir: dir.to_owned(),
+            keys,
+            terms: Terms { limit: 0, mode: Mode::Strict },
+            live: Mutex::default(),
+        }
     }
 
     /// A tape for the session `id`, which is known to the disk when this returns.
@@ -136,6 +145,7 @@ impl Tapes {
             source_ip: authorized.source().ip().to_string(),
             key: authorized.key().to_owned(),
             started_at: now,
+            packed: false,
         };
         self.begin(header, id).await
     }
@@ -144,8 +154,10 @@ impl Tapes {
         let (tape_file, key_file) = (self.path(id, "tape"), self.path(id, "key"));
         let key = Zeroizing::new(rand::random::<[u8; 32]>());
         let wrapped = self.keys.wrap(&key)?;
+        let files = Files { tape: tape_file.clone(), summary: self.path(id, "json"), key: key.clone() };
         let (dir, known) = (self.dir.clone(), header.clone());
         let writer = tokio::task::spawn_blocking(move || {
+            enough_room(&dir)?;
             create(&key_file, &wrapped)?;
             let file = new_file(&tape_file).map_err(|e| TapeError::file(&tape_file, e))?;
             let writer = Writer::start(file, &known, &key).map_err(|e| TapeError::file(&tape_file, e))?;
@@ -153,7 +165,7 @@ impl Tapes {
             Ok::<_, TapeError>(writer)
         });
         let writer = writer.await.map_err(|e| TapeError::Failed(e.to_string()))??;
-        let (tape, deck) = start(header, writer, self.path(id, "json"), self.limit);
+        let (tape, deck) = start(header, writer, files, self.terms);
         let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
         live.retain(|_, deck| deck.strong_count() > 0);
         live.insert(id, Arc::downgrade(&deck));
@@ -163,17 +175,40 @@ impl Tapes {
     /// All sessions, oldest first. Reads files: call it where blocking is allowed.
     ///
     /// # Errors
-    /// [`TapeError`] if a summary cannot be read.
+    /// [`TapeError`] if the directory cannot be read.
     pub fn list(&self) -> Result<Vec<Summary>, TapeError> {
-        let mut found = Vec::new();
-        for id in self.ids("tape")? {
+        Ok(self.list_all()?.0)
+    }
+
+    /// All sessions, oldest first, and what is wrong with those whose summary cannot be read: one bad summary must not
+    /// hide the others. Reads files.
+    ///
+    /// # Errors
+    /// [`TapeError`] if the directory cannot be read.
+    pub fn list_all(&self) -> Result<(Vec<Summary>, Vec<Unreadable>), TapeError> {
+        let (mut found, mut unreadable) = (Vec::new(), Vec::new());
+        for id in self.sessions()? {
             match self.summary(id) {
                 Ok(summary) => found.push(summary),
-                // One bad summary must not hide the others; `logs verify` names it.
-                Err(error) => tracing::error!(%error, session.id = %id, "tape.summary_unreadable"),
+                Err(error) => {
+                    tracing::error!(%error, session.id = %id, "tape.summary_unreadable");
+                    unreadable.push((id, error));
+                }
             }
         }
-        Ok(found)
+        Ok((found, unreadable))
+    }
+
+    /// Every session that left a tape, a key or a summary.
+    ///
+    /// # Errors
+    /// [`TapeError::File`].
+    pub fn sessions(&self) -> Result<BTreeSet<SessionId>, TapeError> {
+        let mut all = BTreeSet::new();
+        for kind in ["tape", "key", "json"] {
+            all.extend(self.ids(kind)?);
+        }
+        Ok(all)
     }
 
     /// One session.
@@ -190,21 +225,52 @@ impl Tapes {
             Err(e) if e.kind() == io::ErrorKind::NotFound && !self.path(id, "tape").exists() => {
                 return Err(TapeError::Missing(id));
             }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                return Err(TapeError::damaged(&path, 0, "it is gone"));
+            }
             Err(e) => return Err(TapeError::file(&path, e)),
         };
         serde_json::from_slice(&text)
             .map_err(|e| TapeError::damaged(&path, 0, format!("no summary of a tape: {e}")))
     }
 
-    /// Everything on the tape of an ended session.
+    /// What is on the tape of an ended session, a frame at a time, from the frame in which `from` (milliseconds since
+    /// its start) lies.
     ///
     /// # Errors
     /// [`TapeError::NoIdentity`], [`TapeError::Live`], or what is wrong with the file.
-    pub fn records(&self, id: SessionId) -> Result<Vec<Record>, TapeError> {
+    pub fn frames(&self, id: SessionId, from: u64) -> Result<Frames, TapeError> {
         if self.summary(id)?.status == SessionStatus::Live {
             return Err(TapeError::Live(id));
         }
-        self.decoded(id, &self.bytes(id)?).map(|found| found.records)
+        let mut frames = self.opened(id)?;
+        if from > 0 {
+            frames.reader.seek(from).map_err(|bad| frames.damaged(bad))?;
+        }
+        Ok(frames)
+    }
+
+    /// Joins a running tape: what was on it so far, then what comes. Whoever is recorded is told by the session.
+    ///
+    /// # Errors
+    /// [`TapeError::Ended`] unless the session is live.
+    pub async fn watch(&self, id: SessionId) -> Result<(Frames, u64, Live), TapeError> {
+        let deck = self.deck(id).filter(|deck| deck.summary().status == SessionStatus::Live);
+        let Some(deck) = deck else {
+            return Err(if self.path(id, "tape").exists() {
+                TapeError::Ended(id)
+            } else {
+                TapeError::Missing(id)
+            });
+        };
+        let (before, live) = deck.join();
+        deck.synced(before).await;
+        let files = deck.files();
+        let file = File::open(&files.tape).map_err(|e| TapeError::file(&files.tape, e))?;
+        let path = files.tape.clone();
+        let reader =
+            Reader::open(file, &files.key).map_err(|bad| TapeError::damaged(&path, bad.offset, bad.what))?;
+        Ok((Frames { path, reader }, before, live))
     }
 
     /// Checks that the tape is the one whose `digest` the trail names (or, without one, its summary), that all its
@@ -217,79 +283,162 @@ impl Tapes {
         if summary.status == SessionStatus::Live {
             return Err(TapeError::Live(id));
         }
-        let path = self.path(id, "tape");
-        let bytes = self.bytes(id)?;
-        let found = HEXLOWER.encode(&Sha256::digest(&bytes));
+        let (path, summary_path) = (self.path(id, "tape"), self.path(id, "json"));
+        let lies = |what: &str| TapeError::damaged(&summary_path, 0, what);
+        if summary.header.id != id.to_string() {
+            return Err(lies("it is the summary of another session"));
+        }
+        let key_path = self.path(id, "key");
+        if !key_path.exists() {
+            return Err(TapeError::damaged(&key_path, 0, "it is gone: nobody can open the tape"));
+        }
         // Where it is wrong helps more than that it is wrong: first the frames, then the digest.
         let opened = self.keys.can_read();
+        let end = || TapeError::damaged(&path, length(&path), "the end of the tape is missing");
         if opened {
-            let decoded = self.decoded(id, &bytes)?;
-            let own = decoded.records.iter().rev().find_map(|r| match &r.what {
-                What::End(end, channels) => Some((end, channels)),
-                _ => None,
-            });
-            match own {
-                Some((end, channels)) if end.status != summary.status || *channels != summary.channels => {
-                    let what = "the summary does not say what the tape says: it was changed";
-                    return Err(TapeError::damaged(&self.path(id, "json"), 0, what));
-                }
-                None if summary.status == SessionStatus::Closed => {
-                    return Err(TapeError::damaged(
-                        &path,
-                        bytes.len() as u64,
-                        "the end of the tape is missing",
-                    ));
-                }
-                _ => {}
+            let told = self.told(id)?;
+            if told.status == SessionStatus::Truncated && summary.status == SessionStatus::Closed {
+                return Err(end());
+            }
+            let own = Summary { digest: summary.digest.clone(), ..told };
+            // What killed a session may be that its tape could not be written: then only the summary tells.
+            let failed = summary.status == SessionStatus::Killed && own.status == SessionStatus::Truncated;
+            if own != summary && !(failed && own.header == summary.header) {
+                return Err(lies("the summary does not say what the tape says: it was changed"));
+            }
+        } else {
+            self.keys.recognises(&key_path)?;
+            if summary.status == SessionStatus::Closed && !frames::looks_complete(self.file(id)?) {
+                return Err(end());
             }
         }
-        if !opened && summary.status == SessionStatus::Closed && !format::looks_complete(&bytes) {
-            return Err(TapeError::damaged(&path, bytes.len() as u64, "the end of the tape is missing"));
-        }
+        let found = self.digest(id)?;
         let expected = digest.or(summary.digest.as_deref());
         if expected != Some(found.as_str()) {
             let what = format!("its SHA-256 is {found}, not {}", expected.unwrap_or("known"));
             return Err(TapeError::damaged(&path, 0, what));
         }
+        if summary.digest.as_ref() != Some(&found) {
+            return Err(lies("it names another digest than the tape has"));
+        }
         Ok(TapeVerified { digest: found, opened })
     }
 
-    fn decoded(&self, id: SessionId, bytes: &[u8]) -> Result<format::Decoded, TapeError> {
-        let (path, key_path) = (self.path(id, "tape"), self.path(id, "key"));
-        let wrapped = fs::read(&key_path).map_err(|e| TapeError::file(&key_path, e))?;
-        let key = self.keys.unwrap_key(&wrapped)?;
-        format::read(bytes, &key).map_err(|bad| TapeError::damaged(&path, bad.offset, bad.what))
+    /// Wraps the key of every tape anew, to `recipients`. Touches only the `.key` files, each whole or not at all.
+    /// Returns how many. Reads and writes files.
+    ///
+    /// # Errors
+    /// [`TapeError`] at the first key that does not open here; those before it are done, and doing it again is safe.
+    pub fn rewrap(&self, recipients: &TapeKeys) -> Result<usize, TapeError> {
+        let mut done = 0;
+        for id in self.ids("key")? {
+            let path = self.path(id, "key");
+            let key = self.key(id)?;
+            let wrapped = recipients.wrap(&key)?;
+            replace(&path, &wrapped).map_err(|e| TapeError::file(&path, e))?;
+            done += 1;
+        }
+        Ok(done)
     }
 
-    fn bytes(&self, id: SessionId) -> Result<Vec<u8>, TapeError> {
+    #[cfg(test)]
+    pub(super) fn wrapped(&self, key: &[u8; 32]) -> Vec<u8> {
+        self.keys.wrap(key).unwrap()
+    }
+
+    fn opened(&self, id: SessionId) -> Result<Frames, TapeError> {
         let path = self.path(id, "tape");
-        fs::read(&path).map_err(|e| match e.kind() {
+        let key = self.key(id)?;
+        let reader = Reader::open(self.file(id)?, &key)
+            .map_err(|bad| TapeError::damaged(&path, bad.offset, bad.what))?;
+        if reader.header().id != id.to_string() {
+            return Err(TapeError::damaged(&path, 0, "it is the tape of another session"));
+        }
+        Ok(Frames { path, reader })
+    }
+
+    fn key(&self, id: SessionId) -> Result<Zeroizing<[u8; 32]>, TapeError> {
+        let path = self.path(id, "key");
+        let file = File::open(&path).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => TapeError::damaged(&path, 0, "it is gone: nobody can open the tape"),
+            _ => TapeError::file(&path, e),
+        })?;
+        let mut wrapped = Vec::new();
+        file.take(LONGEST_KEY).read_to_end(&mut wrapped).map_err(|e| TapeError::file(&path, e))?;
+        self.keys.unwrap_key(&wrapped).map_err(|error| match error {
+            TapeError::Keys(what) => TapeError::damaged(&path, 0, what),
+            other => other,
+        })
+    }
+
+    fn file(&self, id: SessionId) -> Result<File, TapeError> {
+        let path = self.path(id, "tape");
+        File::open(&path).map_err(|e| match e.kind() {
             io::ErrorKind::NotFound => TapeError::Missing(id),
             _ => TapeError::file(&path, e),
         })
     }
 
+    /// SHA-256 of the tape, hex.
+    fn digest(&self, id: SessionId) -> Result<String, TapeError> {
+        let (mut file, mut hash) = (self.file(id)?, Sha256::new());
+        let mut chunk = vec![0; 256 << 10];
+        loop {
+            let read = file.read(&mut chunk).map_err(|e| TapeError::file(&self.path(id, "tape"), e))?;
+            if read == 0 {
+                return Ok(HEXLOWER.encode(&hash.finalize()));
+            }
+            hash.update(chunk.get(..read).unwrap_or_default());
+        }
+    }
+
+    /// What the tape itself tells of its session; `truncated` if it has no end.
+    fn told(&self, id: SessionId) -> Result<Summary, TapeError> {
+        let mut frames = self.opened(id)?;
+        let mut telling = Telling::default();
+        let mut end = None;
+        while let Some(records) = frames.next_frame()? {
+            for record in &records {
+                match &record.what {
+                    What::End(how, at, channels) => end = Some((how.clone(), *at, channels.clone())),
+                    _ => telling.hear(record),
+                }
+            }
+        }
+        // What is packed says so in clear; it was not so when the session began.
+        let header = Header { packed: false, ..frames.reader.header().clone() };
+        let Some((SessionEnd { status, reason }, at, channels)) = end.filter(|_| frames.reader.complete())
+        else {
+            return Ok(cut_off(header, telling));
+        };
+        let mut summary = Summary::of(header, channels);
+        (summary.status, summary.reason, summary.ended_at) = (status, reason, Some(at));
+        Ok(summary)
+    }
+
     /// Gives a tape that a crash left its summary; none if the crash came before its first byte.
     fn truncated(&self, id: SessionId) -> Result<Option<Summary>, TapeError> {
         let path = self.path(id, "tape");
-        let bytes = self.bytes(id)?;
-        let Some((header, _)) = format::header(&bytes) else { return Ok(None) };
-        let records = match self.decoded(id, &bytes) {
-            Ok(found) => found.records,
-            // Without the identity, or with a frame that does not open, the ledger is not known. Verification tells.
-            Err(_) => Vec::new(),
-        };
-        let last = records.last().map_or(0, |r| r.micros);
-        let mut summary = Summary::of(header, ledger_of(&records));
-        let ended = std::time::Duration::from_micros(last);
-        summary.ended_at =
-            Some(summary.header.started_at.checked_add(ended).unwrap_or(summary.header.started_at));
-        summary.status = SessionStatus::Truncated;
-        summary.reason = Some("the daemon was stopped in the middle of it".to_owned());
-        summary.digest = Some(HEXLOWER.encode(&Sha256::digest(&bytes)));
+        let Some((header, _)) = frames::header(&mut BufReader::new(self.file(id)?)) else { return Ok(None) };
+        let header = Header { packed: false, ..header };
+        // Without the identity, or with a frame that does not open, the ledger is not known. Verification tells. A tape
+        // that ended and whose summary was not written any more ended as it says.
+        let mut summary = self.told(id).unwrap_or_else(|_| cut_off(header, Telling::default()));
+        summary.digest = Some(self.digest(id)?);
         File::open(&path).and_then(|f| f.sync_all()).map_err(|e| TapeError::file(&path, e))?;
         write_beside(&self.path(id, "json"), &summary)?;
         Ok(Some(summary))
+    }
+
+    /// Removes what a crash left half written.
+    fn sweep(&self) -> Result<(), TapeError> {
+        for entry in fs::read_dir(&self.dir).map_err(|e| TapeError::file(&self.dir, e))? {
+            let path = entry.map_err(|e| TapeError::file(&self.dir, e))?.path();
+            if path.extension().is_some_and(|e| e == "new") {
+                fs::remove_file(&path).map_err(|e| TapeError::file(&path, e))?;
+            }
+        }
+        Ok(())
     }
 
     fn deck(&self, id: SessionId) -> Option<Arc<Deck>> {
@@ -315,44 +464,116 @@ impl Tapes {
     }
 }
 
-/// The last that the tape says of each channel.
-fn ledger_of(records: &[Record]) -> Vec<ChannelSummary> {
-    let mut ledger = super::ledger::Ledger::new(u64::MAX);
-    let mut told = std::collections::BTreeMap::new();
-    for record in records {
+/// The frames of a tape, one in memory at a time.
+pub struct Frames {
+    path: PathBuf,
+    reader: Reader,
+}
+
+impl Frames {
+    /// The next frame's records; none at the end, also where that is missing.
+    ///
+    /// # Errors
+    /// [`TapeError::Damaged`].
+    pub fn next_frame(&mut self) -> Result<Option<Vec<Record>>, TapeError> {
+        self.reader.next().map_err(|bad| TapeError::damaged(&self.path, bad.offset, bad.what))
+    }
+
+    fn damaged(&self, bad: frames::BadFrame) -> TapeError {
+        TapeError::damaged(&self.path, bad.offset, bad.what)
+    }
+}
+
+/// A session whose summary cannot be read, and why.
+pub type Unreadable = (SessionId, TapeError);
+
+/// What comes on a running tape.
+pub type Live = tokio::sync::broadcast::Receiver<Arc<Record>>;
+
+/// The ledger as the records of a tape without an end tell it.
+struct Telling {
+    ledger: Ledger,
+    told: BTreeMap<u32, ChannelSummary>,
+    last: u64,
+}
+
+impl Default for Telling {
+    fn default() -> Self {
+        Self { ledger: Ledger::new(u64::MAX), told: BTreeMap::new(), last: 0 }
+    }
+}
+
+impl Telling {
+    fn hear(&mut self, record: &Record) {
+        self.last = record.millis;
         match &record.what {
             What::Counted(summary) | What::Closed(summary) => {
-                told.insert(record.channel, summary.clone());
+                self.told.insert(record.channel, summary.clone());
             }
-            What::Opened => ledger.opened(record.channel),
+            What::Opened => self.ledger.opened(record.channel),
             what => {
                 if let Some((direction, message)) = what.message(&record.payload) {
-                    ledger.observe(record.channel, direction, &message);
+                    self.ledger.observe(record.channel, direction, &message);
+                    drop(self.ledger.operations(record.channel));
                 }
             }
         }
     }
-    for summary in ledger.summaries() {
-        // What was counted is told; what was kept counts itself.
-        let counted = told.entry(summary.channel).or_insert_with(|| summary.clone());
-        if summary.relayed_bytes > counted.relayed_bytes {
-            *counted = summary;
+
+    /// The last that the tape says of each channel.
+    fn channels(self) -> Vec<ChannelSummary> {
+        let mut told = self.told;
+        for summary in self.ledger.summaries() {
+            // What was counted is told; what was kept counts itself.
+            let counted = told.entry(summary.channel).or_insert_with(|| summary.clone());
+            if summary.relayed_bytes > counted.relayed_bytes {
+                *counted = summary;
+            }
         }
+        told.into_values().collect()
     }
-    told.into_values().collect()
+}
+
+/// The summary of a session whose tape has no end.
+fn cut_off(header: Header, telling: Telling) -> Summary {
+    let lasted = std::time::Duration::from_millis(telling.last);
+    let ended = header.started_at.checked_add(lasted).unwrap_or(header.started_at);
+    let mut summary = Summary::of(header, telling.channels());
+    summary.ended_at = Some(ended);
+    summary.status = SessionStatus::Truncated;
+    summary.reason = Some("the daemon was stopped in the middle of it".to_owned());
+    summary
+}
+
+/// Refuses a new tape before the disk is so full that the ones that run, and the audit trail, could not go on.
+fn enough_room(dir: &Path) -> Result<(), TapeError> {
+    let left = super::disk_left(dir).map_err(|e| TapeError::file(dir, e))?;
+    if left.bytes < LEAST_ROOM {
+        return Err(TapeError::Failed(format!("only {} bytes are left on the disk", left.bytes)));
+    }
+    Ok(())
+}
+
+fn length(path: &Path) -> u64 {
+    fs::metadata(path).map_or(0, |m| m.len())
 }
 
 /// Writes a summary beside its tape: whole or not at all.
 pub(super) fn write_beside(path: &Path, summary: &Summary) -> Result<(), TapeError> {
-    let write = || -> io::Result<()> {
-        let part = path.with_extension("json.new");
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&part)?;
-        file.write_all(&serde_json::to_vec(summary)?)?;
-        file.sync_all()?;
-        fs::rename(&part, path)?;
-        path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
-    };
+    let write = || replace(path, &serde_json::to_vec(summary)?);
     write().map_err(|e| TapeError::file(path, e))
+}
+
+/// Replaces a file: whole or not at all.
+fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut part = path.as_os_str().to_owned();
+    part.push(".new");
+    let part = PathBuf::from(part);
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&part)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    fs::rename(&part, path)?;
+    path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
 }
 
 fn create(path: &Path, content: &[u8]) -> Result<(), TapeError> {
@@ -367,3 +588,7 @@ fn create(path: &Path, content: &[u8]) -> Result<(), TapeError> {
 fn new_file(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }
+
+/// A wrapped key for a hundred recipients is not longer.
+const LONGEST_KEY: u64 = 64 << 10;
+const LEAST_ROOM: u64 = 16 << 20;

@@ -16,12 +16,12 @@ use tokio_util::sync::CancellationToken;
 use super::socket;
 use crate::admin::{self, FrontDesk};
 use crate::audit::{Event, SessionFacts, Trail};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::guard::{self, Guard};
 use crate::ingress::serve_connection;
 use crate::policy::Rulebook;
-use crate::recording::{Header, Summary, TapeKeys, Tapes};
 use crate::rotation;
+use crate::recording::{self, Header, Summary, TapeKeys, Tapes};
 use crate::session::{Desk, House, Registry, recompile, watch};
 
 /// Why the daemon does not serve: what was being done, and what went wrong.
@@ -88,8 +88,13 @@ async fn open(config: Config) -> Result<House, ServeError> {
     let terms = &config.recording;
     let keys = TapeKeys::configured(terms.identity.as_deref(), &terms.recipients)
         .map_err(during("reading the auditors' keys"))?;
-    let (tapes, truncated) = Tapes::open(&config.tapes_dir(), keys, terms.capture_limit_bytes)
-        .map_err(during("opening the recordings"))?;
+    let mode = match terms.mode {
+        config::Mode::Strict => recording::Mode::Strict,
+        config::Mode::BestEffort => recording::Mode::BestEffort,
+    };
+    let kept = recording::Terms { limit: terms.capture_limit_bytes, mode };
+    let (tapes, truncated) =
+        Tapes::open(&config.tapes_dir(), keys, kept).map_err(during("opening the recordings"))?;
     let guard = Guard::new(guard::Limits {
         max_startups: config.limits.max_startups,
         per_source: config.limits.per_source,

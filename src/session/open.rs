@@ -1,6 +1,7 @@
 //! Opening a session: the doors in their order. Whoever reads [`open`] has read what must be true before a byte flows.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use jiff::Timestamp;
 use keystore::journal::Receipt;
@@ -13,7 +14,7 @@ use crate::audit::{Event, SessionFacts};
 use crate::auth::Authenticated;
 use crate::egress::{self, EgressError, FromInstance, Proofs, ToInstance, Upstream};
 use crate::policy::Authorized;
-use crate::recording::{SessionEnd, SessionId, SessionStatus, Tape};
+use crate::recording::{ChannelSummary, Deed, Operation, SessionEnd, SessionId, SessionStatus, Tape};
 
 /// Where the caller wants to go.
 #[derive(Debug, Clone)]
@@ -72,6 +73,8 @@ pub struct Ongoing {
     authorized: Authorized,
     tape: Tape,
     registered: Registered,
+    told: AtomicBool,
+    failure_told: AtomicBool,
 }
 
 /// A session that is signed in on its instance. End it with [`Opened::close`].
@@ -156,10 +159,14 @@ async fn begin(
     };
     let id = id.to_string();
     let opened = Event::SessionOpened { facts: facts(&authorized, &id), rules: authorized.rules().to_vec() };
-    match house.trail.append(opened, now).await {
+    let allowed = access_allowed(&authorized, &id);
+    // One sync for both: the first is queued before the second.
+    let (allowed, opened) = tokio::join!(house.trail.append(allowed, now), house.trail.append(opened, now));
+    match allowed.and(opened) {
         Ok(receipt) => {
             let house = Arc::clone(house);
-            Ok((Ongoing { id, house, authorized, tape, registered }, receipt))
+            let (told, failure_told) = (AtomicBool::new(false), AtomicBool::new(false));
+            Ok((Ongoing { id, house, authorized, tape, registered, told, failure_told }, receipt))
         }
         Err(error) => {
             seal(&tape, SessionStatus::Killed, "no audit receipt").await;
@@ -208,12 +215,67 @@ impl Ongoing {
         }
     }
 
-    /// The tape took no more: says so in the trail and cuts every channel of the session.
-    pub async fn recording_failed(&self, why: &str) {
-        let event = recording_failed(&self.authorized, &self.id, why);
+    /// Whether the user is still to be told that somebody watches; says yes once.
+    pub(super) fn must_tell_watched(&self) -> bool {
+        self.house.config.recording.tell_watched && !self.told.swap(true, Ordering::Relaxed)
+    }
+
+    /// The trail hears of what the user starts on a channel before the instance does.
+    ///
+    /// # Errors
+    /// [`OpenFault::NoReceipt`]: it must not start.
+    pub(super) async fn channel_opened(
+        &self,
+        channel: u32,
+        (kind, command): (&str, Option<String>),
+    ) -> Result<(), OpenFault> {
+        let (user, session) = (self.authorized.user().to_string(), self.id.clone());
+        let event = Event::ChannelOpened { user, session, channel, kind: kind.to_owned(), command };
+        audit(&self.house, event).await
+    }
+
+    /// A channel is over.
+    pub(super) async fn channel_closed(&self, ledger: ChannelSummary) {
+        let event = Event::ChannelClosed {
+            user: self.authorized.user().to_string(),
+            session: self.id.clone(),
+            channel: ledger.channel,
+            kind: ledger.kind,
+            relayed_bytes: ledger.relayed_bytes,
+            captured_bytes: ledger.captured_bytes,
+        };
+        self.note(event).await;
+    }
+
+    /// A file was read or written; other operations are on the tape alone.
+    pub(super) async fn operated(&self, operation: Operation) {
+        let (user, session) = (self.authorized.user().to_string(), self.id.clone());
+        let instance = self.instance().to_owned();
+        let Operation { deed, path, bytes, sha256, .. } = operation;
+        let event = match deed {
+            Deed::Read => Event::FileRead { user, session, instance, path, bytes, sha256 },
+            Deed::Written => Event::FileWritten { user, session, instance, path, bytes, sha256 },
+            _ => return,
+        };
+        self.note(event).await;
+    }
+
+    /// The tape took no more: says so in the trail, once.
+    pub(super) async fn note_recording_failed(&self, why: &str) {
+        if !self.failure_told.swap(true, Ordering::Relaxed) {
+            self.note(recording_failed(&self.authorized, &self.id, why)).await;
+        }
+    }
+
+    async fn note(&self, event: Event) {
         if let Err(fault) = audit(&self.house, event).await {
             tracing::error!(session.id = %self.id, %fault, "audit.append_failed");
         }
+    }
+
+    /// The tape took no more: says so in the trail and cuts every channel of the session.
+    pub async fn recording_failed(&self, why: &str) {
+        self.note_recording_failed(why).await;
         self.registered.cut("Recording failed, so your session cannot go on.");
     }
 
@@ -330,6 +392,12 @@ fn facts(authorized: &Authorized, session: &str) -> SessionFacts {
         instance: authorized.instance().name.to_string(),
         login: authorized.login().to_string(),
     }
+}
+
+fn access_allowed(authorized: &Authorized, session: &str) -> Event {
+    let SessionFacts { session, user, source_ip, key, instance, login } = facts(authorized, session);
+    let (session, rules) = (Some(session), authorized.rules().to_vec());
+    Event::AccessAllowed { user, source_ip, key, session, instance, login, rules }
 }
 
 fn recording_failed(authorized: &Authorized, session: &str, why: &str) -> Event {

@@ -10,7 +10,7 @@ use keystore::Capability;
 
 use super::{Cut, Ongoing};
 use crate::egress::{EgressError, FromInstance, ToInstance};
-use crate::recording::{ChannelMessage, Direction};
+use crate::recording::{ChannelMessage, Direction, Mode};
 
 /// Where a channel's messages come from.
 pub trait Ear: Send + 'static {
@@ -90,11 +90,18 @@ pub async fn relay<E: Ear, M: Mouth, F: Ear, N: Mouth>(
     let number = lane.number;
     match &lane.carries {
         Carries::Session => session.tape().channel_opened(number),
-        Carries::Forward(target) => session.tape().forward_opened(number, target),
+        Carries::Forward(target) => {
+            session.tape().forward_opened(number, target);
+            if let Err(fault) = session.channel_opened(number, ("forward", Some(target.clone()))).await {
+                tracing::error!(session.id = %session.id(), %fault, "forward.not_audited");
+                return close_both(&user.mouth, &instance.mouth).await;
+            }
+        }
     }
     let end = {
         let up = upward(session, &lane, &mut user.ear, &instance.mouth);
         let down = downward(session, &lane, &mut instance.ear, &user.mouth);
+        let beside = beside(session, &lane, &user.mouth);
         tokio::pin!(up, down);
         let flow = async {
             tokio::select! {
@@ -111,6 +118,7 @@ pub async fn relay<E: Ear, M: Mouth, F: Ear, N: Mouth>(
         tokio::select! {
             biased;
             sentence = Cut::happened(&mut cut) => End::Sentence(sentence),
+            why = beside => End::NotRecorded(why),
             end = flow => end,
         }
     };
@@ -129,15 +137,56 @@ pub async fn relay<E: Ear, M: Mouth, F: Ear, N: Mouth>(
             farewell(session, &lane, &user.mouth, sentence).await;
         }
     }
+    close_both(&user.mouth, &instance.mouth).await;
+    let ledger = session.tape().channel_closed(number);
+    while let Some((_, operation)) = session.tape().take_operation() {
+        session.operated(operation).await;
+    }
+    if let Some(ledger) = ledger {
+        session.channel_closed(ledger).await;
+    }
+}
+
+async fn close_both<M: Mouth, N: Mouth>(user: &M, instance: &N) {
     for (side, said) in [
-        ("instance", instance.mouth.say(ChannelMessage::Close).await),
-        ("user", user.mouth.say(ChannelMessage::Close).await),
+        ("instance", instance.say(ChannelMessage::Close).await),
+        ("user", user.say(ChannelMessage::Close).await),
     ] {
         if let Err(why) = said {
             tracing::debug!(side, %why, "was gone before the channel closed");
         }
     }
-    session.tape().channel_closed(number);
+}
+
+/// What happens beside the relay: operations on files are audited, the user hears that she is watched. Ends with the
+/// reason when the session may not go on because its tape cannot be written.
+async fn beside<M: Mouth>(session: &Ongoing, lane: &Lane, mouth: &M) -> String {
+    let tape = session.tape();
+    let (mut watched, mut failed) = (false, false);
+    loop {
+        tokio::select! {
+            (_, operation) = tape.next_operation() => session.operated(operation).await,
+            why = tape.failed(), if !failed => {
+                if tape.mode() == Mode::Strict {
+                    return why;
+                }
+                failed = true;
+                session.note_recording_failed(&why).await;
+            }
+            () = tape.watched(), if !watched && !lane.is_forward() => {
+                watched = true;
+                if session.must_tell_watched() {
+                    let text = format!("\r\nkeyward: An auditor is watching this session ({}).\r\n", session.id());
+                    let notice = ChannelMessage::Stderr(Bytes::from(text));
+                    if tape.record(lane.number, Direction::ToUser, &notice).await.is_ok()
+                        && let Err(why) = mouth.say(notice).await
+                    {
+                        tracing::debug!(%why, "user was gone before the notice");
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// User to instance.
@@ -155,6 +204,11 @@ async fn upward<E: Ear, N: Mouth>(session: &Ongoing, lane: &Lane, ear: &mut E, m
             return End::Sentence(refused);
         }
         if let Err(why) = session.tape().record(number, Direction::ToInstance, &message).await {
+            return End::NotRecorded(why.to_string());
+        }
+        if let Some(started) = started(&message)
+            && let Err(why) = session.channel_opened(number, started).await
+        {
             return End::NotRecorded(why.to_string());
         }
         if matches!(message, ChannelMessage::Close) {
@@ -219,6 +273,18 @@ async fn downward<F: Ear, M: Mouth>(session: &Ongoing, lane: &Lane, ear: &mut F,
         }
     }
     if closed { End::Closed } else { End::Sentence(format!("{} closed the connection.", session.instance())) }
+}
+
+/// What the user starts with this message, in the words of `channel_opened`.
+fn started(message: &ChannelMessage) -> Option<(&'static str, Option<String>)> {
+    let text = |bytes: &[u8]| Some(String::from_utf8_lossy(bytes).chars().take(LONGEST_COMMAND).collect());
+    match message {
+        ChannelMessage::Shell => Some(("shell", None)),
+        ChannelMessage::Exec(command) => Some(("exec", text(command))),
+        ChannelMessage::Subsystem(name) if name == "sftp" => Some(("sftp", None)),
+        ChannelMessage::Subsystem(name) => Some(("subsystem", text(name.as_bytes()))),
+        _ => None,
+    }
 }
 
 impl Lane {
@@ -304,6 +370,8 @@ const SSH: &[u8] = b"SSH-2.0-";
 /// Why SSH inside a forward is refused.
 const SSH_IN_FORWARD: &str =
     "SSH inside a forward cannot be recorded: jump to that instance through the bastion itself";
+/// Characters of a command that stand in the trail; the whole of it lies on the tape.
+const LONGEST_COMMAND: usize = 4096;
 /// How long a side that should be ending is listened to.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 

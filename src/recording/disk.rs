@@ -1,0 +1,26 @@
+//! How much room is left where the evidence lies.
+
+use std::io;
+use std::path::Path;
+
+/// The room of a file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// Bytes that may still be written.
+    pub bytes: u64,
+    /// Hundredths that are taken, of what may be written in all.
+    pub percent_used: u64,
+}
+
+/// The room left on the file system that holds `dir`. Blocks.
+///
+/// # Errors
+/// What the system says.
+pub fn disk_left(dir: &Path) -> io::Result<Room> {
+    let told = rustix::fs::statvfs(dir)?;
+    let bytes = told.f_bavail.saturating_mul(told.f_frsize);
+    // As df counts: what only root may take is neither free nor used.
+    let used = told.f_blocks.saturating_sub(told.f_bfree);
+    let percent_used = (used.saturating_mul(100)).div_ceil((used + told.f_bavail).max(1));
+    Ok(Room { bytes, percent_used })
+}

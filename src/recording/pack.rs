@@ -1,0 +1,61 @@
+//! Packing: a tape that ended is written once more in large frames, compressed better, each readable without the one
+//! before and beginning with a picture of every screen. So an hour of typing is small, and a player can begin anywhere.
+//!
+//! The packed tape has nonces of its own (see [`super::frames`]), so the tape's key never seals two things alike. It
+//! takes the place of the first one whole or not at all; whatever fails leaves the first one as it is.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+
+use super::format::{Header, Record, Records, What};
+use super::frames::{Plain, Reader, Writer};
+use super::screen::Screens;
+use super::tape::Files;
+
+/// Packs the tape of `length` bytes and returns the digest of the new one; none if it is too long to be worth it.
+pub(super) fn pack(header: &Header, files: &Files, length: u64) -> io::Result<Option<String>> {
+    if length > LONGEST {
+        return Ok(None);
+    }
+    let fault = |bad: super::frames::BadFrame| io::Error::other(bad.what);
+    let mut from = Reader::open(File::open(&files.tape)?, &files.key).map_err(fault)?;
+    let part = files.tape.with_extension("tape.new");
+    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&part)?;
+    let mut to = Writer::start(file, &Header { packed: true, ..header.clone() }, &files.key)?;
+    let mut records = Records::default();
+    let mut screens = Screens::default();
+    while let Some(found) = from.next().map_err(fault)? {
+        for record in found {
+            if records.len() >= FRAME {
+                to.frame(&Plain { records: &std::mem::take(&mut records), last: false })?;
+                for (channel, what, payload) in screens.pictures() {
+                    let picture = Record { millis: record.millis, channel, what, payload: Vec::new() };
+                    records.push(&picture, payload.as_bytes())?;
+                }
+            }
+            screens.watch(&record);
+            // How far the counts were matters to a tape that was cut off, not to one that ended.
+            if matches!(record.what, What::Counted(_)) {
+                continue;
+            }
+            records.push(&record, &record.payload)?;
+        }
+    }
+    if !from.complete() {
+        fs::remove_file(&part)?;
+        return Err(io::Error::other("it has no end"));
+    }
+    to.frame(&Plain { records: &records, last: true })?;
+    to.sync()?;
+    fs::rename(&part, &files.tape)?;
+    if let Some(dir) = files.tape.parent() {
+        File::open(dir)?.sync_all()?;
+    }
+    Ok(Some(to.digest()))
+}
+
+/// What a frame holds before it is compressed, in bytes: a player that begins in it reads no more than this to get there.
+const FRAME: usize = 256 << 10;
+/// A longer tape holds bulk output, is written in large frames as it is, and would hold up the end of its session.
+const LONGEST: u64 = 64 << 20;

@@ -1,0 +1,127 @@
+//! Playing a tape from any moment: the screen as it stood then, and what followed.
+
+use super::cast::{Cast, CastEvent};
+use super::format::Record;
+use super::message::SessionId;
+use super::screen::Screens;
+use super::tapes::{Frames, TapeError, Tapes};
+
+/// A tape that is being played, an event at a time.
+pub struct Playback {
+    frames: Frames,
+    cast: Cast,
+    waiting: std::vec::IntoIter<Record>,
+    first: Option<CastEvent>,
+    ended: bool,
+}
+
+impl Playback {
+    /// Plays the tape of an ended session from `from`, in milliseconds since its start. Reads files.
+    ///
+    /// # Errors
+    /// As [`Tapes::frames`].
+    pub fn from(tapes: &Tapes, id: SessionId, from: u64) -> Result<Self, TapeError> {
+        let cast = view(tapes, id)?;
+        let mut frames = tapes.frames(id, from)?;
+        let (mut screens, mut waiting) = (Screens::default(), Vec::new());
+        let mut drawn = cast.clone();
+        while let Some(records) = frames.next_frame()? {
+            let mut records = records.into_iter();
+            let mut reached = false;
+            for record in records.by_ref() {
+                if record.millis >= from {
+                    waiting.push(record);
+                    reached = true;
+                    break;
+                }
+                screens.watch(&record);
+                drop(drawn.event(&record));
+            }
+            if reached {
+                waiting.extend(records);
+                break;
+            }
+        }
+        let picture = screens.pictures().into_iter().find(|(channel, ..)| Some(*channel) == cast.channel());
+        let first = picture.filter(|_| from > 0).map(|(_, _, dump)| {
+            // Reset, so that what the player's terminal shows does not shine through.
+            (from, 'o', format!("\u{1b}c{dump}"))
+        });
+        Ok(Self { frames, cast: drawn, waiting: waiting.into_iter(), first, ended: false })
+    }
+
+    /// What it shows, for a header.
+    pub fn cast(&self) -> &Cast {
+        &self.cast
+    }
+
+    /// The next event; none at the end.
+    ///
+    /// # Errors
+    /// [`TapeError::Damaged`].
+    pub fn next_event(&mut self) -> Result<Option<CastEvent>, TapeError> {
+        if let Some(first) = self.first.take() {
+            return Ok(Some(first));
+        }
+        loop {
+            for record in self.waiting.by_ref() {
+                if let Some(event) = self.cast.event(&record) {
+                    return Ok(Some(event));
+                }
+            }
+            if self.ended {
+                return Ok(None);
+            }
+            match self.frames.next_frame()? {
+                Some(records) => self.waiting = records.into_iter(),
+                None => {
+                    self.ended = true;
+                    let rest = self.cast.rest();
+                    return Ok(rest.into_iter().next());
+                }
+            }
+        }
+    }
+}
+
+/// The view of a tape, as its beginning tells: which channel has a terminal, and how large that was.
+fn view(tapes: &Tapes, id: SessionId) -> Result<Cast, TapeError> {
+    if !tapes.summary(id)?.channels.iter().any(|channel| channel.terminal) {
+        return Ok(Cast::without_terminal());
+    }
+    let mut frames = tapes.frames(id, 0)?;
+    while let Some(records) = frames.next_frame()? {
+        if let Some(cast) = records.iter().find_map(Cast::begins) {
+            return Ok(cast);
+        }
+    }
+    Ok(Cast::without_terminal())
+}
+
+/// How a running tape stands after its first `before` records: its view, and what draws its screen. Reads files.
+///
+/// # Errors
+/// [`TapeError::Damaged`].
+pub fn picture(mut frames: Frames, before: u64) -> Result<(Cast, String), TapeError> {
+    let (mut screens, mut cast) = (Screens::default(), Cast::without_terminal());
+    let mut left = before;
+    while left > 0
+        && let Some(records) = frames.next_frame()?
+    {
+        for record in records {
+            if left == 0 {
+                break;
+            }
+            left -= 1;
+            if cast.channel().is_none()
+                && let Some(terminal) = Cast::begins(&record)
+            {
+                cast = terminal;
+            }
+            screens.watch(&record);
+            drop(cast.event(&record));
+        }
+    }
+    let shown = screens.pictures().into_iter().find(|(channel, ..)| Some(*channel) == cast.channel());
+    Ok((cast, shown.map(|(_, _, dump)| format!("\u{1b}c{dump}")).unwrap_or_default()))
+}

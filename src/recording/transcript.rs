@@ -1,0 +1,345 @@
+//! The transcript: what a person saw, as lines of text.
+//!
+//! A terminal's bytes go through an emulator. A line of its screen is told once it is done with: scrolled away,
+//! overwritten by something else, or still there at the end. What stood for less than [`SETTLED`] and was then
+//! overwritten nobody read, and is not told; what grew (typing, a progress bar) is told as it was last. Output without
+//! a terminal is told line by line. Lines may hold control characters that a program without a terminal sent: whoever
+//! shows them makes them visible.
+
+use std::collections::BTreeMap;
+
+use avt::observer::Transcript as Evicted;
+use avt::{ScreenKind, Terminal};
+
+use super::cast::take_text;
+use super::format::{Note, Record, What};
+use super::screen::{terminal, within};
+
+/// Where a line comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// The screen, or standard output.
+    Output,
+    /// Standard error of a command without a terminal.
+    Stderr,
+    /// What a command without a terminal read.
+    Input,
+    /// What was asked for: a command, a shell, a subsystem.
+    Command,
+    /// An operation on a file.
+    Operation,
+}
+
+/// A line of a transcript.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Line {
+    /// When it was first seen, in milliseconds since the session started.
+    pub millis: u64,
+    /// Channel number.
+    pub channel: u32,
+    /// Where it comes from.
+    pub source: Source,
+    /// The text.
+    pub text: String,
+}
+
+/// Makes lines of records.
+#[derive(Default)]
+pub struct Transcript {
+    screens: BTreeMap<u32, Screen>,
+    streams: BTreeMap<(u32, u8), Stream>,
+}
+
+/// A line that is not done with: since when, and what it says.
+type Row = (u64, String);
+
+struct Screen {
+    terminal: Terminal,
+    evicted: Evicted,
+    halves: Vec<u8>,
+    primary: Vec<Row>,
+    alternate: Vec<Row>,
+    /// When the screen was last looked at, and when it last changed.
+    looked: u64,
+    changed: u64,
+}
+
+#[derive(Default)]
+struct Stream {
+    since: u64,
+    line: Vec<u8>,
+}
+
+impl Transcript {
+    /// Takes the next record; lines that are done with go to `done`.
+    pub fn feed(&mut self, record: &Record, done: &mut Vec<Line>) {
+        let channel = record.channel;
+        match &record.what {
+            What::Note(_, Note::Pty { cols, rows, .. }) => {
+                if let Some(terminal) = terminal(*cols, *rows) {
+                    self.screens.insert(channel, Screen::new(terminal));
+                }
+            }
+            What::Note(_, Note::WindowChange { cols, rows }) => {
+                if let Some(screen) = self.screens.get_mut(&channel) {
+                    screen.resize(*cols, *rows);
+                }
+            }
+            What::Note(_, Note::Exec(command)) => done.push(line(record, Source::Command, command)),
+            What::Note(_, Note::Shell) => done.push(line(record, Source::Command, "(shell)")),
+            What::Note(_, Note::Subsystem(name)) => {
+                done.push(line(record, Source::Command, &format!("(subsystem {name})")));
+            }
+            What::Operation(operation) => done.push(line(record, Source::Operation, &operation.line())),
+            What::Output | What::Stderr if self.screens.contains_key(&channel) => {
+                if let Some(screen) = self.screens.get_mut(&channel) {
+                    screen.draw(record, done);
+                }
+            }
+            What::Output => self.stream(record, Source::Output, done),
+            What::Stderr => self.stream(record, Source::Stderr, done),
+            What::Input => self.stream(record, Source::Input, done),
+            What::Closed(_) => self.close(channel, done),
+            _ => {}
+        }
+    }
+
+    /// The tape is over: what is still on the screens is told.
+    pub fn finish(mut self, done: &mut Vec<Line>) {
+        let mut channels: Vec<u32> = self.screens.keys().copied().collect();
+        channels.extend(self.streams.keys().map(|(channel, _)| *channel));
+        for channel in channels {
+            self.close(channel, done);
+        }
+    }
+
+    fn close(&mut self, channel: u32, done: &mut Vec<Line>) {
+        if let Some(screen) = self.screens.remove(&channel) {
+            screen.finish(channel, done);
+        }
+        for source in [Source::Output, Source::Stderr, Source::Input] {
+            if let Some(stream) = self.streams.remove(&(channel, source as u8))
+                && !stream.line.is_empty()
+            {
+                done.push(stream.line(channel, source));
+            }
+        }
+    }
+
+    fn stream(&mut self, record: &Record, source: Source, done: &mut Vec<Line>) {
+        let stream = self.streams.entry((record.channel, source as u8)).or_default();
+        for piece in record.payload.split_inclusive(|byte| *byte == b'\n') {
+            if stream.line.is_empty() {
+                stream.since = record.millis;
+            }
+            stream.line.extend_from_slice(piece);
+            if piece.ends_with(b"\n") || stream.line.len() > LONGEST_LINE {
+                done.push(std::mem::take(stream).line(record.channel, source));
+            }
+        }
+    }
+}
+
+impl Stream {
+    fn line(self, channel: u32, source: Source) -> Line {
+        let text = String::from_utf8_lossy(&self.line);
+        let text = text.trim_end_matches(['\n', '\r']).to_owned();
+        Line { millis: self.since, channel, source, text }
+    }
+}
+
+fn line(record: &Record, source: Source, text: &str) -> Line {
+    Line { millis: record.millis, channel: record.channel, source, text: text.to_owned() }
+}
+
+impl Screen {
+    fn new(terminal: Terminal) -> Self {
+        Self {
+            terminal,
+            evicted: Evicted::new(),
+            halves: Vec::new(),
+            primary: Vec::new(),
+            alternate: Vec::new(),
+            looked: 0,
+            changed: 0,
+        }
+    }
+
+    fn resize(&mut self, cols: u32, rows: u32) {
+        let (cols, rows) = within(cols, rows);
+        self.terminal.resize_with(cols, rows, &mut self.evicted);
+    }
+
+    fn draw(&mut self, record: &Record, done: &mut Vec<Line>) {
+        let stood = record.millis.saturating_sub(self.changed) >= SETTLED;
+        if stood || record.millis.saturating_sub(self.looked) >= LONGEST_UNSEEN {
+            self.look(record.channel, done);
+            self.looked = record.millis;
+        }
+        let alternate = self.alternate();
+        self.halves.extend_from_slice(&record.payload);
+        let text = take_text(&mut self.halves);
+        let gone = self.terminal.feed_with(text.as_str(), &mut self.evicted);
+        self.changed = record.millis;
+        for text in gone {
+            let since = self.was_there(&text).unwrap_or(record.millis);
+            if !text.is_empty() {
+                done.push(Line { millis: since, channel: record.channel, source: Source::Output, text });
+            }
+        }
+        if alternate && !self.alternate() {
+            // What filled the whole screen is gone at once.
+            let rows = std::mem::take(&mut self.alternate);
+            done.extend(rows.into_iter().map(|row| told(row, record.channel)));
+        }
+    }
+
+    /// Since when a line that scrolls away now was on the screen; it is told, so no longer waits to be.
+    fn was_there(&mut self, text: &str) -> Option<u64> {
+        let found =
+            self.primary.iter().position(|(_, row)| !row.is_empty() && text.starts_with(row.as_str()))?;
+        Some(self.primary.remove(found).0)
+    }
+
+    fn alternate(&self) -> bool {
+        self.terminal.active_screen_kind() == ScreenKind::Alternate
+    }
+
+    /// Compares the screen with how it was: what is no longer there is told.
+    fn look(&mut self, channel: u32, done: &mut Vec<Line>) {
+        let now = self.rows();
+        let alternate = self.alternate();
+        let before = if alternate { &mut self.alternate } else { &mut self.primary };
+        let mut rows: Vec<Row> = now.into_iter().map(|text| (self.changed, text)).collect();
+        let mut taken = vec![false; rows.len()];
+        for (index, (since, text)) in std::mem::take(before).into_iter().enumerate() {
+            let same = |place: usize, rows: &[Row], taken: &[bool]| {
+                !taken.get(place).copied().unwrap_or(true)
+                    && rows.get(place).is_some_and(|(_, row)| row.starts_with(text.as_str()))
+            };
+            let place = if same(index, &rows, &taken) {
+                Some(index)
+            } else {
+                (0..rows.len()).find(|place| same(*place, &rows, &taken))
+            };
+            match place {
+                Some(place) => {
+                    if let (Some(row), Some(taken)) = (rows.get_mut(place), taken.get_mut(place)) {
+                        row.0 = since;
+                        *taken = true;
+                    }
+                }
+                None => done.push(told((since, text), channel)),
+            }
+        }
+        *before = rows;
+    }
+
+    /// The lines on the screen, those that were wrapped whole, without the empty ones.
+    fn rows(&self) -> Vec<String> {
+        let mut rows = Vec::new();
+        let mut text = String::new();
+        for line in self.terminal.screen().visible_lines() {
+            text.extend(line.chars());
+            if !line.is_wrapped() {
+                let trimmed = text.trim_end();
+                if !trimmed.is_empty() {
+                    rows.push(trimmed.to_owned());
+                }
+                text.clear();
+            }
+        }
+        if !text.trim_end().is_empty() {
+            rows.push(text.trim_end().to_owned());
+        }
+        rows
+    }
+
+    fn finish(mut self, channel: u32, done: &mut Vec<Line>) {
+        self.look(channel, done);
+        let rows = std::mem::take(&mut self.alternate);
+        done.extend(rows.into_iter().map(|row| told(row, channel)));
+        // The rest of the primary screen, with the start of a line of which only the end is still there.
+        let evicted = std::mem::take(&mut self.evicted);
+        for text in evicted.finish(&self.terminal) {
+            let since = self.was_there(&text).unwrap_or(self.changed);
+            if !text.is_empty() {
+                done.push(Line { millis: since, channel, source: Source::Output, text });
+            }
+        }
+    }
+}
+
+fn told((millis, text): Row, channel: u32) -> Line {
+    Line { millis, channel, source: Source::Output, text }
+}
+
+/// Milliseconds that something must stand on a screen to have been seen.
+const SETTLED: u64 = 300;
+/// A screen that never stands still is looked at this often, in milliseconds.
+const LONGEST_UNSEEN: u64 = 1000;
+const LONGEST_LINE: usize = 64 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recording::Direction;
+
+    fn pty() -> Record {
+        let note = Note::Pty { term: "xterm".to_owned(), cols: 40, rows: 4 };
+        Record { millis: 0, channel: 1, what: What::Note(Direction::ToInstance, note), payload: Vec::new() }
+    }
+
+    fn output(millis: u64, text: &str) -> Record {
+        Record { millis, channel: 1, what: What::Output, payload: text.as_bytes().to_vec() }
+    }
+
+    fn told(records: &[Record]) -> Vec<(u64, String)> {
+        let (mut transcript, mut done) = (Transcript::default(), Vec::new());
+        records.iter().for_each(|record| transcript.feed(record, &mut done));
+        transcript.finish(&mut done);
+        done.into_iter().map(|line| (line.millis, line.text)).collect()
+    }
+
+    fn texts(records: &[Record]) -> Vec<String> {
+        told(records).into_iter().map(|(_, text)| text).collect()
+    }
+
+    #[test]
+    fn what_is_typed_letter_by_letter_is_one_line_at_the_time_of_its_first() {
+        let typed = [pty(), output(1000, "$ l"), output(2000, "s"), output(3000, "\r\na b\r\n$ ")];
+        assert_eq!(told(&typed), [(1000, "$ ls".to_owned()), (3000, "a b".into()), (3000, "$".into())]);
+    }
+
+    #[test]
+    fn lines_that_scrolled_away_are_told_once_and_in_order() {
+        let mut records = vec![pty()];
+        records.extend((0..9).map(|n| output(n * 1000, &format!("line {n}\r\n"))));
+        assert_eq!(texts(&records), (0..9).map(|n| format!("line {n}")).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn what_was_seen_and_then_overwritten_is_told_and_a_flicker_is_not() {
+        let seen = [pty(), output(0, "secret"), output(2000, "\r\u{1b}[Kharmless\r\n")];
+        assert_eq!(texts(&seen), ["secret", "harmless"]);
+        let flicker = [pty(), output(0, "secret"), output(10, "\r\u{1b}[Kharmless\r\n")];
+        assert_eq!(texts(&flicker), ["harmless"]);
+    }
+
+    #[test]
+    fn a_full_screen_program_is_told_and_what_was_below_it_stays() {
+        let records = [
+            pty(),
+            output(0, "$ vi\r\n"),
+            output(1000, "\u{1b}[?1049h\u{1b}[Hinside vi"),
+            output(3000, "\u{1b}[?1049l$ exit"),
+        ];
+        assert_eq!(texts(&records), ["inside vi", "$ vi", "$ exit"]);
+    }
+
+    #[test]
+    fn output_without_a_terminal_is_told_line_by_line() {
+        let records = [output(5, "one\ntw"), output(9, "o\n\u{1b}[31mred")];
+        assert_eq!(told(&records), [(5, "one".to_owned()), (5, "two".into()), (9, "\u{1b}[31mred".into())]);
+    }
+}
