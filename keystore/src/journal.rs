@@ -33,11 +33,13 @@ pub struct Journal {
 pub struct Options {
     /// A new segment is begun once the current one has this many bytes.
     pub segment_bytes: u64,
+    /// Bytes set aside in a file of its own, given up when the disk is full so that the journal can go on.
+    pub reserve_bytes: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { segment_bytes: 64 << 20 }
+        Self { segment_bytes: 64 << 20, reserve_bytes: 0 }
     }
 }
 
@@ -116,6 +118,9 @@ impl Journal {
             .map_err(|e| io(&lock_path, e))?;
         lock.try_lock().map_err(|_| JournalError::Locked(dir.to_owned()))?;
 
+        if !renew_reserve(dir, options.reserve_bytes)? {
+            tracing::warn!("journal.reserve.missing: the disk is full");
+        }
         let mut reader = read(dir);
         for entry in reader.by_ref() {
             each(entry?);
@@ -323,12 +328,70 @@ impl Writer {
         if full {
             self.segment = Some(Segment::create(&self.dir, first)?);
         }
-        match &mut self.segment {
-            Some(segment) => segment.write(lines),
-            None => Err(gone()),
+        let Some(segment) = &mut self.segment else { return Err(gone()) };
+        match segment.write(lines) {
+            // Nothing was synced and the end is known, so this is not the failure that poisons: give up the reserve,
+            // cut back what was written, and write it again.
+            Err(JournalError::Io { source, .. })
+                if source.kind() == std::io::ErrorKind::StorageFull && spend(&self.dir)? =>
+            {
+                tracing::error!("journal.reserve.spent: the disk is full");
+                cut(&segment.path, segment.length)?;
+                segment.write(lines)
+            }
+            written => written,
         }
     }
 }
+
+/// Whether the reserve is set aside.
+pub fn has_reserve(dir: &Path, bytes: u64) -> bool {
+    bytes == 0 || std::fs::metadata(dir.join(RESERVE)).is_ok_and(|m| m.len() >= bytes)
+}
+
+/// Sets the reserve aside, if the disk has room for it. Says whether it is there.
+///
+/// # Errors
+/// Anything but a full disk.
+pub fn renew_reserve(dir: &Path, bytes: u64) -> Result<bool, JournalError> {
+    let path = dir.join(RESERVE);
+    if has_reserve(dir, bytes) {
+        return Ok(true);
+    }
+    let part = dir.join("reserve.new");
+    let fill = || -> std::io::Result<()> {
+        let mut file = File::create(&part)?;
+        let zeros = vec![0; 1 << 20];
+        let mut left = bytes;
+        // Written, not only asked for: not every file system keeps what fallocate promises.
+        while left > 0 {
+            let size = usize::try_from(left).unwrap_or(usize::MAX).min(zeros.len());
+            file.write_all(zeros.get(..size).unwrap_or_default())?;
+            left -= size as u64;
+        }
+        file.sync_all()?;
+        std::fs::rename(&part, &path)
+    };
+    match fill() {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == std::io::ErrorKind::StorageFull => {
+            std::fs::remove_file(&part).map_err(|e| io(&part, e))?;
+            Ok(false)
+        }
+        Err(e) => Err(io(&part, e)),
+    }
+}
+
+fn spend(dir: &Path) -> Result<bool, JournalError> {
+    let path = dir.join(RESERVE);
+    match std::fs::remove_file(&path) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(io(&path, e)),
+    }
+}
+
+const RESERVE: &str = "reserve";
 
 fn cut(path: &Path, length: u64) -> Result<(), JournalError> {
     tracing::warn!(file = %path.display(), offset = length, "journal.torn_tail.cut");

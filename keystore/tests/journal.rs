@@ -20,7 +20,7 @@ fn segment(dir: &Path, first: u64) -> PathBuf {
 }
 
 async fn filled(dir: &Path, lines: u64, segment_bytes: u64) -> Journal {
-    let journal = Journal::open(dir, Options { segment_bytes }).unwrap();
+    let journal = Journal::open(dir, Options { segment_bytes, ..Options::default() }).unwrap();
     for n in 1..=lines {
         let receipt =
             journal.append(move |at| format!("{{\"n\":{n},\"seq\":{}}}", at.seq).into_bytes()).await;
@@ -140,7 +140,8 @@ async fn a_torn_last_line_is_cut_and_a_torn_line_before_others_refused() {
 #[tokio::test]
 async fn child_that_appends_until_killed() {
     let Ok(dir) = std::env::var("KEYWARD_JOURNAL_CHILD") else { return };
-    let journal = Journal::open(Path::new(&dir), Options { segment_bytes: 2000 }).unwrap();
+    let journal =
+        Journal::open(Path::new(&dir), Options { segment_bytes: 2000, ..Options::default() }).unwrap();
     loop {
         let receipt = journal.append(|at| format!("{:0100}", at.seq).into_bytes()).await.unwrap();
         println!("\nacknowledged {} {}", receipt.seq, receipt.hash);

@@ -12,7 +12,7 @@ use super::render::{short_time, table};
 use super::{Access, Caller, Fault, Output, RuleTerms, instances, review, trail, users};
 use crate::audit::Event;
 use crate::policy::Facts;
-use crate::session::{House, recompile};
+use crate::session::{House, lockdown_sentence, recompile};
 
 pub(super) async fn run(
     house: &House,
@@ -31,6 +31,27 @@ pub(super) async fn run(
             out.either(&rules, table(&header, rows, out.width())).await
         }
         Access::Review => review::run(house, out).await,
+        Access::Export { output: _ } => {
+            let rules: Vec<Rule> = house.vault.list().await?;
+            out.line(serde_json::to_string_pretty(&rules).map_err(|e| Fault::error(e.to_string()))?).await
+        }
+        Access::Audit => {
+            let known = super::findings::Known {
+                rules: house.vault.list().await?,
+                users: house.vault.list().await?,
+                instances: house.vault.list().await?,
+            };
+            let found = super::findings::findings(&known, now);
+            let rows = found.iter().map(|f| vec![f.rule.clone(), f.kind.to_owned(), f.says.clone()]);
+            let text = if found.is_empty() {
+                format!("{} rules, nothing to say against them.", known.rules.len())
+            } else {
+                table(&["RULE", "FINDING", "WHY"], rows, out.width())
+            };
+            out.either(&found, text).await
+        }
+        Access::DenyAll { reason: Some(reason), .. } => lock_down(house, caller, &reason, out).await,
+        Access::DenyAll { reason: None, .. } => let_in(house, caller, out).await,
         Access::Remove { id } => {
             remove(house, caller, &id, now).await?;
             out.note(format!("Removed {id}.")).await
@@ -71,6 +92,59 @@ pub(super) async fn run(
             out.either(&value, text).await
         }
     }
+}
+
+/// The effect first, its event then: a lockdown must not wait for a disk.
+async fn lock_down(house: &House, caller: &Caller, reason: &str, out: &mut Output) -> Result<(), Fault> {
+    let reason = reason.trim();
+    if reason.is_empty() {
+        return Err(Fault::usage("say why: --reason TEXT; nothing was changed"));
+    }
+    let guard = house.guard.clone();
+    let why = reason.to_owned();
+    let started = tokio::task::spawn_blocking(move || guard.lockdown().start(&why)).await;
+    let live = house.registry.live();
+    for live in &live {
+        live.cut(&lockdown_sentence(reason));
+    }
+    let event = Event::LockdownStarted { by: caller.name(), reason: reason.to_owned() };
+    trail::note(house, event, Timestamp::now()).await?;
+    match started {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => return Err(beyond_a_restart(&error)),
+        Err(error) => return Err(beyond_a_restart(&error)),
+    }
+    let sessions = live.iter().filter(|live| live.info.session.is_some()).count();
+    out.note(format!(
+        "Lockdown: {sessions} sessions were ended and nobody is let in. End it on the bastion: keyward access deny-all --end"
+    ))
+    .await
+}
+
+fn beyond_a_restart(error: &dyn std::fmt::Display) -> Fault {
+    Fault::error(format!(
+        "the lockdown holds, but not beyond a restart: {error}. Free the disk and say it again"
+    ))
+}
+
+async fn let_in(house: &House, caller: &Caller, out: &mut Output) -> Result<(), Fault> {
+    if !matches!(caller, Caller::Operator { .. }) {
+        return Err(Fault::denied(
+            "a lockdown is ended on the bastion itself: keyward access deny-all --end",
+        ));
+    }
+    if house.guard.lockdown().reason().is_none() {
+        return Err(Fault::not_found("there is no lockdown"));
+    }
+    // The event first: nobody is let in again unseen.
+    let event = Event::LockdownEnded { by: caller.name() };
+    house.trail.append(event, Timestamp::now()).await.map_err(|e| Fault::error(e.to_string()))?;
+    let guard = house.guard.clone();
+    let ended = tokio::task::spawn_blocking(move || guard.lockdown().end()).await;
+    ended
+        .map_err(|e| Fault::error(e.to_string()))?
+        .map_err(|e| Fault::error(format!("the lockdown goes on: {e}")))?;
+    out.note("The lockdown is over.").await
 }
 
 async fn add(

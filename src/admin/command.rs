@@ -37,6 +37,9 @@ pub enum Command {
     /// The audit trail
     #[command(subcommand)]
     Logs(Logs),
+    /// Whom recordings are sealed to
+    #[command(subcommand)]
+    Recording(Recording),
     /// The public keys of the certificate authorities
     #[command(subcommand)]
     Ca(Ca),
@@ -280,6 +283,24 @@ pub enum Access {
         /// The rule: R3
         id: String,
     },
+    /// Rules that never match, have expired, overlap, or name what is not there
+    Audit,
+    /// All rules as JSON
+    Export {
+        /// Write here (default: standard output)
+        #[arg(long)]
+        output: Option<PathBuf>,
+    },
+    /// Lockdown: end every session, let nobody in until it is ended here
+    #[command(group(clap::ArgGroup::new("what").required(true).args(["reason", "end"])))]
+    DenyAll {
+        /// Why, for the audit trail and for those who are cut
+        #[arg(long)]
+        reason: Option<String>,
+        /// End the lockdown
+        #[arg(long)]
+        end: bool,
+    },
     /// Would this user get there, and why
     Explain {
         /// The user
@@ -445,7 +466,7 @@ pub enum Format {
 /// `logs …`
 #[derive(Debug, Clone, Subcommand, Serialize, Deserialize)]
 pub enum Logs {
-    /// Events between two times as one JSON array
+    /// Events between two times as one JSON array, as JSON lines, or as CSV
     Export {
         /// From: a date, RFC 3339 time, or ago: 24h
         #[arg(long)]
@@ -453,6 +474,9 @@ pub enum Logs {
         /// Until (default: now)
         #[arg(long)]
         end: Option<When>,
+        /// json, ndjson or csv
+        #[arg(long, value_enum, default_value = "json")]
+        format: LogFormat,
         /// Write here (default: standard output)
         #[arg(long)]
         output: Option<PathBuf>,
@@ -471,6 +495,40 @@ pub enum Logs {
         /// Offline, on the files of this state directory
         #[arg(long)]
         state: Option<PathBuf>,
+        /// Trust this audit key (audit_key.pub, kept elsewhere) and not the one that lies beside the chain
+        #[arg(long, requires = "state")]
+        trust: Option<PathBuf>,
+        /// The heads that the daemon wrote to audit.head_file: the chain must still lead to them
+        #[arg(long, requires = "state")]
+        heads: Option<PathBuf>,
+    },
+}
+
+/// What `logs export` writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+pub enum LogFormat {
+    /// One JSON array.
+    Json,
+    /// One JSON object a line.
+    Ndjson,
+    /// Comma-separated values (RFC 4180), safe to open in a spreadsheet.
+    Csv,
+}
+
+/// `recording …`
+#[derive(Debug, Clone, Subcommand, Serialize, Deserialize)]
+pub enum Recording {
+    /// Wrap the key of every recording anew, to the recipients of now; the recordings themselves are not touched
+    Rewrap {
+        /// Offline, on the recordings of this state directory
+        #[arg(long)]
+        state: Option<PathBuf>,
+        /// Offline: the identity that opens them now
+        #[arg(long, requires = "state")]
+        identity: Option<PathBuf>,
+        /// To this recipient: age1… (repeatable; default: as configured)
+        #[arg(long = "recipient")]
+        recipients: Vec<String>,
     },
 }
 

@@ -9,7 +9,9 @@ use jiff::Timestamp;
 use keystore::{KeyStatus, Role, UserKey};
 use tokio::sync::mpsc;
 
-use super::{Caller, Chunk, Command, Fault, Instances, Logs, Output, Sessions, SshKeys, Visitor};
+use super::{
+    Access, Caller, Chunk, Command, Fault, Instances, Logs, Output, Recording, Sessions, SshKeys, Visitor,
+};
 use super::{access, execute, keys};
 use crate::auth::Authenticated;
 use crate::policy::Facts;
@@ -119,12 +121,14 @@ fn parse(visitor: &Visitor, ask: &Ask) -> Result<Asked, Fault> {
                 "keyward: instances are added on the bastion itself: keyward instances add …",
             ));
         }
+        Command::Logs(Logs::Verify { state: Some(_), .. })
+        | Command::Recording(Recording::Rewrap { state: Some(_), .. }) => {
+            return Err(Fault::usage("keyward: --state names files of your own machine: use it there"));
+        }
         Command::Sessions(Sessions::Export { output: Some(_), .. })
+        | Command::Access(Access::Export { output: Some(_) })
         | Command::Logs(Logs::Export { output: Some(_), .. }) => {
             return Err(Fault::usage("keyward: over SSH, leave --output out and redirect: … > FILE"));
-        }
-        Command::Logs(Logs::Tail { follow: true, .. }) => {
-            return Err(Fault::usage("keyward: over SSH, logs tail does not follow; use it on the bastion"));
         }
         _ => {}
     }

@@ -1,7 +1,5 @@
 //! From a command to its answer: who may say it, then who carries it out.
 
-use serde_json::json;
-
 use super::{Access, Caller, Command, Fault, Instances, Mfa, Output, Sessions, SshKeys, Users};
 use super::{access, instances, keys, logs, sessions, users};
 use crate::session::House;
@@ -64,7 +62,7 @@ pub fn permitted(caller: &Caller, command: &Command) -> Result<(), Fault> {
         Command::Users(Users::List | Users::Show { .. })
         | Command::SshKeys(SshKeys::List { .. } | SshKeys::Report { .. })
         | Command::Instances(Instances::List | Instances::Show { .. })
-        | Command::Access(Access::List | Access::Review) => true,
+        | Command::Access(Access::List | Access::Review | Access::Audit | Access::Export { .. }) => true,
         _ => false,
     };
     // Who administers does not thereby read other people's sessions: that is the auditors' right.
@@ -89,7 +87,8 @@ async fn dispatch(house: &House, caller: &Caller, command: Command, out: &mut Ou
     // One change at a time: checks such as "no other instance has this name" hold until the write.
     let _turn = if changes(&command) { Some(CHANGES.lock().await) } else { None };
     match command {
-        Command::Status => status(house, out).await,
+        Command::Status => super::status::status(house, out).await,
+        Command::Recording(command) => super::status::recording(house, caller, command, out).await,
         Command::Users(command) => users::users(house, caller, command, out).await,
         Command::SshKeys(command) => keys::run(house, caller, command, out).await,
         Command::Mfa(command) => users::factors(house, caller, command, out).await,
@@ -116,27 +115,10 @@ fn changes(command: &Command) -> bool {
         ) | Command::SshKeys(SshKeys::Add { .. } | SshKeys::Rotate { .. } | SshKeys::Revoke { .. })
             | Command::Mfa(Mfa::Enroll { .. } | Mfa::Reset { .. } | Mfa::RecoveryCodes { .. })
             | Command::Instances(Instances::Add(_) | Instances::Remove { .. })
-            | Command::Access(Access::Allow(_) | Access::Deny(_) | Access::Remove { .. })
+            | Command::Access(
+                Access::Allow(_) | Access::Deny(_) | Access::Remove { .. } | Access::DenyAll { .. }
+            )
     )
-}
-
-async fn status(house: &House, out: &mut Output) -> Result<(), Fault> {
-    let now = jiff::Timestamp::now();
-    let keys: Vec<keystore::UserKey> = house.vault.list().await?;
-    let soon = now.as_second() + 14 * 86_400;
-    let expiring = keys.iter().filter(|k| k.usable(now) && k.expires_at.as_second() <= soon).count();
-    let head = house.trail.head();
-    let live = house.registry.sessions();
-    let version = env!("CARGO_PKG_VERSION");
-    let value = json!({
-        "version": version, "listen": house.config.listen, "live_sessions": live, "keys_expiring": expiring,
-        "audit": { "seq": head.seq, "hash": head.hash },
-    });
-    let text = format!(
-        "keyward {version}, listening on {}\nlive sessions      {live}\nkeys expiring 14d  {expiring}\naudit head         {} {}",
-        house.config.listen, head.seq, head.hash
-    );
-    out.either(&value, text).await
 }
 
 #[cfg(test)]
@@ -191,7 +173,7 @@ mod tests {
 
     #[test]
     fn an_auditor_exports_logs_and_an_engineer_does_not() {
-        let verify = Command::Logs(Logs::Verify { state: None });
+        let verify = Command::Logs(Logs::Verify { state: None, trust: None, heads: None });
         assert!(
             permitted(&user("auditor"), &verify).is_ok() && permitted(&user("engineer"), &verify).is_err()
         );

@@ -5,8 +5,8 @@ use std::path::Path;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{Caller, Fault, Logs, Output};
-use crate::audit::{self, Event, Filter};
+use super::{Caller, Fault, LogFormat, Logs, Output};
+use crate::audit::{self, Against, Event, Filter};
 use crate::recording::{TapeError, Tapes};
 use crate::session::House;
 
@@ -18,7 +18,7 @@ pub(super) async fn run(
 ) -> Result<(), Fault> {
     let now = Timestamp::now();
     match command {
-        Logs::Export { start, end, output: _ } => {
+        Logs::Export { start, end, format, output: _ } => {
             let filter = Filter { since: Some(start.ago(now)), until: end.map(|e| e.ago(now)), event: None };
             let found = query(house, filter.clone()).await?;
             let event = Event::LogsExported {
@@ -28,12 +28,16 @@ pub(super) async fn run(
                 count: found.len() as u64,
             };
             house.trail.append(event, now).await.map_err(|e| Fault::error(e.to_string()))?;
-            out.line(serde_json::to_string_pretty(&found).map_err(|e| Fault::error(e.to_string()))?).await
+            written(&found, format, out).await
         }
         Logs::Tail { lines, follow } => tail(house, (lines, follow), out).await,
-        Logs::Verify { state: _ } => {
+        Logs::Verify { .. } => {
             let (dir, tapes) = (house.config.audit_dir(), std::sync::Arc::clone(&house.tapes));
-            let checked = tokio::task::spawn_blocking(move || verify(&dir, &tapes)).await;
+            let against = Against {
+                key: house.signers.audit.public_key().clone(),
+                heads: house.config.audit.head_file.clone().filter(|file| file.exists()),
+            };
+            let checked = tokio::task::spawn_blocking(move || verify(&dir, &tapes, &against)).await;
             let verified = checked.map_err(|e| Fault::error(e.to_string()))??;
             out.either(&verified.as_json(), verified.to_string()).await
         }
@@ -77,9 +81,9 @@ impl std::fmt::Display for StateVerified {
 ///
 /// # Errors
 /// Exit code 10 and the first thing that is wrong.
-pub fn verify(audit_dir: &Path, tapes: &Tapes) -> Result<StateVerified, Fault> {
-    let chain =
-        audit::verify(audit_dir).map_err(|fault| Fault::tampering(format!("audit trail: {fault}")))?;
+pub fn verify(audit_dir: &Path, tapes: &Tapes, against: &Against) -> Result<StateVerified, Fault> {
+    let chain = audit::verify_with(audit_dir, against)
+        .map_err(|fault| Fault::tampering(format!("audit trail: {fault}")))?;
     let mut opened = 0;
     for closed in &chain.tapes {
         let named = |what: String| {
@@ -89,13 +93,20 @@ pub fn verify(audit_dir: &Path, tapes: &Tapes) -> Result<StateVerified, Fault> {
             ))
         };
         let id = closed.session.parse().map_err(|_| named("not a session id".to_owned()))?;
-        match tapes.verify(id, Some(&closed.digest)) {
+        match tapes.verify(id, Some(&closed.digest)).and_then(|verified| {
+            let told = tapes.summary_digest(id)?;
+            let changed = closed.summary.as_ref().is_some_and(|named| *named != told);
+            if changed { Err(TapeError::changed(&tapes.summary_file(id))) } else { Ok(verified) }
+        }) {
             Ok(verified) => opened += usize::from(verified.opened),
-            Err(TapeError::Missing(_)) => return Err(named("it is gone".to_owned())),
+            Err(TapeError::Missing(_)) => {
+                return Err(named(format!("{} is gone", tapes.tape_file(id).display())));
+            }
             Err(error) if error.is_tampering() => return Err(named(error.to_string())),
             Err(error) => return Err(Fault::error(error.to_string())),
         }
     }
+    strangers(tapes, &chain)?;
     Ok(StateVerified {
         events: chain.entries,
         checkpoints: chain.checkpoints,
@@ -105,6 +116,80 @@ pub fn verify(audit_dir: &Path, tapes: &Tapes) -> Result<StateVerified, Fault> {
     })
 }
 
+/// Tapes and chain must name the same sessions: a chain whose end was taken away leaves tapes that it does not know, and
+/// a session that was opened left a tape.
+fn strangers(tapes: &Tapes, chain: &audit::Verified) -> Result<(), Fault> {
+    let known =
+        |id: &str| chain.unclosed.iter().any(|s| s == id) || chain.tapes.iter().any(|t| t.session == id);
+    let error = |e: TapeError| Fault::error(e.to_string());
+    for id in tapes.sessions().map_err(error)? {
+        // What runs now may have been opened since the chain was read.
+        let live = tapes.summary(id).is_ok_and(|summary| summary.ended_at.is_none());
+        if !live && !known(&id.to_string()) {
+            return Err(Fault::tampering(format!(
+                "{}: the audit trail knows no such session; the end of the trail was taken away, or the tape is not ours",
+                tapes.tape_file(id).display()
+            )));
+        }
+    }
+    for session in &chain.unclosed {
+        let tape = session.parse().map(|id| tapes.tape_file(id));
+        if !tape.is_ok_and(|file| file.exists()) {
+            return Err(Fault::tampering(format!(
+                "the tape of session {session}, which was opened, is gone"
+            )));
+        }
+    }
+    Ok(())
+}
+
+async fn written(found: &[Value], format: LogFormat, out: &mut Output) -> Result<(), Fault> {
+    match format {
+        LogFormat::Json => {
+            out.line(serde_json::to_string_pretty(found).map_err(|e| Fault::error(e.to_string()))?).await
+        }
+        LogFormat::Ndjson => {
+            for event in found {
+                out.line(event.to_string()).await?;
+            }
+            Ok(())
+        }
+        LogFormat::Csv => {
+            out.line(format!("{},details", COLUMNS.join(","))).await?;
+            for event in found {
+                out.line(csv(event)).await?;
+            }
+            Ok(())
+        }
+    }
+}
+
+/// One event as a line of CSV: the columns, and whatever else it has as JSON.
+fn csv(event: &Value) -> String {
+    let mut rest = event.as_object().cloned().unwrap_or_default();
+    let mut cells: Vec<String> = Vec::new();
+    for column in COLUMNS {
+        cells.push(match rest.remove(column) {
+            Some(Value::String(text)) => cell(&text),
+            Some(Value::Null) | None => cell(""),
+            Some(other) => cell(&other.to_string()),
+        });
+    }
+    let details = if rest.is_empty() { String::new() } else { Value::Object(rest).to_string() };
+    cells.push(cell(&details));
+    cells.join(",")
+}
+
+/// A quoted cell (RFC 4180). One that a spreadsheet would calculate gets an apostrophe before it (OWASP, "CSV Injection").
+fn cell(text: &str) -> String {
+    let text = super::render::plain(text).replace('"', "\"\"");
+    let formula = text.trim_start().starts_with(['=', '+', '-', '@', '\t', '\r', '＝', '＋', '－', '＠']);
+    format!("\"{}{text}\"", if formula { "'" } else { "" })
+}
+
+const COLUMNS: [&str; 11] =
+    ["time", "seq", "event", "user", "source_ip", "key", "session", "instance", "login", "reason", "hash"];
+
 async fn query(house: &House, filter: Filter) -> Result<Vec<Value>, Fault> {
     let trail = std::sync::Arc::clone(&house.trail);
     let found = tokio::task::spawn_blocking(move || trail.query(&filter)).await;
@@ -112,17 +197,55 @@ async fn query(house: &House, filter: Filter) -> Result<Vec<Value>, Fault> {
 }
 
 async fn tail(house: &House, (lines, follow): (usize, bool), out: &mut Output) -> Result<(), Fault> {
-    let mut found = query(house, Filter::default()).await?;
-    let mut skip = found.len().saturating_sub(lines);
+    let mut trail = house.trail.follow();
+    let mut last = std::collections::VecDeque::new();
+    let mut most = lines;
     loop {
-        for event in found.iter().skip(skip) {
+        let more = tokio::task::spawn_blocking(move || {
+            let read = trail.more(|event| {
+                last.push_back(event);
+                if last.len() > most {
+                    last.pop_front();
+                }
+            });
+            read.map(|()| (trail, last))
+        });
+        let more = more.await.map_err(|e| Fault::error(e.to_string()))?;
+        (trail, last) = more.map_err(|e| Fault::tampering(e.to_string()))?;
+        for event in last.drain(..) {
             out.line(event.to_string()).await?;
         }
         if !follow {
             return Ok(());
         }
-        skip = found.len();
-        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
-        found = query(house, Filter::default()).await?;
+        // From here on nothing is left out.
+        most = usize::MAX;
+        let head = house.trail.head().seq;
+        while house.trail.head().seq == head {
+            tokio::select! {
+                () = out.gone() => return Ok(()),
+                () = tokio::time::sleep(std::time::Duration::from_millis(200)) => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cell_that_a_spreadsheet_would_calculate_is_text() {
+        assert_eq!(cell("=1+1"), "\"'=1+1\"");
+        assert_eq!(cell("@SUM(A1)"), "\"'@SUM(A1)\"");
+        assert_eq!(cell("say \"hi\", bob"), "\"say \"\"hi\"\", bob\"");
+        assert_eq!(cell("plain"), "\"plain\"");
+    }
+
+    #[test]
+    fn an_event_is_one_line_whatever_it_holds() {
+        let event = json!({ "time": "t", "event": "file_read", "path": "a\nb", "seq": 7 });
+        let line = csv(&event);
+        assert!(!line.contains('\n') && line.starts_with("\"t\",\"7\",\"file_read\""), "{line}");
     }
 }

@@ -314,6 +314,9 @@ pub enum Event {
         reason: Option<String>,
         /// SHA-256 of the tape file, hex.
         digest: String,
+        /// SHA-256 of the summary beside it, hex.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        summary: Option<String>,
     },
     /// A session was cut.
     SessionKilled {
@@ -416,6 +419,15 @@ pub enum Event {
         by: String,
         /// Session id.
         session: String,
+    },
+    /// The keys of all tapes were wrapped anew.
+    RecordingsRewrapped {
+        /// Who did it.
+        by: String,
+        /// How many tapes.
+        count: u64,
+        /// Who can read them now: `age1…`.
+        recipients: Vec<String>,
     },
     /// Someone exported the trail.
     LogsExported {
@@ -527,6 +539,7 @@ impl Event {
             Self::FileWritten { .. } => "file_written",
             Self::RecordingFailed { .. } => "recording_failed",
             Self::RecordingViewed { .. } => "recording_viewed",
+            Self::RecordingsRewrapped { .. } => "recordings_rewrapped",
             Self::LogsExported { .. } => "logs_exported",
             Self::SourceBanned { .. } => "source_banned",
             Self::SourceUnbanned { .. } => "source_unbanned",

@@ -6,10 +6,11 @@
 //! Mints the [`Receipt`] that `egress::dial` asks for.
 
 mod event;
+mod heads;
 mod trail;
 mod verify;
 
 pub use event::{Event, SessionFacts};
 pub use keystore::journal::Receipt;
-pub use trail::{AuditError, Filter, Trail};
-pub use verify::{ClosedTape, Fault, Verified, verify, verify_with};
+pub use trail::{AuditError, Filter, Follow, Keeping, Trail};
+pub use verify::{Against, ClosedTape, Fault, Verified, read_key, verify, verify_with};

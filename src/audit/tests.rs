@@ -44,6 +44,7 @@ async fn three_events(dir: &Path) -> Trail {
         status: "closed".to_owned(),
         reason: None,
         digest: "d1".to_owned(),
+        summary: None,
     };
     trail.append(closed, at(20)).await.unwrap();
     trail
@@ -142,7 +143,7 @@ async fn a_checkpoint_that_was_changed_or_removed_is_found() {
     std::fs::write(&file, text.replace("\"seq\":", "\"seq\": ")).unwrap();
     assert_eq!(verify(dir.path()).unwrap_err().file, file);
     std::fs::remove_file(&file).unwrap();
-    assert!(verify(dir.path()).unwrap_err().what.contains("missing"));
+    assert!(verify(dir.path()).unwrap_err().what.contains("gone"));
 }
 
 #[tokio::test]
@@ -153,5 +154,6 @@ async fn another_key_does_not_vouch_for_a_trail() {
     let other = tempfile::tempdir().unwrap();
     three_events(other.path()).await;
     let key = std::fs::read_to_string(signer_file(other.path())).unwrap();
-    verify_with(dir.path(), &PublicKey::from_openssh(key.trim()).unwrap()).unwrap_err();
+    verify_with(dir.path(), &Against { key: PublicKey::from_openssh(key.trim()).unwrap(), heads: None })
+        .unwrap_err();
 }

@@ -1,11 +1,13 @@
 //! The durable, chained append; the query; the signed checkpoint.
 //!
 //! Layout of the directory: `journal/` (segments of the chain), `checkpoints/<seq>.json` with its detached SSHSIG
-//! `<seq>.sig` (`ssh-keygen -Y verify -n keyward-audit`), and `signer.pub`, the public half of the audit key.
+//! `<seq>.sig` (`ssh-keygen -Y verify -n keyward-audit`), and `signer.pub`, the public half of the audit key. Each head is
+//! appended to a second place too, where one is configured (see [`super::heads`]).
 
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use jiff::Timestamp;
 use keystore::journal::{self, Journal, JournalError, Receipt};
@@ -14,6 +16,7 @@ use keystore::ssh::HashAlg;
 use serde_json::{Map, Value};
 
 use super::event::Event;
+use super::heads;
 
 /// SSHSIG namespace of checkpoints (PROTOCOL.sshsig).
 pub(super) const NAMESPACE: &str = "keyward-audit";
@@ -66,22 +69,43 @@ pub struct Trail {
     dir: PathBuf,
     journal: Journal,
     signer: AuditSigner,
+    keeping: Keeping,
+    signed: AtomicU64,
+}
+
+/// What the trail is kept with.
+#[derive(Debug, Clone, Default)]
+pub struct Keeping {
+    /// Bytes set aside so that it can go on when the disk is full.
+    pub reserve_bytes: u64,
+    /// Each signed head is appended here too: on another disk, where whoever rewrites this one does not look.
+    pub head_file: Option<PathBuf>,
 }
 
 impl Trail {
+    /// [`Trail::open_keeping`] with nothing set aside and no second place for heads.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open(dir: &Path, signer: AuditSigner) -> Result<Self, AuditError> {
+        Self::open_keeping(dir, signer, Keeping::default())
+    }
+
     /// Opens the trail in `dir`, making it if it is not there. A torn last line (a crash in the middle of a write
     /// that nobody was told was done) is cut.
     ///
     /// # Errors
     /// Anything else that does not verify: a damaged trail is never written on.
-    pub fn open(dir: &Path, signer: AuditSigner) -> Result<Self, AuditError> {
+    pub fn open_keeping(dir: &Path, signer: AuditSigner, keeping: Keeping) -> Result<Self, AuditError> {
         for part in [journal_dir(dir), checkpoint_dir(dir)] {
             fs::create_dir_all(&part).map_err(|source| AuditError::File { path: part.clone(), source })?;
         }
-        let journal = Journal::open(&journal_dir(dir), journal::Options { segment_bytes: SEGMENT_BYTES })?;
+        let options = journal::Options { segment_bytes: SEGMENT_BYTES, reserve_bytes: keeping.reserve_bytes };
+        let journal = Journal::open(&journal_dir(dir), options)?;
         let public = signer.public_key().to_openssh().map_err(|e| AuditError::Damaged(e.to_string()))?;
         write_durably(&signer_file(dir), format!("{}\n", public.trim_end()).as_bytes())?;
-        Ok(Self { dir: dir.to_owned(), journal, signer })
+        let signed = last_signed(dir);
+        Ok(Self { dir: dir.to_owned(), journal, signer, keeping, signed: AtomicU64::new(signed) })
     }
 
     /// Appends one event; it is on the disk when this returns. Cancelling may leave it written without a receipt.
@@ -106,6 +130,33 @@ impl Trail {
         self.journal.head()
     }
 
+    /// The number of the last event that a checkpoint covers.
+    pub fn signed(&self) -> u64 {
+        self.signed.load(Ordering::Relaxed)
+    }
+
+    /// Whether the reserve is there.
+    pub fn has_reserve(&self) -> bool {
+        journal::has_reserve(&journal_dir(&self.dir), self.keeping.reserve_bytes)
+    }
+
+    /// Sets the reserve aside again if `bytes_left` on the disk are several times as much: on a disk that is still full
+    /// it would only take what it gave. Says whether it is there. Blocks.
+    ///
+    /// # Errors
+    /// [`AuditError::Journal`].
+    pub fn renew_reserve(&self, bytes_left: u64) -> Result<bool, AuditError> {
+        if self.has_reserve() || bytes_left / 4 < self.keeping.reserve_bytes {
+            return Ok(self.has_reserve());
+        }
+        Ok(journal::renew_reserve(&journal_dir(&self.dir), self.keeping.reserve_bytes)?)
+    }
+
+    /// Follows the trail from its beginning; at its end, ask again for what was appended since.
+    pub fn follow(&self) -> Follow {
+        Follow(journal::read(&journal_dir(&self.dir)))
+    }
+
     /// The events that `filter` wants, oldest first, each with its `hash`. Reads files: call it where blocking is
     /// allowed.
     ///
@@ -115,9 +166,8 @@ impl Trail {
         let mut found = Vec::new();
         for entry in journal::read(&journal_dir(&self.dir)) {
             let entry = entry.map_err(|fault| AuditError::Damaged(fault.to_string()))?;
-            let mut fields: Map<String, Value> = serde_json::from_slice(&entry.payload)?;
+            let fields = fields(entry)?;
             if filter.wants(&fields) {
-                fields.insert("hash".to_owned(), Value::String(entry.hash));
                 found.push(Value::Object(fields));
             }
         }
@@ -137,14 +187,53 @@ impl Trail {
         let statement = format!("{statement}\n");
         let signature = self.signer.sshsig(NAMESPACE, statement.as_bytes())?;
         let base = checkpoint_dir(&self.dir).join(format!("{:020}", head.seq));
+        let elsewhere = self.keeping.head_file.clone();
         let written = tokio::task::spawn_blocking(move || {
+            if let Some(file) = elsewhere {
+                // The trail goes on without it: what cannot be reached is no reason to stop, but to say so.
+                if let Err(error) = heads::append(&file, &statement, &signature) {
+                    tracing::error!(%error, "audit.head_file_failed");
+                }
+            }
             // The signature first: a statement without one is a fault, a signature without a statement is not.
             write_durably(&base.with_extension("sig"), signature.as_bytes())?;
             write_durably(&base.with_extension("json"), statement.as_bytes())
         });
         written.await.map_err(|e| AuditError::Interrupted(e.to_string()))??;
+        self.signed.store(head.seq, Ordering::Relaxed);
         self.append(Event::CheckpointSigned { through: head.seq, head: head.hash, key }, now).await
     }
+}
+
+/// The events of a trail as they come; see [`Trail::follow`].
+pub struct Follow(journal::Reader);
+
+impl Follow {
+    /// The events since the last call, oldest first, each with its `hash`, one call to `each` for each of them. Blocks.
+    ///
+    /// # Errors
+    /// [`AuditError::Damaged`] at the first record that does not verify.
+    pub fn more(&mut self, mut each: impl FnMut(Value)) -> Result<(), AuditError> {
+        self.0.resume().map_err(|fault| AuditError::Damaged(fault.to_string()))?;
+        for entry in self.0.by_ref() {
+            let entry = entry.map_err(|fault| AuditError::Damaged(fault.to_string()))?;
+            each(Value::Object(fields(entry)?));
+        }
+        Ok(())
+    }
+}
+
+fn fields(entry: journal::Entry) -> Result<Map<String, Value>, AuditError> {
+    let mut fields: Map<String, Value> = serde_json::from_slice(&entry.payload)?;
+    fields.insert("hash".to_owned(), Value::String(entry.hash));
+    Ok(fields)
+}
+
+/// The number in the name of the newest checkpoint; 0 without one.
+fn last_signed(dir: &Path) -> u64 {
+    let names = fs::read_dir(checkpoint_dir(dir)).into_iter().flatten().flatten();
+    let number = |entry: fs::DirEntry| entry.path().file_stem()?.to_str()?.parse().ok();
+    names.filter_map(number).max().unwrap_or(0)
 }
 
 impl Filter {

@@ -11,6 +11,7 @@ use keystore::ssh::{PublicKey, SshSig};
 use serde::Deserialize;
 
 use super::event::Event;
+use super::heads;
 use super::trail::{NAMESPACE, checkpoint_dir, journal_dir, signer_file};
 
 /// What a clean verification found.
@@ -37,6 +38,8 @@ pub struct ClosedTape {
     pub session: String,
     /// SHA-256 of the tape file, hex.
     pub digest: String,
+    /// SHA-256 of the summary beside it, hex, where the chain names it.
+    pub summary: Option<String>,
     /// Sequence number of the event that closed it.
     pub seq: u64,
 }
@@ -70,24 +73,47 @@ impl From<journal::Fault> for Fault {
     }
 }
 
+/// What the trail is verified against.
+#[derive(Debug, Clone)]
+pub struct Against {
+    /// The audit key, kept elsewhere.
+    pub key: PublicKey,
+    /// The file of heads, kept elsewhere, if there is one.
+    pub heads: Option<PathBuf>,
+}
+
+/// The public key in an OpenSSH file, as `init` writes `audit_key.pub`.
+///
+/// # Errors
+/// The file cannot be read, or holds none.
+pub fn read_key(file: &Path) -> Result<PublicKey, Fault> {
+    let wrong = |what: String| Fault { file: file.to_owned(), offset: 0, seq: None, what };
+    let text = fs::read_to_string(file).map_err(|e| wrong(format!("the audit key cannot be read: {e}")))?;
+    PublicKey::from_openssh(text.trim()).map_err(|e| wrong(format!("not an OpenSSH public key: {e}")))
+}
+
 /// Verifies the trail in `dir` against the audit key that lies beside it.
 ///
 /// # Errors
 /// The first fault. An attacker who rewrote the whole directory, key included, is caught only by [`verify_with`].
 pub fn verify(dir: &Path) -> Result<Verified, Fault> {
-    let file = signer_file(dir);
-    let wrong = |what: String| Fault { file: file.clone(), offset: 0, seq: None, what };
-    let text = fs::read_to_string(&file).map_err(|e| wrong(format!("the audit key cannot be read: {e}")))?;
-    let key =
-        PublicKey::from_openssh(text.trim()).map_err(|e| wrong(format!("not an OpenSSH public key: {e}")))?;
-    verify_with(dir, &key)
+    let key = read_key(&signer_file(dir))?;
+    verify_with(dir, &Against { key, heads: None })
 }
 
-/// Verifies the trail in `dir` against an audit key that was kept elsewhere.
+/// Verifies the trail in `dir` against an audit key, and heads, that were kept elsewhere.
 ///
 /// # Errors
 /// The first fault.
-pub fn verify_with(dir: &Path, key: &PublicKey) -> Result<Verified, Fault> {
+pub fn verify_with(dir: &Path, against: &Against) -> Result<Verified, Fault> {
+    let key = &against.key;
+    if read_key(&signer_file(dir))? != *key {
+        let what =
+            "it is not the audit key of this bastion: the trail was signed anew by somebody else".to_owned();
+        return Err(Fault { file: signer_file(dir), offset: 0, seq: None, what });
+    }
+    let heads = against.heads.as_ref().map(|file| heads::read(file, key)).transpose()?.unwrap_or_default();
+    let mut heads: BTreeMap<u64, String> = heads.into_iter().collect();
     let chain = journal::verify(&journal_dir(dir))?;
     let mut claims = checkpoints(dir, key)?;
     let mut verified = Verified {
@@ -107,6 +133,11 @@ pub fn verify_with(dir: &Path, key: &PublicKey) -> Result<Verified, Fault> {
             seq: Some(entry.seq),
             what,
         };
+        if heads.remove(&entry.seq).is_some_and(|hash| hash != entry.hash) {
+            return Err(wrong(
+                "the chain was rewritten: it disagrees with the head that was kept elsewhere".to_owned(),
+            ));
+        }
         if let Some(claim) = claims.remove(&entry.seq) {
             if claim.hash != entry.hash {
                 return Err(wrong(format!(
@@ -124,15 +155,24 @@ pub fn verify_with(dir: &Path, key: &PublicKey) -> Result<Verified, Fault> {
         }
         match line.event {
             Some(Event::SessionOpened { facts, .. }) => verified.unclosed.push(facts.session),
-            Some(Event::SessionClosed { facts, digest, .. }) => {
+            Some(Event::SessionClosed { facts, digest, summary, .. }) => {
                 verified.unclosed.retain(|open| *open != facts.session);
-                verified.tapes.push(ClosedTape { session: facts.session, digest, seq: entry.seq });
+                verified.tapes.push(ClosedTape { session: facts.session, digest, summary, seq: entry.seq });
             }
             Some(Event::CheckpointSigned { through, .. }) if signed.is_none_or(|last| last < through) => {
-                return Err(wrong(format!("the checkpoint for record {through} is missing")));
+                let file = checkpoint_dir(dir).join(format!("{through:020}.json"));
+                let what = format!("it is gone: event {} says that it was signed", entry.seq);
+                return Err(Fault { file, offset: 0, seq: Some(through), what });
             }
             _ => {}
         }
+    }
+    if let (Some((seq, _)), Some(file)) = (heads.first_key_value(), &against.heads) {
+        let what = format!(
+            "{} names a record that the chain no longer has: the end was cut off, or the whole state rolled back",
+            file.display()
+        );
+        return Err(Fault { file: journal_dir(dir), offset: 0, seq: Some(*seq), what });
     }
     match claims.into_values().next() {
         Some(ahead) => {
@@ -169,9 +209,9 @@ impl Claim {
 }
 
 #[derive(Deserialize)]
-struct Statement {
-    seq: u64,
-    hash: String,
+pub(super) struct Statement {
+    pub(super) seq: u64,
+    pub(super) hash: String,
 }
 
 /// Every checkpoint whose signature holds, by the record it covers.
@@ -197,6 +237,9 @@ fn checkpoints(dir: &Path, key: &PublicKey) -> Result<BTreeMap<u64, Claim>, Faul
             .map_err(|_| fault(&file, "the signature of this checkpoint does not hold".to_owned()))?;
         let said: Statement =
             serde_json::from_slice(&text).map_err(|e| fault(&file, format!("not a checkpoint: {e}")))?;
+        if file.file_stem().is_none_or(|name| name.to_string_lossy() != format!("{:020}", said.seq)) {
+            return Err(fault(&file, format!("it is the checkpoint of record {}: it was moved", said.seq)));
+        }
         claims.insert(said.seq, Claim { file, hash: said.hash });
     }
     Ok(claims)

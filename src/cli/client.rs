@@ -6,7 +6,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use crate::admin::{Chunk, Command, Fault, Instances, Logs, Reply, Request, Sessions, SshKeys, read_reply};
+use crate::admin::{
+    Access, Chunk, Command, Fault, Instances, Logs, Reply, Request, Sessions, SshKeys, read_reply,
+};
 
 /// Asks the daemon and returns its exit code.
 pub(super) fn ask(socket: &Path, mut command: Command, json: bool) -> Result<u8, Fault> {
@@ -66,9 +68,9 @@ fn into_file(stream: &mut UnixStream, path: &Path) -> io::Result<u8> {
 
 fn take_output(command: &mut Command) -> Option<PathBuf> {
     match command {
-        Command::Sessions(Sessions::Export { output, .. }) | Command::Logs(Logs::Export { output, .. }) => {
-            output.take()
-        }
+        Command::Sessions(Sessions::Export { output, .. })
+        | Command::Access(Access::Export { output })
+        | Command::Logs(Logs::Export { output, .. }) => output.take(),
         _ => None,
     }
 }

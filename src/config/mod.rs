@@ -266,6 +266,7 @@ struct Raw {
     keys: lives::Keys,
     #[serde(default)]
     mfa: lives::RawMfa,
+    #[serde(default)]
     audit: Audit,
     #[serde(default = "default_drain")]
     drain_secs: u64,

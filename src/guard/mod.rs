@@ -2,7 +2,8 @@
 //!
 //! Owns the limits on unauthenticated connections (sshd's `MaxStartups`), their share per source, and the penalties
 //! of sources that fail (sshd's `PerSourcePenalties`). Takes an address and mints [`Admitted`], which gives its place
-//! back when it is dropped. Never looks at names, keys or the store, and forgets everything at a restart.
+//! back when it is dropped. Never looks at names, keys or the store, and forgets everything at a restart, but not a
+//! lockdown (see [`lockdown`]).
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -11,6 +12,10 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use jiff::Timestamp;
+
+pub mod lockdown;
+
+use lockdown::Lockdown;
 
 /// How many strangers, and how much patience with them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,12 +50,23 @@ impl Default for Limits {
 #[derive(Clone)]
 pub struct Guard {
     shared: Arc<Shared>,
+    lockdown: Arc<Lockdown>,
 }
 
 impl Guard {
     /// A guard that has seen nobody yet.
     pub fn new(limits: Limits) -> Self {
-        Self { shared: Arc::new(Shared { limits, state: Mutex::default() }) }
+        Self::locked_down_by(limits, Lockdown::in_memory())
+    }
+
+    /// A guard that heeds `lockdown`.
+    pub fn locked_down_by(limits: Limits, lockdown: Lockdown) -> Self {
+        Self { shared: Arc::new(Shared { limits, state: Mutex::default() }), lockdown: Arc::new(lockdown) }
+    }
+
+    /// Whether nobody is let in, and its start and end.
+    pub fn lockdown(&self) -> &Lockdown {
+        &self.lockdown
     }
 
     /// A place for a connection that has not logged in; hold it until the login or the end.
@@ -58,6 +74,9 @@ impl Guard {
     /// # Errors
     /// [`Refused`] while the source is banned, or when the places (its own, or all) are taken.
     pub fn admit(&self, addr: SocketAddr, now: Timestamp) -> Result<Admitted, Refused> {
+        if self.lockdown.reason().is_some() {
+            return Err(Refused::Lockdown);
+        }
         let source = source_of(addr.ip());
         let limits = &self.shared.limits;
         let mut state = self.shared.state();
@@ -169,6 +188,9 @@ pub enum Refused {
     /// This source has taken its share of them.
     #[error("too many unauthenticated connections from this source")]
     TooManyFromSource,
+    /// An administrator keeps everybody out.
+    #[error("lockdown")]
+    Lockdown,
     /// It failed too often.
     #[error("source banned until {until}")]
     Banned {
@@ -269,6 +291,15 @@ mod tests {
             [guard.admit(addr("192.0.2.1"), at(0)).unwrap(), guard.admit(addr("192.0.2.1"), at(0)).unwrap()];
         assert_eq!(guard.admit(addr("192.0.2.1"), at(0)).err(), Some(Refused::TooManyFromSource));
         assert!(guard.admit(addr("192.0.2.2"), at(0)).is_ok());
+    }
+
+    #[test]
+    fn a_lockdown_keeps_everybody_out_and_its_end_lets_them_in() {
+        let guard = guard();
+        guard.lockdown().start("breach").unwrap();
+        assert_eq!(guard.admit(addr("192.0.2.1"), at(0)).err(), Some(Refused::Lockdown));
+        guard.lockdown().end().unwrap();
+        assert!(guard.admit(addr("192.0.2.1"), at(0)).is_ok());
     }
 
     #[test]

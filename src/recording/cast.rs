@@ -7,7 +7,7 @@ use serde_json::{Value, json as value};
 
 use super::format::{Note, Record, What};
 use super::message::Direction;
-use super::tape::Summary;
+use super::summary::Summary;
 
 /// A replayable view of one channel, or of all where none has a terminal, made record by record.
 #[derive(Debug, Clone, PartialEq, Eq)]

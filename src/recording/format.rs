@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::ledger::ChannelSummary;
 use super::message::{ChannelMessage, Direction};
 use super::operations::Operation;
-use super::tape::SessionEnd;
+use super::summary::SessionEnd;
 
 /// What stands in clear at the start of a tape.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

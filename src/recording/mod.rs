@@ -18,8 +18,10 @@ mod player;
 mod scp;
 mod screen;
 mod sftp;
+mod summary;
 mod tape;
 mod tapes;
+mod told;
 mod transcript;
 
 pub use cast::{Cast, CastEvent, cast_header, cast_line, json_record};
@@ -30,8 +32,10 @@ pub use ledger::{Capture, ChannelSummary};
 pub use message::{ChannelMessage, Direction, SessionId};
 pub use operations::{Deed, Operation};
 pub use player::{Playback, picture};
-pub use tape::{Mode, SessionEnd, SessionStatus, Summary, Tape, Terms};
-pub use tapes::{Frames, Live, TapeError, TapeVerified, Tapes, Unreadable};
+pub use summary::{SessionEnd, SessionStatus, Summary};
+pub use tape::{Mode, Tape, Terms};
+pub use tapes::{TapeError, TapeVerified, Tapes};
+pub use told::{Frames, Live, Unreadable};
 pub use transcript::{Line, Source, Transcript};
 
 #[cfg(test)]

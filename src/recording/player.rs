@@ -4,7 +4,8 @@ use super::cast::{Cast, CastEvent};
 use super::format::Record;
 use super::message::SessionId;
 use super::screen::Screens;
-use super::tapes::{Frames, TapeError, Tapes};
+use super::tapes::{TapeError, Tapes};
+use super::told::Frames;
 
 /// A tape that is being played, an event at a time.
 pub struct Playback {

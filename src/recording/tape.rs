@@ -11,7 +11,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, broadcast, watch};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
@@ -22,6 +21,7 @@ use super::ledger::{ChannelSummary, Kept, Ledger};
 use super::message::{ChannelMessage, Direction};
 use super::operations::Operation;
 use super::pack::pack;
+use super::summary::{SessionEnd, SessionStatus, Summary};
 use super::tapes::{TapeError, write_beside};
 
 /// What happens to a session whose tape can no longer be written.
@@ -32,66 +32,6 @@ pub enum Mode {
     Strict,
     /// It goes on; the ledger says what is lost.
     BestEffort,
-}
-
-/// Where a tape is in its life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SessionStatus {
-    /// Running.
-    Live,
-    /// Ended by its peers.
-    Closed,
-    /// Cut.
-    Killed,
-    /// The daemon died while it was written.
-    Truncated,
-}
-
-/// How a session ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SessionEnd {
-    /// `closed` or `killed`.
-    pub status: SessionStatus,
-    /// Why, where there is a reason.
-    pub reason: Option<String>,
-}
-
-/// One session, as `sessions list --json` prints it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Summary {
-    /// Who, where, since when.
-    #[serde(flatten)]
-    pub header: Header,
-    /// Null while live.
-    pub ended_at: Option<Timestamp>,
-    /// Where it is in its life.
-    pub status: SessionStatus,
-    /// Why it ended.
-    pub reason: Option<String>,
-    /// Bytes from the user.
-    pub bytes_in: u64,
-    /// Bytes from the instance.
-    pub bytes_out: u64,
-    /// The ledger.
-    pub channels: Vec<ChannelSummary>,
-    /// SHA-256 of the tape file, hex; null while live.
-    pub digest: Option<String>,
-}
-
-impl Summary {
-    pub(super) fn of(header: Header, channels: Vec<ChannelSummary>) -> Self {
-        Self {
-            header,
-            ended_at: None,
-            status: SessionStatus::Live,
-            reason: None,
-            bytes_in: channels.iter().map(|c| c.bytes_in).sum(),
-            bytes_out: channels.iter().map(|c| c.bytes_out).sum(),
-            channels,
-            digest: None,
-        }
-    }
 }
 
 /// A running tape. Clones write to the same tape; when the last one is dropped unsealed, it ends as killed.

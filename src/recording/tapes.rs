@@ -2,7 +2,7 @@
 //!
 //! A tape without a summary that is not live was cut off by a crash: [`Tapes::open`] gives it one, `truncated`.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, Read as _, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -14,12 +14,13 @@ use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
-use super::format::{Header, Record, What};
+use super::format::{Header, What};
 use super::frames::{self, Reader, Writer};
 use super::keys::TapeKeys;
-use super::ledger::{ChannelSummary, Ledger};
 use super::message::SessionId;
-use super::tape::{Deck, Files, Mode, SessionEnd, SessionStatus, Summary, Tape, Terms, start};
+use super::summary::{SessionEnd, SessionStatus, Summary};
+use super::tape::{Deck, Files, Mode, Tape, Terms, start};
+use super::told::{Frames, Live, Telling, Unreadable, cut_off};
 use crate::policy::Authorized;
 
 /// Why a tape cannot be written or read.
@@ -71,8 +72,13 @@ impl TapeError {
         Self::File { path: path.to_owned(), source }
     }
 
-    fn damaged(path: &Path, offset: u64, what: impl Into<String>) -> Self {
+    pub(super) fn damaged(path: &Path, offset: u64, what: impl Into<String>) -> Self {
         Self::Damaged { path: path.to_owned(), offset, what: what.into() }
+    }
+
+    /// A file beside a tape is not the one that the trail names.
+    pub fn changed(path: &Path) -> Self {
+        Self::damaged(path, 0, "it is not the one that the audit trail names: it was changed")
     }
 
     /// Whether it tells of a file that was changed or lost, rather than of a machine in trouble.
@@ -341,6 +347,34 @@ impl Tapes {
         Ok(done)
     }
 
+    /// Whether tapes can be read here.
+    pub fn can_read(&self) -> bool {
+        self.keys.can_read()
+    }
+
+    /// SHA-256 of the summary as it lies beside the tape, hex.
+    ///
+    /// # Errors
+    /// [`TapeError`] if it is gone.
+    pub fn summary_digest(&self, id: SessionId) -> Result<String, TapeError> {
+        let path = self.path(id, "json");
+        match fs::read(&path) {
+            Ok(text) => Ok(HEXLOWER.encode(&Sha256::digest(text))),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Err(TapeError::damaged(&path, 0, "it is gone")),
+            Err(e) => Err(TapeError::file(&path, e)),
+        }
+    }
+
+    /// The file of a session's summary.
+    pub fn summary_file(&self, id: SessionId) -> PathBuf {
+        self.path(id, "json")
+    }
+
+    /// The file of a session's tape.
+    pub fn tape_file(&self, id: SessionId) -> PathBuf {
+        self.path(id, "tape")
+    }
+
     #[cfg(test)]
     pub(super) fn wrapped(&self, key: &[u8; 32]) -> Vec<u8> {
         self.keys.wrap(key).unwrap()
@@ -462,87 +496,6 @@ impl Tapes {
     fn path(&self, id: SessionId, extension: &str) -> PathBuf {
         self.dir.join(format!("{id}.{extension}"))
     }
-}
-
-/// The frames of a tape, one in memory at a time.
-pub struct Frames {
-    path: PathBuf,
-    reader: Reader,
-}
-
-impl Frames {
-    /// The next frame's records; none at the end, also where that is missing.
-    ///
-    /// # Errors
-    /// [`TapeError::Damaged`].
-    pub fn next_frame(&mut self) -> Result<Option<Vec<Record>>, TapeError> {
-        self.reader.next().map_err(|bad| TapeError::damaged(&self.path, bad.offset, bad.what))
-    }
-
-    fn damaged(&self, bad: frames::BadFrame) -> TapeError {
-        TapeError::damaged(&self.path, bad.offset, bad.what)
-    }
-}
-
-/// A session whose summary cannot be read, and why.
-pub type Unreadable = (SessionId, TapeError);
-
-/// What comes on a running tape.
-pub type Live = tokio::sync::broadcast::Receiver<Arc<Record>>;
-
-/// The ledger as the records of a tape without an end tell it.
-struct Telling {
-    ledger: Ledger,
-    told: BTreeMap<u32, ChannelSummary>,
-    last: u64,
-}
-
-impl Default for Telling {
-    fn default() -> Self {
-        Self { ledger: Ledger::new(u64::MAX), told: BTreeMap::new(), last: 0 }
-    }
-}
-
-impl Telling {
-    fn hear(&mut self, record: &Record) {
-        self.last = record.millis;
-        match &record.what {
-            What::Counted(summary) | What::Closed(summary) => {
-                self.told.insert(record.channel, summary.clone());
-            }
-            What::Opened => self.ledger.opened(record.channel),
-            what => {
-                if let Some((direction, message)) = what.message(&record.payload) {
-                    self.ledger.observe(record.channel, direction, &message);
-                    drop(self.ledger.operations(record.channel));
-                }
-            }
-        }
-    }
-
-    /// The last that the tape says of each channel.
-    fn channels(self) -> Vec<ChannelSummary> {
-        let mut told = self.told;
-        for summary in self.ledger.summaries() {
-            // What was counted is told; what was kept counts itself.
-            let counted = told.entry(summary.channel).or_insert_with(|| summary.clone());
-            if summary.relayed_bytes > counted.relayed_bytes {
-                *counted = summary;
-            }
-        }
-        told.into_values().collect()
-    }
-}
-
-/// The summary of a session whose tape has no end.
-fn cut_off(header: Header, telling: Telling) -> Summary {
-    let lasted = std::time::Duration::from_millis(telling.last);
-    let ended = header.started_at.checked_add(lasted).unwrap_or(header.started_at);
-    let mut summary = Summary::of(header, telling.channels());
-    summary.ended_at = Some(ended);
-    summary.status = SessionStatus::Truncated;
-    summary.reason = Some("the daemon was stopped in the middle of it".to_owned());
-    summary
 }
 
 /// Refuses a new tape before the disk is so full that the ones that run, and the audit trail, could not go on.

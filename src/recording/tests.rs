@@ -378,7 +378,7 @@ fn hour(dir: &Path, seconds: u64) -> (Tapes, SessionId, String) {
     }
     let files = Files { tape: file("tape"), summary: file("json"), key: zeroize::Zeroizing::new(key) };
     let digest = pack::pack(&header(id), &files, writer.length()).unwrap().unwrap();
-    let mut summary = tape::Summary::of(header(id), ledger.summaries());
+    let mut summary = summary::Summary::of(header(id), ledger.summaries());
     (summary.status, summary.reason) = (ended.status, ended.reason);
     (summary.ended_at, summary.digest) = (Some(Timestamp::UNIX_EPOCH), Some(digest));
     fs::write(file("json"), serde_json::to_vec(&summary).unwrap()).unwrap();

@@ -6,6 +6,7 @@
 mod bootstrap;
 mod run;
 mod socket;
+mod upkeep;
 
 pub use bootstrap::{InitError, init};
 pub use run::{ServeError, run};

@@ -13,15 +13,16 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::socket;
+use super::{socket, upkeep};
 use crate::admin::{self, FrontDesk};
-use crate::audit::{Event, SessionFacts, Trail};
+use crate::audit::{Event, Keeping, SessionFacts, Trail};
 use crate::config::{self, Config};
+use crate::guard::lockdown::Lockdown;
 use crate::guard::{self, Guard};
 use crate::ingress::serve_connection;
 use crate::policy::Rulebook;
-use crate::rotation;
 use crate::recording::{self, Header, Summary, TapeKeys, Tapes};
+use crate::rotation;
 use crate::session::{Desk, House, Registry, recompile, watch};
 
 /// Why the daemon does not serve: what was being done, and what went wrong.
@@ -52,6 +53,7 @@ pub async fn run(config: Config) -> Result<(), ServeError> {
     let tasks = tokio_util::task::TaskTracker::new();
     tasks.spawn(watch(Arc::clone(&house), stop.clone()));
     tasks.spawn(rotation::keep(admin::rotation(&house), stop.clone()));
+    tasks.spawn(upkeep::keep(Arc::clone(&house), stop.clone()));
     tasks.spawn(socket::serve(door, Arc::clone(&house), stop.clone()));
     tracing::info!(address = %house.config.listen, "daemon.listening");
     tokio::select! {
@@ -69,8 +71,9 @@ pub async fn run(config: Config) -> Result<(), ServeError> {
     if tokio::time::timeout(Duration::from_secs(5), tasks.wait()).await.is_err() {
         tracing::warn!("daemon.tasks_left");
     }
-    house.trail.checkpoint(Timestamp::now()).await.map_err(during("signing the last checkpoint"))?;
     note(&house, Event::DaemonStopped { reason: "told to stop".to_owned() }).await?;
+    // Last of all, so that nothing of this run lies behind it unsigned but its own event.
+    house.trail.checkpoint(Timestamp::now()).await.map_err(during("signing the last checkpoint"))?;
     if let Err(error) = std::fs::remove_file(&house.config.socket) {
         tracing::debug!(%error, "daemon.socket_left");
     }
@@ -84,7 +87,10 @@ async fn open(config: Config) -> Result<House, ServeError> {
     vault.check_master_key().await.map_err(during("checking the master key"))?;
     let signers = Signers::load(&vault).await.map_err(during("loading the signing keys"))?;
     let auditor = signers.audit.clone();
-    let trail = Trail::open(&config.audit_dir(), auditor).map_err(during("opening the audit trail"))?;
+    let keeping =
+        Keeping { reserve_bytes: config.audit.reserve_mb << 20, head_file: config.audit.head_file.clone() };
+    let trail = Trail::open_keeping(&config.audit_dir(), auditor, keeping)
+        .map_err(during("opening the audit trail"))?;
     let terms = &config.recording;
     let keys = TapeKeys::configured(terms.identity.as_deref(), &terms.recipients)
         .map_err(during("reading the auditors' keys"))?;
@@ -95,11 +101,15 @@ async fn open(config: Config) -> Result<House, ServeError> {
     let kept = recording::Terms { limit: terms.capture_limit_bytes, mode };
     let (tapes, truncated) =
         Tapes::open(&config.tapes_dir(), keys, kept).map_err(during("opening the recordings"))?;
-    let guard = Guard::new(guard::Limits {
+    let limits = guard::Limits {
         max_startups: config.limits.max_startups,
         per_source: config.limits.per_source,
         ..guard::Limits::default()
-    });
+    };
+    let guard = Guard::locked_down_by(limits, Lockdown::at(&config.state_dir.join("lockdown")));
+    if let Some(reason) = guard.lockdown().reason() {
+        tracing::warn!(%reason, "lockdown: nobody is let in; end it with: keyward access deny-all --end");
+    }
     let rulebook = Rulebook::compile(&[]).map_err(during("compiling the rules"))?;
     let house = House {
         vault: Arc::new(vault),
@@ -108,6 +118,7 @@ async fn open(config: Config) -> Result<House, ServeError> {
         tapes: Arc::new(tapes),
         signers: Arc::new(signers),
         registry: Registry::new(),
+        started_at: Timestamp::now(),
         config: Arc::new(config),
         rulebook: ArcSwap::from_pointee(rulebook),
     };
@@ -120,12 +131,14 @@ async fn open(config: Config) -> Result<House, ServeError> {
 
 /// What the trail hears of a session that a crash cut off.
 fn cut_off(tape: Summary) -> Event {
+    let summary = tape.sha256();
     let Header { id, user, login, instance, source_ip, key, .. } = tape.header;
     Event::SessionClosed {
         facts: SessionFacts { session: id, user, source_ip, key, instance, login },
         status: "truncated".to_owned(),
         reason: tape.reason,
         digest: tape.digest.unwrap_or_default(),
+        summary,
     }
 }
 

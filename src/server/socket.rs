@@ -64,10 +64,20 @@ async fn converse(mut stream: UnixStream, house: &House) -> io::Result<()> {
         let mut out = Output::new(to, request.json, request.width);
         execute(house, &Caller::Operator { uid }, request.command, &mut out).await
     };
-    let (_, mut writer) = stream.split();
+    let (mut reader, mut writer) = stream.split();
     let send = async {
         let mut sent = Ok(());
-        while let Some(chunk) = from.recv().await {
+        loop {
+            let chunk = tokio::select! {
+                chunk = from.recv() => chunk,
+                // A client says nothing after its request: this is its end, and what follows a session must know.
+                _ = reader.read_u8() => {
+                    sent = Err(io::ErrorKind::BrokenPipe.into());
+                    from.close();
+                    break;
+                }
+            };
+            let Some(chunk) = chunk else { break };
             sent = writer.write_all(&Reply::Chunk(chunk).frame()).await;
             if sent.is_err() {
                 // The command sees its output closed and ends by itself, audit event included.

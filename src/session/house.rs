@@ -28,6 +28,8 @@ pub struct House {
     pub signers: Arc<Signers>,
     /// Live sessions and connections.
     pub registry: Arc<Registry>,
+    /// When the daemon started.
+    pub started_at: jiff::Timestamp,
     /// The validated configuration.
     pub config: Arc<Config>,
     /// The compiled rules; [`super::watch`] replaces them when a rule changes.

@@ -329,7 +329,7 @@ struct Ending<'a> {
 /// Seals the tape, then appends the close that carries its digest.
 async fn finish(house: &House, authorized: &Authorized, tape: &Tape, ending: Ending<'_>) {
     let status = if ending.killed { SessionStatus::Killed } else { SessionStatus::Closed };
-    let digest = seal(tape, status, ending.reason).await;
+    let (digest, summary) = seal(tape, status, ending.reason).await;
     let facts = facts(authorized, ending.id);
     let reason = ending.reason.to_owned();
     let killed = ending.killed.then(|| Event::SessionKilled {
@@ -338,7 +338,8 @@ async fn finish(house: &House, authorized: &Authorized, tape: &Tape, ending: End
         reason: reason.clone(),
     });
     let word = if ending.killed { "killed" } else { "closed" };
-    let closed = Event::SessionClosed { facts, status: word.to_owned(), reason: Some(reason), digest };
+    let closed =
+        Event::SessionClosed { facts, status: word.to_owned(), reason: Some(reason), digest, summary };
     for event in killed.into_iter().chain([closed]) {
         if let Err(fault) = audit(house, event).await {
             tracing::error!(session.id = %ending.id, %fault, "audit.append_failed");
@@ -346,12 +347,16 @@ async fn finish(house: &House, authorized: &Authorized, tape: &Tape, ending: End
     }
 }
 
-async fn seal(tape: &Tape, status: SessionStatus, reason: &str) -> String {
+/// Seals the tape; the digests of tape and summary.
+async fn seal(tape: &Tape, status: SessionStatus, reason: &str) -> (String, Option<String>) {
     match tape.seal(SessionEnd { status, reason: Some(reason.to_owned()) }, Timestamp::now()).await {
-        Ok(summary) => summary.digest.unwrap_or_default(),
+        Ok(summary) => {
+            let told = summary.sha256();
+            (summary.digest.unwrap_or_default(), told)
+        }
         Err(error) => {
             tracing::error!(%error, "tape.seal_failed");
-            String::new()
+            (String::new(), None)
         }
     }
 }

@@ -70,6 +70,9 @@ async fn decide_again(house: &House, now: Timestamp) {
 
 /// The sentence that tells why `info` may not go on, or `None` if it may.
 pub(super) async fn lost_right(house: &House, info: &LiveInfo, now: Timestamp) -> Option<String> {
+    if let Some(reason) = house.guard.lockdown().reason() {
+        return Some(lockdown_sentence(&reason));
+    }
     let user = match house.vault.get::<User>(info.user.as_str()).await {
         Ok(Some(user)) => user,
         Ok(None) => return Some("Your account was removed.".to_owned()),
@@ -97,6 +100,11 @@ pub(super) async fn lost_right(house: &House, info: &LiveInfo, now: Timestamp) -
     let facts = Facts { user: &info.user, roles: &user.roles, source: info.source.ip() };
     let decision = house.rulebook.load().decide(&facts, &instance, login, now);
     (!can.is_subset(&decision.can)).then(|| format!("Your access to {login}@{name} has ended."))
+}
+
+/// What those hear who are cut by a lockdown.
+pub fn lockdown_sentence(reason: &str) -> String {
+    format!("Nobody may use this bastion for now: {reason}.")
 }
 
 const UNDECIDED: &str = "Your access can no longer be checked.";

@@ -12,12 +12,14 @@
 
 mod administration;
 mod attacks;
+mod auditor;
 mod channels;
 mod crash;
 mod cuts;
 mod desk;
 mod destinations;
 mod enrolment;
+mod evidence;
 mod flow;
 mod forward;
 mod jump;

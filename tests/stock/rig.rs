@@ -65,6 +65,14 @@ impl Rig {
         wait_for("the daemon", || self.run(&["status"]).status.success());
     }
 
+    /// SIGTERM: drains, signs the chain, ends.
+    #[allow(dead_code, reason = "for the tests, not for the benchmark, which shares this rig")]
+    pub fn stop(&mut self) {
+        let mut daemon = self.daemon.take().unwrap();
+        assert!(Command::new("kill").arg(daemon.id().to_string()).status().unwrap().success());
+        daemon.wait().unwrap();
+    }
+
     /// `kill -9`: what is not durable is gone.
     pub fn kill_9(&mut self) {
         let mut daemon = self.daemon.take().unwrap();

@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use super::{Receipt, chain_hash, segment_name};
@@ -88,6 +88,8 @@ pub fn read(dir: &Path) -> Reader {
         Err(e) => (Vec::new(), Some(fault(dir, 0, None, &format!("cannot be read: {e}")))),
     };
     Reader {
+        dir: dir.to_owned(),
+        at: 0,
         segments: segments.into_iter(),
         current: None,
         last: None,
@@ -101,6 +103,9 @@ pub fn read(dir: &Path) -> Reader {
 /// The iterator behind [`read`].
 #[derive(Debug)]
 pub struct Reader {
+    dir: PathBuf,
+    /// Where in the last segment the next line begins, in bytes.
+    at: u64,
     segments: std::vec::IntoIter<PathBuf>,
     current: Option<Open>,
     last: Option<PathBuf>,
@@ -148,6 +153,26 @@ impl Reader {
         self.head.clone()
     }
 
+    /// Goes on after the end with what was appended since; nothing is read twice.
+    ///
+    /// # Errors
+    /// A segment or the directory cannot be read.
+    pub fn resume(&mut self) -> Result<(), Fault> {
+        let wrong = |path: &Path, e: std::io::Error| fault(path, 0, None, &format!("cannot be read: {e}"));
+        let found = segments(&self.dir).map_err(|e| wrong(&self.dir, e))?;
+        let newer = found.into_iter().filter(|path| self.last.as_ref().is_none_or(|last| path > last));
+        self.segments = newer.collect::<Vec<_>>().into_iter();
+        if let Some(path) = self.last.clone() {
+            let mut file = File::open(&path).map_err(|e| wrong(&path, e))?;
+            file.seek(SeekFrom::Start(self.at)).map_err(|e| wrong(&path, e))?;
+            let file = BufReader::with_capacity(1 << 16, file);
+            self.current = Some(Open { path, file, offset: self.at });
+        }
+        self.torn = None;
+        self.ended = false;
+        Ok(())
+    }
+
     /// The segment with an unfinished last line, and where that line begins. Known once everything was read.
     pub(super) fn torn(&self) -> Option<(&Path, u64)> {
         self.torn.as_ref().map(|(path, offset)| (path.as_path(), *offset))
@@ -180,6 +205,7 @@ impl Reader {
                     let prev =
                         std::mem::replace(&mut self.head, Receipt { seq: expected, hash: hash.clone() });
                     let file = open.path.clone();
+                    self.at = open.offset;
                     Ok(Some(Entry { seq: expected, prev: prev.hash, hash, payload, file, offset: at }))
                 }
                 Err(what) => {
@@ -203,6 +229,7 @@ impl Reader {
         }
         let file = File::open(&path).map_err(|e| fault(&path, 0, Some(expected), &e.to_string()))?;
         self.last = Some(path.clone());
+        self.at = 0;
         self.current = Some(Open { path, file: BufReader::with_capacity(1 << 16, file), offset: 0 });
         Ok(true)
     }

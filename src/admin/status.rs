@@ -1,0 +1,101 @@
+//! `status` and `recording …`: how the bastion itself is.
+
+use jiff::Timestamp;
+use keystore::UserKey;
+use serde_json::json;
+
+use super::render::plain;
+use super::{Caller, Fault, Output, Recording};
+use crate::audit::Event;
+use crate::recording::{TapeKeys, disk_left};
+use crate::session::House;
+
+pub(super) async fn status(house: &House, out: &mut Output) -> Result<(), Fault> {
+    let now = Timestamp::now();
+    let keys: Vec<UserKey> = house.vault.list().await?;
+    let soon = now.as_second() + 14 * 86_400;
+    let expiring = keys.iter().filter(|k| k.usable(now) && k.expires_at.as_second() <= soon).count();
+    let (head, signed) = (house.trail.head(), house.trail.signed());
+    let live = house.registry.sessions();
+    let connections = house.registry.live().len() - live;
+    let version = env!("CARGO_PKG_VERSION");
+    let uptime = now.as_second() - house.started_at.as_second();
+    let (trail, dir) = (std::sync::Arc::clone(&house.trail), house.config.state_dir.clone());
+    let looked = tokio::task::spawn_blocking(move || (trail.has_reserve(), disk_left(&dir))).await;
+    let (reserve, room) = looked.map_err(|e| Fault::error(e.to_string()))?;
+    let room = room.map_err(|e| Fault::error(e.to_string()))?;
+    let lockdown = house.guard.lockdown().reason();
+    let mut warnings = Vec::new();
+    if room.percent_used >= 80 {
+        warnings.push(format!("the disk is {} % full; at its end no session is let in", room.percent_used));
+    }
+    if !reserve {
+        warnings.push("the audit trail's reserve is used up: free the disk".to_owned());
+    }
+    if let Some(reason) = &lockdown {
+        warnings.push(format!("lockdown: {}. End it: keyward access deny-all --end", plain(reason)));
+    }
+    let value = json!({
+        "version": version, "listen": house.config.listen, "started_at": house.started_at,
+        "uptime_secs": uptime, "live_sessions": live, "connections": connections, "keys_expiring": expiring,
+        "disk": { "bytes_left": room.bytes, "percent_used": room.percent_used },
+        "audit": {
+            "seq": head.seq, "hash": head.hash, "signed_through": signed, "reserve": reserve,
+        },
+        "recordings_readable_here": house.tapes.can_read(), "lockdown": lockdown, "warnings": warnings,
+    });
+    let mut text = format!(
+        "keyward {version}, listening on {}, up {}\n\
+         live sessions      {live}, {connections} connections\n\
+         keys expiring 14d  {expiring}\n\
+         disk               {} MB left, {} % used\n\
+         audit trail        event {} {}, signed through {signed}\n\
+         recordings         {}",
+        house.config.listen,
+        lasted(uptime),
+        room.bytes / 1_000_000,
+        room.percent_used,
+        head.seq,
+        head.hash,
+        if house.tapes.can_read() { "readable here" } else { "readable only with the auditors' identity" },
+    );
+    for warning in &warnings {
+        text.push_str(&format!("\nWARNING: {warning}"));
+    }
+    out.either(&value, text).await
+}
+
+fn lasted(seconds: i64) -> String {
+    match (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60) {
+        (0, 0, 0) => format!("{seconds}s"),
+        (0, 0, minutes) => format!("{minutes}m"),
+        (0, hours, minutes) => format!("{hours}h{minutes:02}m"),
+        (days, hours, _) => format!("{days}d{hours:02}h"),
+    }
+}
+
+pub(super) async fn recording(
+    house: &House,
+    caller: &Caller,
+    command: Recording,
+    out: &mut Output,
+) -> Result<(), Fault> {
+    let Recording::Rewrap { recipients, .. } = command;
+    let terms = &house.config.recording;
+    let to = if recipients.is_empty() {
+        TapeKeys::configured(terms.identity.as_deref(), &terms.recipients)?
+    } else {
+        TapeKeys::recipients_only(&recipients)?
+    };
+    let names = to.recipients();
+    let done = super::sessions::reading(house, move |tapes| tapes.rewrap(&to)).await?;
+    let event =
+        Event::RecordingsRewrapped { by: caller.name(), count: done as u64, recipients: names.clone() };
+    super::trail::note(house, event, Timestamp::now()).await?;
+    let value = json!({ "rewrapped": done, "recipients": names });
+    let text = format!(
+        "{done} recordings can now be read by {}. New ones follow the configuration.",
+        names.join(", ")
+    );
+    out.either(&value, text).await
+}

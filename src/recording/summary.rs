@@ -1,0 +1,74 @@
+//! The summary of a session: what `sessions list` shows, and what lies beside each tape.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::format::Header;
+use super::ledger::ChannelSummary;
+
+/// Where a tape is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SessionStatus {
+    /// Running.
+    Live,
+    /// Ended by its peers.
+    Closed,
+    /// Cut.
+    Killed,
+    /// The daemon died while it was written.
+    Truncated,
+}
+
+/// How a session ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionEnd {
+    /// `closed` or `killed`.
+    pub status: SessionStatus,
+    /// Why, where there is a reason.
+    pub reason: Option<String>,
+}
+
+/// One session, as `sessions list --json` prints it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Who, where, since when.
+    #[serde(flatten)]
+    pub header: Header,
+    /// Null while live.
+    pub ended_at: Option<Timestamp>,
+    /// Where it is in its life.
+    pub status: SessionStatus,
+    /// Why it ended.
+    pub reason: Option<String>,
+    /// Bytes from the user.
+    pub bytes_in: u64,
+    /// Bytes from the instance.
+    pub bytes_out: u64,
+    /// The ledger.
+    pub channels: Vec<ChannelSummary>,
+    /// SHA-256 of the tape file, hex; null while live.
+    pub digest: Option<String>,
+}
+
+impl Summary {
+    /// SHA-256 of the summary as it lies beside its tape, hex.
+    pub fn sha256(&self) -> Option<String> {
+        use sha2::Digest as _;
+        let text = serde_json::to_vec(self).ok()?;
+        Some(data_encoding::HEXLOWER.encode(&sha2::Sha256::digest(text)))
+    }
+
+    pub(super) fn of(header: Header, channels: Vec<ChannelSummary>) -> Self {
+        Self {
+            header,
+            ended_at: None,
+            status: SessionStatus::Live,
+            reason: None,
+            bytes_in: channels.iter().map(|c| c.bytes_in).sum(),
+            bytes_out: channels.iter().map(|c| c.bytes_out).sum(),
+            channels,
+            digest: None,
+        }
+    }
+}
