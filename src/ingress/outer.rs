@@ -136,15 +136,18 @@ impl server::Handler for Outer {
         reply: ChannelOpenHandle,
         session: &mut Session,
     ) -> Result<(), russh::Error> {
-        let stdio = refusal::is_stdio(originator_address, originator_port);
-        if let Some(sentence) = self.lost() {
-            tokio::spawn(refusal::refuse(channel, reply, sentence, stdio));
-            return Ok(());
-        }
         let (Some(caller), Ok(room)) = (self.caller(), Arc::clone(&self.room).try_acquire_owned()) else {
             reply.reject(ChannelOpenFailure::ResourceShortage).await;
             return Ok(());
         };
+        let stdio = refusal::is_stdio(originator_address, originator_port);
+        if let Some(sentence) = self.lost() {
+            tokio::spawn(async move {
+                refusal::refuse(channel, reply, sentence, stdio).await;
+                drop(room);
+            });
+            return Ok(());
+        }
         let (house, asked) = (Arc::clone(&self.house), host_to_connect.to_owned());
         let Ok(port) = u16::try_from(port_to_connect) else { return Ok(()) };
         let handle = session.handle();

@@ -186,6 +186,15 @@ fn the_environment_that_the_instance_accepts_arrives_and_no_other() {
 }
 
 #[test]
+fn x11_is_refused_and_the_command_runs_all_the_same() {
+    let rig = Rig::with_alice();
+    let mut ssh = rig.client("ssh", "alice");
+    let output = ssh.env("DISPLAY", ":0").args(["-X", "db-1", "echo \"[$DISPLAY]\""]).output().unwrap();
+    assert_eq!(text(output.stdout), "[]\n");
+    assert!(text(output.stderr).contains("X11 forwarding request failed"), "the client says so");
+}
+
+#[test]
 fn sftp_runs_a_batch() {
     let rig = Rig::with_alice();
     let content = write(&rig.path("up"), 1_500_000);
