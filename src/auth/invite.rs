@@ -302,7 +302,8 @@ impl Enrolling {
 
     async fn record(&self, vault: &Vault, key: &PublicKey, now: Timestamp) -> Result<UserKey, LoginFault> {
         let store = |why: String| LoginFault::Store(why);
-        let expires_at = Timestamp::from_second(now.as_second().saturating_add(self.by.terms.max_age));
+        let expires_at =
+            Timestamp::from_second(now.as_second().saturating_add(self.by.terms.max_age_of(UserKind::Human)));
         Ok(UserKey {
             id: vault.next_id("K").await?,
             user: self.by.user.clone(),

@@ -105,6 +105,53 @@ fn strangers_are_asked_the_same_whether_the_user_exists_or_not() {
 }
 
 #[test]
+fn a_code_given_before_the_key_enrols_too() {
+    let rig = Rig::bastion();
+    rig.ok(&["users", "add", "carol"]);
+    rig.keygen("id_carol");
+    person(&rig, "carol", &invite(&rig, "carol"));
+    let order = "PreferredAuthentications=keyboard-interactive,publickey";
+    let output = rig.client("ssh", "carol").args(["-o", order, "bastion"]).output().unwrap();
+    assert!(output.status.success(), "{}\n{}", text(output.stderr), prompts(&rig, "carol"));
+    assert_eq!(rig.json(&["ssh-keys", "list"])[0]["status"], "active");
+}
+
+#[test]
+fn while_others_are_invited_a_known_key_among_unknown_ones_logs_in_as_ever() {
+    let rig = Rig::with_alice();
+    rig.ok(&["users", "add", "carol"]);
+    invite(&rig, "carol");
+    rig.keygen("id_work");
+    let rsa = rig.path("id_rsa");
+    let made =
+        std::process::Command::new("ssh-keygen").args(["-q", "-t", "rsa", "-N", "", "-f"]).arg(&rsa).status();
+    assert!(made.unwrap().success());
+    let mut command = rig.client("ssh", "alice");
+    // Named on the command line, they are offered before the one of the configuration.
+    command.arg("-i").arg(&rsa).arg("-i").arg(rig.path("id_work")).args(["db-1", "echo in"]);
+    let output = command.env("SSH_ASKPASS", rig.path("code_alice")).output().unwrap();
+    let err = text(output.stderr);
+    assert_eq!(text(output.stdout), "in\n", "{err}");
+    assert!(!err.contains("nrolment code"), "nobody asked her for one: {err}");
+    assert!(!rig.ok(&["logs", "tail", "-n", "50"]).contains("ssh_login_failed"), "an offer is no failure");
+}
+
+#[test]
+fn a_key_that_cannot_be_added_stands_in_nobodys_way() {
+    let rig = Rig::bastion();
+    rig.ok(&["users", "add", "carol"]);
+    rig.keygen("id_carol");
+    let rsa = rig.path("id_rsa");
+    let made =
+        std::process::Command::new("ssh-keygen").args(["-q", "-t", "rsa", "-N", "", "-f"]).arg(&rsa).status();
+    assert!(made.unwrap().success());
+    person(&rig, "carol", &invite(&rig, "carol"));
+    let output = rig.client("ssh", "carol").arg("-i").arg(&rsa).arg("bastion").output().unwrap();
+    assert!(output.status.success(), "{}", text(output.stderr));
+    assert_eq!(rig.json(&["ssh-keys", "list"])[0]["algorithm"], "ssh-ed25519");
+}
+
+#[test]
 fn a_replacement_key_is_confirmed_with_the_authenticator_in_use() {
     let rig = Rig::with_alice();
     fs::remove_file(rig.path("id_alice")).unwrap();
