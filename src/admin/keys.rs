@@ -85,8 +85,19 @@ pub(super) async fn run(
             out.note(format!("Revoked {} of {}. Its live sessions were ended.", key.id, key.user)).await?;
             let touched = blast::touched(house, Whose::Key(key.fingerprint.clone()), now).await?;
             let key = find(house, &key.fingerprint).await?;
-            let value = json!({ "key": shown(&key, now), "touched": touched });
-            out.either(&value, touched.told(out.width())).await
+            // Whoever held it may have staged a key of their own.
+            let mut successors: Vec<UserKey> = house.vault.list().await?;
+            successors.retain(|k| k.replaces.as_deref() == Some(&key.fingerprint) && k.revoked.is_none());
+            let mut text = touched.told(out.width());
+            for next in &successors {
+                text.push_str(&format!(
+                    "\n{} ({}) was added with it, to replace it. Unless {} vouches for it: keyward ssh-keys revoke {} --reason TEXT",
+                    next.id, next.status_at(now), key.user, next.id
+                ));
+            }
+            let successors: Vec<_> = successors.iter().map(|k| shown(k, now)).collect();
+            let value = json!({ "key": shown(&key, now), "touched": touched, "successors": successors });
+            out.either(&value, text).await
         }
     }
 }
