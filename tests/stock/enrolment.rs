@@ -197,3 +197,63 @@ fn who_cannot_log_in_is_not_invited() {
     assert_eq!(rig.run(&["users", "invite", "alice"]).status.code(), Some(5));
     assert_eq!(rig.run(&["users", "invite", "nobody"]).status.code(), Some(3));
 }
+
+#[test]
+fn code_key_and_confirmation_count_only_in_their_order_and_for_one_name() {
+    let rig = Rig::bastion();
+    for user in ["carol", "dave"] {
+        rig.ok(&["users", "add", user]);
+    }
+    rig.keygen("id_carol");
+    person(&rig, "carol", "unused");
+    let said = rig.paramiko(
+        "carol",
+        &format!(
+            r#"
+CODE = '{}'
+asked = []
+def answering(*answers):
+    answers = list(answers)
+    def handler(title, instructions, prompts):
+        asked.append(''.join(p for p, _ in prompts))
+        return [answers.pop(0)] if prompts else []
+    return handler
+def refused(step):
+    try: result = step()
+    except paramiko.SSHException: return
+    sys.exit('not refused: %r, %r' % (result, asked))
+
+# A key that signed for dave is not carol's: after her code a key is still due.
+t = connect()
+refused(lambda: t.auth_publickey('dave', KEY))
+assert t.auth_interactive('carol', answering(CODE)) == ['publickey'], asked
+# Offered for dave again, the code for carol is forgotten, and so the key is not asked for hers.
+refused(lambda: t.auth_publickey('dave', KEY))
+refused(lambda: t.auth_publickey('carol', KEY))
+asked.clear()
+refused(lambda: t.auth_interactive('carol', answering('123456')))
+assert asked == ['Enrolment code: '], asked
+t.close()
+
+# The code for carol, then the question for dave: all is void.
+t = connect()
+assert t.auth_interactive('carol', answering(CODE)) == ['publickey'], asked
+refused(lambda: t.auth_interactive('dave', answering(CODE)))
+refused(lambda: t.auth_publickey('carol', KEY))
+t.close()
+
+# Code and key, but no code of the authenticator: no login, and nothing is stored.
+t = connect()
+assert t.auth_interactive('carol', answering(CODE)) == ['publickey'], asked
+assert t.auth_publickey('carol', KEY) == ['keyboard-interactive'], asked
+refused(lambda: t.auth_interactive('carol', answering(CODE)))
+assert not t.is_authenticated()
+print('done')
+"#,
+            invite(&rig, "carol")
+        ),
+    );
+    assert_eq!(said, "done\n");
+    assert_eq!(rig.json(&["ssh-keys", "list"]).as_array().unwrap().len(), 0);
+    assert!(rig.events("mfa_enrolled").is_empty() && rig.events("ssh_login_succeeded").is_empty());
+}
