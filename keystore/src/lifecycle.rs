@@ -6,13 +6,15 @@
 
 use jiff::Timestamp;
 
-use crate::record::{KeyStatus, UserKey};
+use crate::record::{KeyStatus, UserKey, UserKind};
 
 /// How long keys live, in seconds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Terms {
     /// From being added to expiry.
     pub max_age: i64,
+    /// The same for services, whose keys open doors without a code.
+    pub service_max_age: i64,
     /// How long before expiry each warning comes; longest first.
     pub warn: Vec<i64>,
     /// How long an expired key may still be exchanged by its owner.
@@ -23,7 +25,13 @@ pub struct Terms {
 
 impl Default for Terms {
     fn default() -> Self {
-        Self { max_age: 90 * DAY, warn: vec![14 * DAY, 7 * DAY, DAY], grace: 14 * DAY, overlap: DAY }
+        Self {
+            max_age: 90 * DAY,
+            service_max_age: 90 * DAY,
+            warn: vec![14 * DAY, 7 * DAY, DAY],
+            grace: 14 * DAY,
+            overlap: DAY,
+        }
     }
 }
 
@@ -87,6 +95,16 @@ pub fn in_grace(key: &UserKey, grace: i64, now: Timestamp) -> bool {
         && was_in_use
         && key.retires_at.is_none()
         && now.as_second() < grace_ends(key, grace)
+}
+
+impl Terms {
+    /// How long a key of such a user lives, in seconds.
+    pub fn max_age_of(&self, kind: UserKind) -> i64 {
+        match kind {
+            UserKind::Human => self.max_age,
+            UserKind::Service => self.service_max_age,
+        }
+    }
 }
 
 /// When the grace of `key` ends, in Unix seconds.

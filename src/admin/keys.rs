@@ -85,8 +85,19 @@ pub(super) async fn run(
             out.note(format!("Revoked {} of {}. Its live sessions were ended.", key.id, key.user)).await?;
             let touched = blast::touched(house, Whose::Key(key.fingerprint.clone()), now).await?;
             let key = find(house, &key.fingerprint).await?;
-            let value = json!({ "key": shown(&key, now), "touched": touched });
-            out.either(&value, touched.told(out.width())).await
+            // Whoever held it may have staged a key of their own.
+            let mut successors: Vec<UserKey> = house.vault.list().await?;
+            successors.retain(|k| k.replaces.as_deref() == Some(&key.fingerprint) && k.revoked.is_none());
+            let mut text = touched.told(out.width());
+            for next in &successors {
+                text.push_str(&format!(
+                    "\n{} ({}) was added with it, to replace it. Unless {} vouches for it: keyward ssh-keys revoke {} --reason TEXT",
+                    next.id, next.status_at(now), key.user, next.id
+                ));
+            }
+            let successors: Vec<_> = successors.iter().map(|k| shown(k, now)).collect();
+            let value = json!({ "key": shown(&key, now), "touched": touched, "successors": successors });
+            out.either(&value, text).await
         }
     }
 }
@@ -108,7 +119,7 @@ async fn add(house: &House, caller: &Caller, new: NewKey) -> Result<UserKey, Fau
 
 /// The record of a key that nobody holds or ever held; not stored yet.
 pub(super) async fn made(house: &House, new: NewKey, now: Timestamp) -> Result<UserKey, Fault> {
-    users::found(house, &new.user).await?;
+    let user = users::found(house, &new.user).await?;
     let public = parse_user_key(&new.text).map_err(|fault| Fault::error(fault.to_string()))?;
     let fingerprint = UserKey::fingerprint_of(&public);
     if let Some(held) = house.vault.get::<UserKey>(&fingerprint).await? {
@@ -125,7 +136,7 @@ pub(super) async fn made(house: &House, new: NewKey, now: Timestamp) -> Result<U
             _ => format!("{fingerprint} belongs to another user; make a key of {}'s own", new.user),
         }));
     }
-    let latest = now.as_second() + house.config.keys.max_age;
+    let latest = now.as_second() + house.config.keys.max_age_of(user.kind);
     let latest = Timestamp::from_second(latest).map_err(|e| Fault::error(e.to_string()))?;
     let expires_at = new.expires_at.unwrap_or(latest);
     if expires_at > latest || expires_at <= now {
@@ -191,7 +202,7 @@ pub(super) fn listed(
             k.id.clone(),
             if services.contains(&k.user) { format!("{} (service)", k.user) } else { k.user.to_string() },
             k.name.clone(),
-            k.status_at(now).to_string(),
+            standing(k, now),
             format!("{} d", k.age_days(now)),
             day(k.expires_at),
             k.last_used_at.map_or_else(|| "never".to_owned(), short_time),
@@ -199,6 +210,13 @@ pub(super) fn listed(
         ]
     });
     table(&["KEY", "USER", "NAME", "STATUS", "AGE", "EXPIRES", "LAST USED", "FINGERPRINT"], rows, width)
+}
+
+fn standing(key: &UserKey, now: Timestamp) -> String {
+    match (key.status_at(now), key.retires_at) {
+        (KeyStatus::Retiring, Some(end)) => format!("retiring, until {}", short_time(end)),
+        (status, _) => status.to_string(),
+    }
 }
 
 pub(super) fn shown(key: &UserKey, now: Timestamp) -> Value {

@@ -119,6 +119,25 @@ impl KeyVerified {
 }
 
 /// A connection whose peer gave the code of [`Invited::user`]'s invitation; a key is due.
+///
+/// The code alone opens nothing, and serves once:
+/// ```compile_fail,E0308
+/// # use keyward::{auth::Invited, policy::Rulebook};
+/// # use keystore::{Instance, Login};
+/// # use jiff::Timestamp;
+/// fn without_a_key(rules: &Rulebook, by: &Invited, to: &Instance, login: &Login) {
+///     let authorized = rules.authorize(by, to, login, Timestamp::UNIX_EPOCH);
+/// }
+/// ```
+/// ```compile_fail,E0382
+/// # use keyward::auth::Invited;
+/// # use keystore::{Vault, ssh::PublicKey};
+/// # use jiff::Timestamp;
+/// async fn two_keys(by: Invited, vault: &Vault, key: &PublicKey, now: Timestamp) {
+///     let first = by.key_signed(vault, "alice", key, now).await;
+///     let second = by.key_signed(vault, "alice", key, now).await;
+/// }
+/// ```
 pub struct Invited {
     user: UserName,
     source: SocketAddr,
@@ -185,6 +204,25 @@ impl Invited {
 }
 
 /// A connection whose peer gave an invitation's code and signed with a key; a code of the authenticator is due.
+///
+/// ```
+/// # use keyward::auth::{Enrolled, Enrolling, LoginFault};
+/// # use keystore::Vault;
+/// # use jiff::Timestamp;
+/// async fn confirmed(
+///     by: Enrolling,
+///     vault: &Vault,
+///     now: Timestamp,
+/// ) -> Result<Enrolled, (Enrolling, LoginFault)> {
+///     by.confirmed(vault, "alice", "123456", now).await
+/// }
+/// ```
+/// ```compile_fail,E0451
+/// # use keyward::auth::{Enrolling, Invited};
+/// fn without_a_signature(by: Invited) -> Enrolling {
+///     Enrolling { by, fingerprint: String::new(), ..unreachable!() }
+/// }
+/// ```
 pub struct Enrolling {
     by: Invited,
     fingerprint: String,
@@ -302,7 +340,8 @@ impl Enrolling {
 
     async fn record(&self, vault: &Vault, key: &PublicKey, now: Timestamp) -> Result<UserKey, LoginFault> {
         let store = |why: String| LoginFault::Store(why);
-        let expires_at = Timestamp::from_second(now.as_second().saturating_add(self.by.terms.max_age));
+        let expires_at =
+            Timestamp::from_second(now.as_second().saturating_add(self.by.terms.max_age_of(UserKind::Human)));
         Ok(UserKey {
             id: vault.next_id("K").await?,
             user: self.by.user.clone(),

@@ -14,6 +14,7 @@ pub struct Mfa {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Keys {
     max_age: Option<Span>,
+    service_max_age: Option<Span>,
     warn: Option<Vec<Span>>,
     grace: Option<Span>,
     overlap: Option<Span>,
@@ -29,6 +30,7 @@ impl Keys {
         }
         let spans = [
             ("keys.max_age", self.max_age, 1),
+            ("keys.service_max_age", self.service_max_age, 1),
             ("keys.grace", self.grace, 0),
             ("keys.overlap", self.overlap, 0),
         ];
@@ -49,8 +51,11 @@ impl Keys {
         let days = max_age_days.map(|days| i64::from(days) * 86_400);
         let mut warn = self.warn.map_or(default.warn, |spans| spans.iter().map(|span| span.0).collect());
         warn.sort_unstable_by(|a, b| b.cmp(a));
+        let max_age = self.max_age.map(|span| span.0).or(days).unwrap_or(default.max_age);
         Terms {
-            max_age: self.max_age.map(|span| span.0).or(days).unwrap_or(default.max_age),
+            max_age,
+            // Never longer than a human's, unless it is said.
+            service_max_age: self.service_max_age.map_or(max_age.min(default.service_max_age), |span| span.0),
             warn,
             grace: self.grace.map_or(default.grace, |span| span.0),
             overlap: self.overlap.map_or(default.overlap, |span| span.0),

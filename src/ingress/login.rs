@@ -3,7 +3,6 @@
 //! Refusals have the same words and take the same time, whoever asks. The slot of the unauthenticated is given back at
 //! login.
 
-use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -17,6 +16,7 @@ use russh::{MethodKind, MethodSet};
 use tokio::time::Instant;
 
 use super::outer::append;
+use super::prompts::{CODE_PROMPT, INVITATION, ask, enrolment_prompt, recovery_prompt};
 use super::stream::Phase;
 use crate::audit::Event;
 use crate::auth::{
@@ -94,6 +94,15 @@ impl Gate {
     /// A key without a signature: says whether one is worth while.
     pub(super) async fn offered(&mut self, user: &str, key: &PublicKey) -> Auth {
         let (since, now) = (Instant::now(), Timestamp::now());
+        let changed = match &self.door {
+            Door::Hall(verified) => verified.user().as_str() != user,
+            Door::Invited(invited) => invited.user().as_str() != user,
+            Door::Enrolling(enrolling) => enrolling.user().as_str() != user,
+            _ => false,
+        };
+        if changed {
+            self.void();
+        }
         let (vault, grace) = (&self.house.vault, self.house.config.keys.grace);
         let worth_while = match &self.door {
             Door::Invited(invited) => invited.welcomes(vault, user, key, now).await,
@@ -224,22 +233,26 @@ impl Gate {
     async fn stranger(&mut self, user: &str) -> Auth {
         let since = Instant::now();
         let mut reason = "code before key";
-        // RFC 4252 §5: a changed user name voids every factor.
-        let void = match std::mem::replace(&mut self.door, Door::Shut) {
-            Door::Hall(verified) => Some(verified.void()),
-            Door::Invited(invited) => Some(invited.void()),
-            Door::Enrolling(enrolling) => Some(enrolling.void()),
-            other => {
-                self.door = other;
-                None
-            }
-        };
-        if let Some(outside) = void {
+        if self.void() {
             reason = LoginFault::UserChanged.reason();
-            self.door = Door::Outside(outside);
         }
         self.failed(user, None, reason).await;
         self.refuse(since, self.first_methods()).await
+    }
+
+    /// RFC 4252 §5: a changed user name voids every factor. Says whether there was one.
+    fn void(&mut self) -> bool {
+        let outside = match std::mem::replace(&mut self.door, Door::Shut) {
+            Door::Hall(verified) => verified.void(),
+            Door::Invited(invited) => invited.void(),
+            Door::Enrolling(enrolling) => enrolling.void(),
+            other => {
+                self.door = other;
+                return false;
+            }
+        };
+        self.door = Door::Outside(outside);
+        true
     }
 
     async fn invited(
@@ -465,49 +478,8 @@ fn proceed(next: MethodKind) -> Auth {
     Auth::Reject { proceed_with_methods: Some(MethodSet::from([next].as_slice())), partial_success: true }
 }
 
-/// The client prints what stands in the prompt as it is; instructions it cuts at 1 kB and strips of all but ASCII.
-fn enrolment_prompt(enrolling: &Enrolling) -> String {
-    let mut text = "\n".to_owned();
-    if let Some(key) = enrolling.new_key() {
-        text.push_str(&format!("This key will be added:  {key}\n"));
-    }
-    match enrolling.new_factor() {
-        Some(fresh) => {
-            let qr = fresh.qr().unwrap_or_default();
-            text.push_str(&format!(
-                "Scan this with an authenticator app, or type the secret into it:\n\n{qr}\n\nsecret: {}\n\n\
-                 Then confirm with the code that the app shows.\n",
-                fresh.secret_base32
-            ));
-        }
-        None => text.push_str("Confirm with the code that your authenticator app shows.\n"),
-    }
-    text + CODE_PROMPT
-}
-
-fn recovery_prompt(codes: &[String]) -> String {
-    format!(
-        "\nEnrolled. Recovery codes, each good once in place of the app; shown only now:\n\n  {}\n\n\
-         Keep them, then press Enter: ",
-        codes.join("\n  ")
-    )
-}
-
-fn ask(instructions: Option<String>, prompt: impl Into<String>, echo: bool) -> Auth {
-    Auth::Partial {
-        name: "".into(),
-        instructions: instructions.unwrap_or_default().into(),
-        prompts: vec![(Cow::Owned(prompt.into()), echo)].into(),
-    }
-}
-
 /// The kinds of keys that can be added.
 const ADDED: [&str; 2] = ["ssh-ed25519", "sk-ssh-ed25519@openssh.com"];
-/// The same for every user name, known or not.
-const INVITATION: &str =
-    "No key that you offered is known here. If an administrator gave you an enrolment code, type it now.";
-/// Clients and scripts match on it.
-const CODE_PROMPT: &str = "Verification code: ";
 /// Every refusal of a proof takes at least this long, counted from the request.
 const REFUSAL: Duration = Duration::from_millis(400);
 /// Every refusal of an offered key takes at least this long.

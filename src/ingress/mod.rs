@@ -9,6 +9,7 @@ mod forward;
 mod inner;
 mod login;
 mod outer;
+mod prompts;
 mod reception;
 mod refusal;
 mod stream;

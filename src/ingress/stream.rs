@@ -95,6 +95,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Deadlined<S> {
 
 /// How long an invited person has in all, once the enrolment code was right.
 const ENROLMENT: Duration = Duration::from_secs(900);
+
 #[cfg(test)]
 mod tests {
     use tokio::io::AsyncReadExt;

@@ -105,6 +105,53 @@ fn strangers_are_asked_the_same_whether_the_user_exists_or_not() {
 }
 
 #[test]
+fn a_code_given_before_the_key_enrols_too() {
+    let rig = Rig::bastion();
+    rig.ok(&["users", "add", "carol"]);
+    rig.keygen("id_carol");
+    person(&rig, "carol", &invite(&rig, "carol"));
+    let order = "PreferredAuthentications=keyboard-interactive,publickey";
+    let output = rig.client("ssh", "carol").args(["-o", order, "bastion"]).output().unwrap();
+    assert!(output.status.success(), "{}\n{}", text(output.stderr), prompts(&rig, "carol"));
+    assert_eq!(rig.json(&["ssh-keys", "list"])[0]["status"], "active");
+}
+
+#[test]
+fn while_others_are_invited_a_known_key_among_unknown_ones_logs_in_as_ever() {
+    let rig = Rig::with_alice();
+    rig.ok(&["users", "add", "carol"]);
+    invite(&rig, "carol");
+    rig.keygen("id_work");
+    let rsa = rig.path("id_rsa");
+    let made =
+        std::process::Command::new("ssh-keygen").args(["-q", "-t", "rsa", "-N", "", "-f"]).arg(&rsa).status();
+    assert!(made.unwrap().success());
+    let mut command = rig.client("ssh", "alice");
+    // Named on the command line, they are offered before the one of the configuration.
+    command.arg("-i").arg(&rsa).arg("-i").arg(rig.path("id_work")).args(["db-1", "echo in"]);
+    let output = command.env("SSH_ASKPASS", rig.path("code_alice")).output().unwrap();
+    let err = text(output.stderr);
+    assert_eq!(text(output.stdout), "in\n", "{err}");
+    assert!(!err.contains("nrolment code"), "nobody asked her for one: {err}");
+    assert!(!rig.ok(&["logs", "tail", "-n", "50"]).contains("ssh_login_failed"), "an offer is no failure");
+}
+
+#[test]
+fn a_key_that_cannot_be_added_stands_in_nobodys_way() {
+    let rig = Rig::bastion();
+    rig.ok(&["users", "add", "carol"]);
+    rig.keygen("id_carol");
+    let rsa = rig.path("id_rsa");
+    let made =
+        std::process::Command::new("ssh-keygen").args(["-q", "-t", "rsa", "-N", "", "-f"]).arg(&rsa).status();
+    assert!(made.unwrap().success());
+    person(&rig, "carol", &invite(&rig, "carol"));
+    let output = rig.client("ssh", "carol").arg("-i").arg(&rsa).arg("bastion").output().unwrap();
+    assert!(output.status.success(), "{}", text(output.stderr));
+    assert_eq!(rig.json(&["ssh-keys", "list"])[0]["algorithm"], "ssh-ed25519");
+}
+
+#[test]
 fn a_replacement_key_is_confirmed_with_the_authenticator_in_use() {
     let rig = Rig::with_alice();
     fs::remove_file(rig.path("id_alice")).unwrap();
@@ -149,4 +196,64 @@ fn who_cannot_log_in_is_not_invited() {
     rig.ok(&["users", "suspend", "alice"]);
     assert_eq!(rig.run(&["users", "invite", "alice"]).status.code(), Some(5));
     assert_eq!(rig.run(&["users", "invite", "nobody"]).status.code(), Some(3));
+}
+
+#[test]
+fn code_key_and_confirmation_count_only_in_their_order_and_for_one_name() {
+    let rig = Rig::bastion();
+    for user in ["carol", "dave"] {
+        rig.ok(&["users", "add", user]);
+    }
+    rig.keygen("id_carol");
+    person(&rig, "carol", "unused");
+    let said = rig.paramiko(
+        "carol",
+        &format!(
+            r#"
+CODE = '{}'
+asked = []
+def answering(*answers):
+    answers = list(answers)
+    def handler(title, instructions, prompts):
+        asked.append(''.join(p for p, _ in prompts))
+        return [answers.pop(0)] if prompts else []
+    return handler
+def refused(step):
+    try: result = step()
+    except paramiko.SSHException: return
+    sys.exit('not refused: %r, %r' % (result, asked))
+
+# A key that signed for dave is not carol's: after her code a key is still due.
+t = connect()
+refused(lambda: t.auth_publickey('dave', KEY))
+assert t.auth_interactive('carol', answering(CODE)) == ['publickey'], asked
+# Offered for dave again, the code for carol is forgotten, and so the key is not asked for hers.
+refused(lambda: t.auth_publickey('dave', KEY))
+refused(lambda: t.auth_publickey('carol', KEY))
+asked.clear()
+refused(lambda: t.auth_interactive('carol', answering('123456')))
+assert asked == ['Enrolment code: '], asked
+t.close()
+
+# The code for carol, then the question for dave: all is void.
+t = connect()
+assert t.auth_interactive('carol', answering(CODE)) == ['publickey'], asked
+refused(lambda: t.auth_interactive('dave', answering(CODE)))
+refused(lambda: t.auth_publickey('carol', KEY))
+t.close()
+
+# Code and key, but no code of the authenticator: no login, and nothing is stored.
+t = connect()
+assert t.auth_interactive('carol', answering(CODE)) == ['publickey'], asked
+assert t.auth_publickey('carol', KEY) == ['keyboard-interactive'], asked
+refused(lambda: t.auth_interactive('carol', answering(CODE)))
+assert not t.is_authenticated()
+print('done')
+"#,
+            invite(&rig, "carol")
+        ),
+    );
+    assert_eq!(said, "done\n");
+    assert_eq!(rig.json(&["ssh-keys", "list"]).as_array().unwrap().len(), 0);
+    assert!(rig.events("mfa_enrolled").is_empty() && rig.events("ssh_login_succeeded").is_empty());
 }

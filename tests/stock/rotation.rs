@@ -90,6 +90,17 @@ fn a_new_key_that_never_completes_a_login_replaces_nothing() {
 }
 
 #[test]
+fn revoking_a_key_names_the_one_that_was_staged_with_it() {
+    let rig = Rig::with_alice();
+    rig.keygen("id_new");
+    assert!(rotate(&rig, "alice", "id_new", &[]).status.success());
+    let told = rig.ok(&["ssh-keys", "revoke", "K1", "--reason", "laptop stolen"]);
+    assert!(told.contains("K2 (pending) was added with it"), "{told}");
+    rig.ok(&["ssh-keys", "revoke", "K2", "--reason", "laptop stolen"]);
+    assert_eq!(ssh_with(&rig, "alice", "id_new", &["bastion"]).status.code(), Some(255));
+}
+
+#[test]
 fn what_cannot_be_a_successor_is_refused_and_changes_nothing() {
     let rig = Rig::with_alice();
     rig.add_user("mallory");

@@ -79,6 +79,15 @@ fn a_service_comes_with_its_key_alone_to_what_a_rule_names_and_nowhere_else() {
         assert_eq!(output.status.code(), Some(4), "{words:?}: {}", text(output.stdout));
     }
     assert!(rig.ok(&["ssh-keys", "list"]).contains("backup (service)"));
+    rig.keygen("id_new");
+    let mut rotate = rig.client("ssh", "backup");
+    rotate.args(["bastion", "ssh-keys", "rotate"]).stdin(fs::File::open(rig.path("id_new.pub")).unwrap());
+    let output = rotate.output().unwrap();
+    assert!(output.status.success(), "its own key it may rotate: {}", text(output.stderr));
+    fs::rename(rig.path("id_new"), rig.path("id_backup")).unwrap();
+    fs::rename(rig.path("id_new.pub"), rig.path("id_backup.pub")).unwrap();
+    assert_eq!(text(rig.ssh("backup", "echo in").stdout), "in\n");
+    wait_for("the old key to give way", || rig.ok(&["ssh-keys", "list"]).contains("retiring, until "));
     assert!(rig.ok(&["users", "list"]).contains("192.0.2.0/24"));
     assert_eq!(rig.run(&["mfa", "enroll", "backup"]).status.code(), Some(5));
     assert_eq!(rig.run(&["users", "invite", "backup"]).status.code(), Some(5));
