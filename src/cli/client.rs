@@ -41,8 +41,11 @@ fn relay(stream: &mut UnixStream, out: &mut impl Write) -> io::Result<u8> {
     loop {
         match read_reply(stream)? {
             Reply::Chunk(Chunk::Out(bytes)) => {
-                out.write_all(&bytes)?;
-                out.flush()?;
+                match out.write_all(&bytes).and_then(|()| out.flush()) {
+                    // `… | head` has seen enough: that is no fault of the daemon's.
+                    Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(0),
+                    written => written?,
+                }
             }
             Reply::Chunk(Chunk::Err(bytes)) => io::stderr().write_all(&bytes)?,
             Reply::Exit(code) => return Ok(code),

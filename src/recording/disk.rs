@@ -8,6 +8,8 @@ use std::path::Path;
 pub struct Room {
     /// Bytes that may still be written.
     pub bytes: u64,
+    /// Bytes that may be written in all.
+    pub size: u64,
     /// Hundredths that are taken, of what may be written in all.
     pub percent_used: u64,
 }
@@ -22,5 +24,6 @@ pub fn disk_left(dir: &Path) -> io::Result<Room> {
     // As df counts: what only root may take is neither free nor used.
     let used = told.f_blocks.saturating_sub(told.f_bfree);
     let percent_used = (used.saturating_mul(100)).div_ceil((used + told.f_bavail).max(1));
-    Ok(Room { bytes, percent_used })
+    let size = (used + told.f_bavail).saturating_mul(told.f_frsize);
+    Ok(Room { bytes, size, percent_used })
 }

@@ -502,17 +502,29 @@ async fn finish(deck: &Deck, digest: String, end: Option<(SessionEnd, Timestamp)
     summary.status = end.status;
     summary.reason = end.reason;
     summary.digest = Some(digest);
-    let written = {
-        let (summary, file) = (summary.clone(), deck.files.summary.clone());
-        tokio::task::spawn_blocking(move || write_beside(&file, &summary)).await
-    };
-    // A summary that is missing is made again at the next start, from the tape.
-    match written {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::error!(%error, "tape.summary_failed"),
-        Err(error) => tracing::error!(%error, "tape.summary_failed"),
+    let mut written = written_beside(deck, &summary).await;
+    deck.ended.send_replace(Some(summary.clone()));
+    // On a full disk the summary waits here for room, and is told from memory; if the daemon ends first, it is made again
+    // at the next start, from the tape.
+    while !written {
+        tokio::time::sleep(INTERVAL).await;
+        written = written_beside(deck, &summary).await;
     }
-    deck.ended.send_replace(Some(summary));
+}
+
+async fn written_beside(deck: &Deck, summary: &Summary) -> bool {
+    let (summary, file) = (summary.clone(), deck.files.summary.clone());
+    match tokio::task::spawn_blocking(move || write_beside(&file, &summary)).await {
+        Ok(Ok(())) => true,
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "tape.summary_waits");
+            false
+        }
+        Err(error) => {
+            tracing::error!(%error, "tape.summary_failed");
+            true
+        }
+    }
 }
 
 /// How long a message may lie unsynced.

@@ -501,7 +501,7 @@ impl Tapes {
 /// Refuses a new tape before the disk is so full that the ones that run, and the audit trail, could not go on.
 fn enough_room(dir: &Path) -> Result<(), TapeError> {
     let left = super::disk_left(dir).map_err(|e| TapeError::file(dir, e))?;
-    if left.bytes < LEAST_ROOM {
+    if left.bytes < LEAST_ROOM.min(left.size / 3) {
         return Err(TapeError::Failed(format!("only {} bytes are left on the disk", left.bytes)));
     }
     Ok(())
@@ -544,4 +544,5 @@ fn new_file(path: &Path) -> io::Result<File> {
 
 /// A wrapped key for a hundred recipients is not longer.
 const LONGEST_KEY: u64 = 64 << 10;
+/// Of a disk so small that a third of it is less, that third.
 const LEAST_ROOM: u64 = 16 << 20;

@@ -256,7 +256,7 @@ fn a_kill_at_any_moment_loses_no_more_than_the_bound_and_says_so() {
         }
         let out = rig.path("seen");
         let mut live = rig.client("ssh", "alice");
-        let live = live.args(["db-1", "while :; do seq 1 50; sleep 0.01; done"]);
+        let live = live.args(["db-1", "while seq 1 50; do sleep 0.01; done"]);
         let live = live.stdout(fs::File::create(&out).unwrap()).stderr(Stdio::null());
         let mut live = live.spawn().unwrap();
         crate::rig::wait_for("output", || fs::metadata(&out).unwrap().len() > 0);
@@ -305,7 +305,7 @@ fn on_a_full_disk_sessions_end_and_the_trail_goes_on() {
     rig.serve();
     let mut live = rig.client("ssh", "alice");
     let mut live = live
-        .args(["db-1", "while :; do head -c 3000 /dev/urandom | base64; sleep 0.1; done"])
+        .args(["db-1", "while head -c 2000 /dev/urandom | base64 -w 0; do sleep 0.1; done"])
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
