@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::render::{short_time, table};
 use super::{Access, Caller, Fault, Output, RuleTerms, instances, review, trail, users};
 use crate::audit::Event;
+use crate::auth;
 use crate::policy::Facts;
 use crate::session::{House, lockdown_sentence, recompile};
 
@@ -107,6 +108,8 @@ async fn lock_down(house: &House, caller: &Caller, reason: &str, out: &mut Outpu
     for live in &live {
         live.cut(&lockdown_sentence(reason));
     }
+    // Whoever comes back after it gives a code again.
+    auth::forget_all(&house.vault).await?;
     let event = Event::LockdownStarted { by: caller.name(), reason: reason.to_owned() };
     trail::note(house, event, Timestamp::now()).await?;
     match started {

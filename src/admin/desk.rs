@@ -147,7 +147,7 @@ async fn page(house: &House, visitor: &Visitor, out: &mut Output) -> Result<(), 
         .collect();
     told.push(String::new());
     if visitor.only_exchanges {
-        told.push(keys::listed(&owned, &BTreeSet::new(), now, None));
+        told.push(keys::listed(&owned, &BTreeSet::new(), now, out.width()));
         return out.line(told.join("\n")).await;
     }
     let facts = Facts { user: &visitor.user, roles: &visitor.roles, source: visitor.source };
@@ -156,7 +156,7 @@ async fn page(house: &House, visitor: &Visitor, out: &mut Output) -> Result<(), 
             can.as_array().into_iter().flatten().filter_map(|c| c.as_str()).collect::<Vec<_>>().join(",");
         vec![format!("ssh -J {}@{} {login}@{}", visitor.user, bastion(house), instance.name), can]
     });
-    let mut places = super::render::table(&["YOU MAY GO TO", "AND DO"], rows, None);
+    let mut places = super::render::table(&["YOU MAY GO TO", "AND DO"], rows, out.width());
     if places == "(none)" {
         places = "You may go nowhere yet: no access rule is about you. Ask an administrator.".to_owned();
     }
@@ -165,7 +165,7 @@ async fn page(house: &House, visitor: &Visitor, out: &mut Output) -> Result<(), 
         visitor.user,
         visitor.source,
         told.join("\n"),
-        keys::listed(&owned, &BTreeSet::new(), now, None),
+        keys::listed(&owned, &BTreeSet::new(), now, out.width()),
         visitor.user,
         bastion(house),
     );

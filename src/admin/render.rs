@@ -25,6 +25,9 @@ pub(super) fn table(
     if empty {
         return "(none)".to_owned();
     }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
     table.trim_fmt()
 }
 

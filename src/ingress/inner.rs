@@ -60,7 +60,13 @@ where
         channels: AtomicU32::new(0),
         room: Arc::new(Semaphore::new(MOST_CHANNELS)),
     });
-    let handler = Inner { shared: Arc::clone(&shared), outcome: outcome.clone(), login: None, opening: None };
+    let handler = Inner {
+        shared: Arc::clone(&shared),
+        outcome: outcome.clone(),
+        login: None,
+        refused: None,
+        opening: None,
+    };
     let mut running = match server::run_stream(config, stream, handler).await {
         Ok(running) => running,
         Err(error) => {
@@ -137,6 +143,8 @@ struct Inner {
     shared: Arc<Shared>,
     outcome: watch::Receiver<Option<Outcome>>,
     login: Option<Login>,
+    /// Fingerprint of the last key that was refused.
+    refused: Option<String>,
     opening: Option<tokio::task::JoinHandle<()>>,
 }
 
@@ -200,6 +208,23 @@ impl Inner {
     }
 }
 
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // A client offers every key it holds: that none was the right one counts once, at the end.
+        if let (None, Some(key)) = (&self.opening, self.refused.take()) {
+            let jump = &self.shared.jump;
+            let event = crate::audit::Event::SshLoginFailed {
+                user: jump.caller.user().to_string(),
+                source_ip: jump.caller.source().ip().to_string(),
+                key: Some(key),
+                reason: format!("inner login to {} with another key than the outer one", jump.instance.name),
+            };
+            let house = Arc::clone(&jump.house);
+            tokio::spawn(async move { super::outer::append(&house, event).await });
+        }
+    }
+}
+
 /// Opens the session, publishes the outcome, and closes the session once the connection and its channels are gone.
 async fn hold(shared: Arc<Shared>, login: Login) {
     let jump = &shared.jump;
@@ -252,8 +277,11 @@ impl server::Handler for Inner {
         _user: &str,
         offer: PublicKeyOffer<'_>,
     ) -> Result<Auth, russh::Error> {
-        let known = self.shared.jump.caller.matches_key(offer.public_key);
-        Ok(if known { Auth::Accept } else { Auth::reject() })
+        if self.shared.jump.caller.matches_key(offer.public_key) {
+            return Ok(Auth::Accept);
+        }
+        self.refused = Some(keystore::UserKey::fingerprint_of(offer.public_key));
+        Ok(Auth::reject())
     }
 
     async fn auth_publickey(&mut self, user: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, russh::Error> {

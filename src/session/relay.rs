@@ -110,7 +110,11 @@ pub async fn relay<E: Ear, M: Mouth, F: Ear, N: Mouth>(
                 end = &mut up => match end {
                     End::HalfClosed => down.await,
                     // The user closed; the instance may still have an exit status to tell the tape.
-                    End::UserLeft => tokio::time::timeout(LAST_WORDS, down).await.unwrap_or(End::UserLeft),
+                    End::UserLeft => match tokio::time::timeout(LAST_WORDS, down).await {
+                        Ok(End::NotRecorded(why)) => End::NotRecorded(why),
+                        // After our own CLOSE the instance's is not heard any more: that is no broken connection.
+                        Ok(_) | Err(_) => End::UserLeft,
+                    },
                     end => end,
                 },
             }

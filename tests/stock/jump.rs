@@ -54,6 +54,11 @@ fn another_users_key_does_not_open_the_inner_login() {
         .unwrap();
     let err = text(output.stderr);
     assert!(err.contains("Permission denied (publickey)"), "{err}");
+    wait_for("the failed inner login in the trail", || {
+        rig.events("ssh_login_failed")
+            .iter()
+            .any(|e| e["reason"].as_str().unwrap().contains("inner login to db-1"))
+    });
     assert!(!text(output.stdout).contains("reached"));
 }
 
