@@ -35,6 +35,7 @@ fn main() {
     let bench = Bench::new();
     let mut table = Table::read();
     for cipher in ["aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly1305@openssh.com"] {
+        bench.raw(&mut table, cipher);
         bench.bulk(&mut table, cipher);
     }
     bench.round_trips(&mut table);
@@ -62,6 +63,10 @@ impl Drop for Bench {
 impl Bench {
     fn new() -> Self {
         let rig = Rig::with_alice();
+        let login = rig.login.clone();
+        let forward =
+            ["access", "allow", "--user", "alice", "--instance", "db-1", "--can", "forward", "--login"];
+        rig.ok(&[&forward[..], &[&login]].concat());
         fs::copy(rig.path("id_alice.pub"), rig.path("authorized_keys")).unwrap();
         let jump_port = free_port();
         let dir = rig.dir.path().display();
@@ -120,6 +125,65 @@ impl Bench {
         command
     }
 
+    /// `ssh -W` to `port`: a stream that is no SSH, which Keyward counts and hashes.
+    fn stdio(&self, host: Host, cipher: &str, port: u16) -> Command {
+        let mut command = self.rig.client("ssh", "alice");
+        command.args(["-q", "-c", cipher]);
+        if host == Host::Keyward {
+            command.args(["-W", &format!("db-1:{port}"), "bastion"]);
+            return command;
+        }
+        command.args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]);
+        command.args(["-p", &self.jump_port.to_string(), "-W", &format!("127.0.0.1:{port}")]);
+        command.arg(format!("{}@127.0.0.1", self.rig.login));
+        command
+    }
+
+    fn raw(&self, table: &mut Table, cipher: &str) {
+        let short = cipher.split('@').next().unwrap_or(cipher);
+        for down in [true, false] {
+            let port = peer(down, self.bytes);
+            let mut runs: [Vec<(f64, f64)>; 2] = Default::default();
+            self.codes();
+            for _ in 0..self.rounds {
+                for (i, host) in Host::BOTH.into_iter().enumerate() {
+                    let before = cpu_seconds(self.pid(host));
+                    let begun = Instant::now();
+                    let mut client = self.stdio(host, cipher, port);
+                    let mut source = None;
+                    if !down {
+                        let size = self.bytes.to_string();
+                        let mut head = Command::new("head");
+                        let mut head =
+                            head.args(["-c", &size, "/dev/zero"]).stdout(Stdio::piped()).spawn().unwrap();
+                        client.stdin(head.stdout.take().unwrap());
+                        source = Some(head);
+                    }
+                    assert!(client.stdout(Stdio::null()).status().unwrap().success(), "{host:?}");
+                    if let Some(mut head) = source {
+                        head.wait().unwrap();
+                    }
+                    runs[i].push(self.rate(host, begun, before));
+                }
+            }
+            self.rates(table, &format!("ssh -W {}, {short}", if down { "down" } else { "up" }), &runs);
+        }
+    }
+
+    /// MB/s and CPU seconds of the jump for a GB.
+    fn rate(&self, host: Host, begun: Instant, before: f64) -> (f64, f64) {
+        let seconds = begun.elapsed().as_secs_f64();
+        std::thread::sleep(Duration::from_millis(300));
+        let gb = self.bytes as f64 / 1e9;
+        (gb * 1000.0 / seconds, (cpu_seconds(self.pid(host)) - before) / gb)
+    }
+
+    fn rates(&self, table: &mut Table, name: &str, runs: &[Vec<(f64, f64)>; 2]) {
+        let column = |i: usize, pick: fn(&(f64, f64)) -> f64| runs[i].iter().map(pick).collect::<Vec<f64>>();
+        table.row(&format!("{name}, MB/s"), column(0, |r| r.0), column(1, |r| r.0));
+        table.row(&format!("{name}, CPU s/GB of the jump"), column(0, |r| r.1), column(1, |r| r.1));
+    }
+
     /// New recovery codes: a code is spent once.
     fn codes(&self) {
         self.rig.recover("alice");
@@ -151,21 +215,10 @@ impl Bench {
                     if let Some(mut head) = source {
                         head.wait().unwrap();
                     }
-                    let seconds = begun.elapsed().as_secs_f64();
-                    std::thread::sleep(Duration::from_millis(300));
-                    let gb = self.bytes as f64 / 1e9;
-                    runs[i].push((gb * 1000.0 / seconds, (cpu_seconds(self.pid(host)) - before) / gb));
+                    runs[i].push(self.rate(host, begun, before));
                 }
             }
-            let way = if down { "down" } else { "up" };
-            let column =
-                |i: usize, pick: fn(&(f64, f64)) -> f64| runs[i].iter().map(pick).collect::<Vec<f64>>();
-            table.row(&format!("ssh -J {way}, {short}, MB/s"), column(0, |r| r.0), column(1, |r| r.0));
-            table.row(
-                &format!("ssh -J {way}, {short}, CPU s/GB of the jump"),
-                column(0, |r| r.1),
-                column(1, |r| r.1),
-            );
+            self.rates(table, &format!("ssh -J {}, {short}", if down { "down" } else { "up" }), &runs);
         }
     }
 
@@ -229,7 +282,10 @@ impl Bench {
                 self.codes();
                 let before = pss_kib(self.pid(host));
                 let mut clients: Vec<Child> = Vec::new();
-                for _ in 0..HELD {
+                for number in 0..HELD {
+                    if number % CODES == 0 {
+                        self.codes();
+                    }
                     let mut client = if session { self.client(host, &[]) } else { self.idle(host) };
                     if session {
                         client.arg("echo up; sleep 600").stdout(Stdio::piped());
@@ -237,8 +293,9 @@ impl Bench {
                         client.stdout(Stdio::null());
                     }
                     let mut child = client.spawn().unwrap();
-                    if let Some(out) = &mut child.stdout {
-                        out.read_exact(&mut [0; 3]).unwrap();
+                    match &mut child.stdout {
+                        Some(out) => out.read_exact(&mut [0; 3]).unwrap(),
+                        None => std::thread::sleep(Duration::from_millis(700)),
                     }
                     clients.push(child);
                 }
@@ -271,5 +328,24 @@ impl Bench {
 }
 
 const LOGINS: usize = 8;
-/// Connections held at once; as many as there are recovery codes.
-const HELD: usize = 10;
+/// Connections held at once.
+const HELD: usize = 60;
+/// Recovery codes a user has.
+const CODES: usize = 10;
+
+/// A TCP peer that sends `bytes` to whoever connects, or reads all there is.
+fn peer(sends: bool, bytes: u64) -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            if sends {
+                std::io::copy(&mut std::io::repeat(0).take(bytes), &mut stream).ok();
+            } else {
+                std::io::copy(&mut stream, &mut std::io::sink()).ok();
+            }
+        }
+    });
+    port
+}
