@@ -2,6 +2,7 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -18,7 +19,7 @@ use crate::session::{Ear, Mouth};
 ///
 /// The inner connection does not read while it writes: if its writes could wait for a client that does not read while
 /// *it* writes, both would wait for ever. What is queued is bounded by the windows that the client itself granted in the
-/// inner connection; past [`MOST`] bytes the stream fails. Small writes are joined, so that the outer packets are full.
+/// inner connection; past [`MOST`] bytes, or [`MOST_OF_ALL`] in all, the stream fails. Small writes are joined, so that the outer packets are full.
 pub(super) struct Elastic<E> {
     current: Bytes,
     reading: Reading<E>,
@@ -44,6 +45,21 @@ struct Waiting {
     broken: bool,
 }
 
+/// Bytes that left the queue; what is on its way out still counts until this is dropped.
+struct Taken(usize);
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        ALL.fetch_sub(self.0, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        drop(Taken(self.lock().bytes.len()));
+    }
+}
+
 impl Queue {
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -57,6 +73,7 @@ impl Queue {
                 (waiting.bytes.split().freeze(), waiting.ended)
             };
             if !bytes.is_empty() {
+                let _taken = Taken(bytes.len());
                 mouth.say(ChannelMessage::Data(bytes)).await?;
             } else if ended {
                 mouth.say(ChannelMessage::Eof).await?;
@@ -133,10 +150,12 @@ impl<E: Unpin> AsyncWrite for Elastic<E> {
         if waiting.broken || waiting.ended {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
-        if waiting.bytes.len() > MOST {
+        // A peer that grants windows and never reads ends its own connection, not the bastion's memory.
+        if waiting.bytes.len() > MOST || ALL.load(Ordering::Relaxed) > MOST_OF_ALL {
             return Poll::Ready(Err(io::ErrorKind::OutOfMemory.into()));
         }
         waiting.bytes.extend_from_slice(buf);
+        ALL.fetch_add(buf.len(), Ordering::Relaxed);
         drop(waiting);
         self.queue.wake.notify_one();
         Poll::Ready(Ok(buf.len()))
@@ -192,9 +211,14 @@ pub(super) async fn first_bytes(ear: &mut impl Ear, patience: Duration) -> First
     }
 }
 
-const SSH: &[u8] = b"SSH-2.0-";
-/// Bytes queued towards a client that does not read.
-const MOST: usize = 64 * 1024 * 1024;
+/// Any version: one that is not 2.0 is refused by the terminated connection, never relayed.
+const SSH: &[u8] = b"SSH-";
+/// Bytes queued towards one client that does not read.
+const MOST: usize = 16 << 20;
+/// Bytes queued towards all of them.
+const MOST_OF_ALL: usize = 256 << 20;
+/// How many are.
+static ALL: AtomicUsize = AtomicUsize::new(0);
 
 #[cfg(test)]
 mod tests {
@@ -231,7 +255,7 @@ mod tests {
     #[tokio::test]
     async fn a_client_that_says_ssh_is_terminated_however_it_says_it() {
         assert!(matches!(first(&["SSH-2.0-OpenSSH_9.2\r\n"]).await, FirstBytes::Ssh(_)));
-        assert!(matches!(first(&["SS", "H-2", ".0-x"]).await, FirstBytes::Ssh(b) if b == "SSH-2.0-x"));
+        assert!(matches!(first(&["S", "SH", "-2.0-x"]).await, FirstBytes::Ssh(b) if b == "SSH-2.0-x"));
     }
 
     #[tokio::test]

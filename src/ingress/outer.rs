@@ -294,8 +294,13 @@ async fn jump(arrival: Arrival, channel: Channel<Msg>, reply: ChannelOpenHandle,
         return inner::serve(Jump { house, caller, instance, asked }, stream).await;
     };
     let plain = Plain { house, caller, instance, login, port, first, ended };
-    if let Err(why) = forward::serve_plain(plain, Sides { ear, mouth }).await {
-        tracing::info!(%request, %why, "forward.failed");
+    // In the registry's care, so that a drain waits until its tape is sealed.
+    let registry = Arc::clone(&plain.house.registry);
+    let served = registry.spawn(async move { forward::serve_plain(plain, Sides { ear, mouth }).await });
+    match served.await {
+        Ok(Ok(())) => {}
+        Ok(Err(why)) => tracing::info!(%request, %why, "forward.failed"),
+        Err(why) => tracing::error!(%request, %why, "forward.panicked"),
     }
 }
 

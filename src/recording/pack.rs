@@ -13,9 +13,10 @@ use super::frames::{Plain, Reader, Writer};
 use super::screen::Screens;
 use super::tape::Files;
 
-/// Packs the tape of `length` bytes and returns the digest of the new one; none if it is too long to be worth it.
+/// Packs the tape of `length` bytes and returns the digest of the new one; none if it is too short or too long to be
+/// worth it.
 pub(super) fn pack(header: &Header, files: &Files, length: u64) -> io::Result<Option<String>> {
-    if length > LONGEST {
+    if !(SHORTEST..=LONGEST).contains(&length) {
         return Ok(None);
     }
     let fault = |bad: super::frames::BadFrame| io::Error::other(bad.what);
@@ -57,5 +58,7 @@ pub(super) fn pack(header: &Header, files: &Files, length: u64) -> io::Result<Op
 
 /// What a frame holds before it is compressed, in bytes: a player that begins in it reads no more than this to get there.
 const FRAME: usize = 256 << 10;
+/// A shorter tape is small, and near its start from everywhere.
+const SHORTEST: u64 = 32 << 10;
 /// A longer tape holds bulk output, is written in large frames as it is, and would hold up the end of its session.
 const LONGEST: u64 = 64 << 20;
