@@ -189,6 +189,26 @@ fn asyncssh_jumps_with_one_tunnel() {
 }
 
 #[test]
+fn libssh_jumps_by_a_proxy_command() {
+    let rig = Rig::with_alice();
+    fs::write(rig.path("client.c"), LIBSSH).unwrap();
+    run("cc client.c -o client -lssh", &rig);
+    // It reads no certificates either.
+    let key = fs::read_to_string(rig.path("bastion/host_key.pub")).unwrap();
+    fs::write(rig.path("known"), format!("db-1 {key}\ndb-9 {key}\n")).unwrap();
+    let proxy = format!("ssh -F {} -W %h:22 bastion", rig.config("alice", "").display());
+    for (to, arrives) in [("db-1", true), ("db-9", false)] {
+        let mut client = Command::new("timeout");
+        client
+            .args(["30", "./client", to, &rig.login, &proxy])
+            .current_dir(rig.dir.path())
+            .stdin(Stdio::null());
+        let output = rig.asked(&mut client, "alice");
+        if arrives { told(output, to) } else { kept_out(output, to) }
+    }
+}
+
+#[test]
 fn ansible_runs_on_many_instances_with_one_code() {
     let rig = Rig::with_alice();
     for name in ["db-2", "db-9"] {
@@ -333,6 +353,32 @@ async def main():
         try: await bastion.connect_ssh('db-9', username=login, **how)
         except asyncssh.ChannelOpenError: print('db-9 refused')
 asyncio.run(main())
+"#;
+
+const LIBSSH: &str = r#"
+#include <libssh/libssh.h>
+#include <stdio.h>
+int main(int count, char **arg) {
+    int off = 0, said;
+    char text[100];
+    ssh_key key;
+    ssh_session s = ssh_new();
+    ssh_options_set(s, SSH_OPTIONS_PROCESS_CONFIG, &off);
+    ssh_options_set(s, SSH_OPTIONS_HOST, arg[1]);
+    ssh_options_set(s, SSH_OPTIONS_USER, arg[2]);
+    ssh_options_set(s, SSH_OPTIONS_PROXYCOMMAND, arg[3]);
+    ssh_options_set(s, SSH_OPTIONS_KNOWNHOSTS, "known");
+    if (ssh_connect(s) != SSH_OK) return fprintf(stderr, "%s\n", ssh_get_error(s)), 99;
+    if (ssh_session_is_known_server(s) != SSH_KNOWN_HOSTS_OK) return 98;
+    if (ssh_pki_import_privkey_file("id_alice", NULL, NULL, NULL, &key) != SSH_OK) return 97;
+    if (ssh_userauth_publickey(s, NULL, key) != SSH_AUTH_SUCCESS) return 96;
+    ssh_channel c = ssh_channel_new(s);
+    if (ssh_channel_open_session(c) != SSH_OK) return 95;
+    if (ssh_channel_request_exec(c, "echo out; echo err >&2; exit 7") != SSH_OK) return 94;
+    while ((said = ssh_channel_read(c, text, sizeof text, 0)) > 0) fwrite(text, 1, said, stdout);
+    while ((said = ssh_channel_read(c, text, sizeof text, 1)) > 0) fwrite(text, 1, said, stderr);
+    return ssh_channel_get_exit_status(c);
+}
 "#;
 
 /// What Visual Studio Code pipes into the shell, cut to its bones: a server in the background, and its port.
