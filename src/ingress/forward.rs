@@ -141,7 +141,14 @@ pub(super) struct Plain {
 pub(super) async fn serve_plain(plain: Plain, user: Sides<FromUser, ToUser>) -> Result<(), OpenFault> {
     let target = format!("{}:{}", plain.instance.address.host, plain.port);
     let wanted = Wanted { instance: plain.instance, login: plain.login };
-    let (session, there) = open_plain(&plain.house, &plain.caller, &wanted, plain.port).await?;
+    let opened = open_plain(&plain.house, &plain.caller, &wanted, plain.port).await;
+    let (session, there) = match opened {
+        Ok(opened) => opened,
+        Err(why) => {
+            hang_up(&user.mouth).await;
+            return Err(why);
+        }
+    };
     let user =
         Sides { ear: Resumed { first: plain.first, ended: plain.ended, rest: user.ear }, mouth: user.mouth };
     let lane = Lane { number: 1, carries: Carries::Forward(target) };
@@ -149,6 +156,13 @@ pub(super) async fn serve_plain(plain: Plain, user: Sides<FromUser, ToUser>) -> 
     relay(&session, lane, user, Sides { ear: Incoming(read), mouth: Outgoing(Mutex::new(write)) }).await;
     session.close().await;
     Ok(())
+}
+
+/// Closes a channel that leads nowhere: a client that has said all would wait for an answer for ever.
+pub(super) async fn hang_up(user: &ToUser) {
+    if let Err(error) = user.say(ChannelMessage::Close).await {
+        tracing::debug!(%error, "user.gone_before_goodbye");
+    }
 }
 
 /// What was heard already, then the rest.

@@ -285,7 +285,8 @@ async fn jump(arrival: Arrival, channel: Channel<Msg>, reply: ChannelOpenHandle,
         }
         (FirstBytes::Silent(_) | FirstBytes::Other(_) | FirstBytes::Ended(_), None) => {
             let reason = format!("not SSH, and the access rules give no forward (request {request})");
-            return audit_forward(&arrival, reason).await;
+            audit_forward(&arrival, reason).await;
+            return forward::hang_up(&mouth).await;
         }
     };
     let Arrival { house, caller, asked, port, .. } = arrival;

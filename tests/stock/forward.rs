@@ -161,6 +161,21 @@ fn a_port_of_an_instance_that_is_no_ssh_is_a_forward() {
 }
 
 #[test]
+fn a_jump_that_leads_nowhere_is_closed_and_not_left_waiting() {
+    let (allowed, denied) = (rig(), Rig::with_alice());
+    // Nobody listens there, or the rules give no forward: the client has said all and would wait for ever.
+    for (rig, said) in [(&allowed, ""), (&denied, "GET / HTTP/1.0\r\n\r\n")] {
+        std::fs::write(rig.path("said"), said).unwrap();
+        let mut command = Command::new("timeout");
+        command.args(["20", "ssh", "-F"]).arg(rig.config("alice", ""));
+        command.args(["-W", &format!("db-1:{}", free_port()), "bastion"]);
+        command.stdin(std::fs::File::open(rig.path("said")).unwrap());
+        let output = rig.asked(&mut command, "alice");
+        assert_eq!(output.status.code(), Some(0), "{}", text(output.stderr));
+    }
+}
+
+#[test]
 fn a_half_closed_forward_still_brings_the_answer() {
     let rig = rig();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -1,4 +1,5 @@
-//! The built binary, driven with stock tools: ssh, scp, sftp, rsync, git, sshd, oathtool, asciinema.
+//! The built binary, driven with stock tools: ssh, scp, sftp, rsync, git, sshd, oathtool, asciinema, and
+//! other people's clients.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -22,6 +23,7 @@ mod enrolment;
 mod evidence;
 mod flow;
 mod forward;
+mod interop;
 mod jump;
 mod leaver;
 mod login;
