@@ -13,6 +13,7 @@ pub async fn execute(house: &House, caller: &Caller, command: Command, out: &mut
         Ok(()) => dispatch(house, caller, command, out).await,
         Err(fault) => Err(fault),
     };
+    out.release();
     let Err(fault) = done else { return 0 };
     if out.note(format!("keyward: {fault}")).await.is_err() {
         tracing::debug!("admin.client_gone");
@@ -87,7 +88,10 @@ pub fn permitted(caller: &Caller, command: &Command) -> Result<(), Fault> {
 
 async fn dispatch(house: &House, caller: &Caller, command: Command, out: &mut Output) -> Result<(), Fault> {
     // One change at a time: checks such as "no other instance has this name" hold until the write.
-    let _turn = if changes(&command) { Some(CHANGES.lock().await) } else { None };
+    // The turn ends with the first word of the answer: the next change waits for no reader.
+    if changes(&command) {
+        out.hold(CHANGES.lock().await);
+    }
     // Only now: a right that was lost while the command was typed, or waited for its turn, counts no more.
     let caller = &of_now(house, caller, &command).await?;
     match command {
@@ -129,9 +133,8 @@ fn changes(command: &Command) -> bool {
         ) | Command::SshKeys(SshKeys::Add { .. } | SshKeys::Rotate { .. } | SshKeys::Revoke { .. })
             | Command::Mfa(Mfa::Enroll { .. } | Mfa::Reset { .. } | Mfa::RecoveryCodes { .. })
             | Command::Instances(Instances::Add(_) | Instances::Remove { .. })
-            | Command::Access(
-                Access::Allow(_) | Access::Deny(_) | Access::Remove { .. } | Access::DenyAll { .. }
-            )
+            // Not a lockdown, which waits for nobody.
+            | Command::Access(Access::Allow(_) | Access::Deny(_) | Access::Remove { .. })
     )
 }
 
@@ -183,6 +186,13 @@ mod tests {
         let kill = Command::Sessions(Sessions::Kill { id: "s".into(), reason: "r".into() });
         assert!(permitted(&user("auditor"), &play).is_ok() && permitted(&user("auditor"), &kill).is_err());
         assert!(permitted(&user("admin"), &kill).is_ok() && permitted(&user("admin"), &play).is_err());
+    }
+
+    #[test]
+    fn a_lockdown_waits_for_no_other_change() {
+        let lockdown = Access::DenyAll { reason: Some("breach".into()), end: false };
+        assert!(!changes(&Command::Access(lockdown)));
+        assert!(changes(&Command::SshKeys(SshKeys::Revoke { key: "K1".into(), reason: "lost".into() })));
     }
 
     #[test]
