@@ -108,14 +108,22 @@ async fn lock_down(house: &House, caller: &Caller, reason: &str, out: &mut Outpu
     for live in &live {
         live.cut(&lockdown_sentence(reason));
     }
-    // Whoever comes back after it gives a code again.
-    auth::forget_all(&house.vault).await?;
     let event = Event::LockdownStarted { by: caller.name(), reason: reason.to_owned() };
-    trail::note(house, event, Timestamp::now()).await?;
-    match started {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => return Err(beyond_a_restart(&error)),
-        Err(error) => return Err(beyond_a_restart(&error)),
+    let noted = trail::note(house, event, Timestamp::now()).await;
+    // Whoever comes back after it gives a code again.
+    let forgotten = auth::forget_all(&house.vault).await;
+    // What fails does not keep the rest from being done.
+    let failed = [
+        started
+            .map_err(|e| e.to_string())
+            .and_then(|s| s.map_err(|e| e.to_string()))
+            .err()
+            .map(beyond_a_restart),
+        noted.err().map(|fault| fault.says),
+        forgotten.err().map(|error| format!("remembered second factors still count after it: {error}")),
+    ];
+    if let Some(says) = told_of(failed) {
+        return Err(Fault::error(says));
     }
     let sessions = live.iter().filter(|live| live.info.session.is_some()).count();
     out.note(format!(
@@ -124,10 +132,14 @@ async fn lock_down(house: &House, caller: &Caller, reason: &str, out: &mut Outpu
     .await
 }
 
-fn beyond_a_restart(error: &dyn std::fmt::Display) -> Fault {
-    Fault::error(format!(
-        "the lockdown holds, but not beyond a restart: {error}. Free the disk and say it again"
-    ))
+fn beyond_a_restart(error: String) -> String {
+    format!("not beyond a restart: {error}. Free the disk and say it again")
+}
+
+/// One sentence for all that failed beside a lockdown that holds.
+fn told_of(failed: impl IntoIterator<Item = Option<String>>) -> Option<String> {
+    let failed: Vec<String> = failed.into_iter().flatten().collect();
+    (!failed.is_empty()).then(|| format!("the lockdown holds, but {}", failed.join("; ")))
 }
 
 async fn let_in(house: &House, caller: &Caller, out: &mut Output) -> Result<(), Fault> {
@@ -233,4 +245,18 @@ pub(super) async fn reachable(
         }
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_that_failed_in_a_lockdown_is_told() {
+        assert_eq!(told_of([None, None]), None);
+        let says = told_of([Some(beyond_a_restart("disk full".into())), None, Some("no store".into())]);
+        let says = says.unwrap();
+        assert!(says.starts_with("the lockdown holds, but not beyond a restart: disk full"), "{says}");
+        assert!(says.ends_with("; no store"), "{says}");
+    }
 }

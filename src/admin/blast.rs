@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::Fault;
-use super::render::{short_time, table};
+use super::render::{plain, short_time, table};
 use crate::audit::{Event, Filter};
 use crate::recording::{SessionStatus, Summary};
 use crate::session::House;
@@ -108,7 +108,7 @@ impl Touched {
         if self.logins == 0 && self.sessions.is_empty() {
             return format!("In the last {DAYS} days it touched nothing: no login, no session.");
         }
-        let all = |names: &BTreeSet<String>| names.iter().cloned().collect::<Vec<_>>().join(", ");
+        let all = |names: &BTreeSet<String>| plain(&names.iter().cloned().collect::<Vec<_>>().join(", "));
         let last = self
             .last_login
             .as_deref()
@@ -122,7 +122,7 @@ impl Touched {
         );
         for (what, files) in [("read", &self.files_read), ("written", &self.files_written)] {
             for (instance, paths) in files {
-                text.push_str(&format!("  {what:<10} on {instance}: {}\n", all(paths)));
+                text.push_str(&format!("  {what:<10} on {}: {}\n", plain(instance), all(paths)));
             }
         }
         if self.sessions.is_empty() {
@@ -147,3 +147,29 @@ impl Touched {
 }
 
 const DAYS: i64 = 90;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_of_a_file_never_commands_the_terminal() {
+        let files = BTreeMap::from([(
+            "db-1".to_owned(),
+            BTreeSet::from(["/tmp/a\u{1b}]52;c;eA==\u{7}".to_owned(), "/tmp/\u{9b}2J".to_owned()]),
+        )]);
+        let touched = Touched {
+            since: Timestamp::UNIX_EPOCH,
+            logins: 1,
+            last_login: None,
+            sources: BTreeSet::new(),
+            destinations: BTreeSet::new(),
+            files_read: BTreeMap::new(),
+            files_written: files,
+            sessions: Vec::new(),
+        };
+        let told = touched.told(None);
+        assert!(told.contains("/tmp/a\\u{1b}]52") && told.contains("/tmp/\\u{9b}2J"), "{told}");
+        assert!(!told.chars().any(|c| c.is_control() && c != '\n'), "{told}");
+    }
+}

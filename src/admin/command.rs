@@ -526,7 +526,7 @@ pub enum Recording {
         /// Offline: the identity that opens them now
         #[arg(long, requires = "state")]
         identity: Option<PathBuf>,
-        /// To this recipient: age1… (repeatable; default: as configured)
+        /// Also to this recipient: age1… (repeatable; on the bastion only. With --state: to these alone)
         #[arg(long = "recipient")]
         recipients: Vec<String>,
     },

@@ -16,7 +16,7 @@ use super::{access, execute, keys};
 use crate::auth::Authenticated;
 use crate::policy::Facts;
 use crate::rotation::notice;
-use crate::session::{Ask, Desk, House};
+use crate::session::{Ask, Desk, House, LoggedIn, still_in};
 
 /// Answers logged-in users.
 pub struct FrontDesk {
@@ -137,6 +137,11 @@ fn parse(visitor: &Visitor, ask: &Ask) -> Result<Asked, Fault> {
 
 async fn page(house: &House, visitor: &Visitor, out: &mut Output) -> Result<(), Fault> {
     let now = Timestamp::now();
+    let by = LoggedIn { user: &visitor.user, key: &visitor.key, only_exchanges: visitor.only_exchanges };
+    if let Err(sentence) = still_in(house, by, now).await {
+        out.note(format!("keyward: {sentence}")).await?;
+        return Err(Fault::denied(sentence));
+    }
     let roles = visitor.roles.iter().map(Role::as_str).collect::<Vec<_>>().join(", ");
     let mut owned: Vec<UserKey> = house.vault.list().await?;
     owned.retain(|k| k.user == visitor.user);

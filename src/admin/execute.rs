@@ -1,8 +1,10 @@
 //! From a command to its answer: who may say it, then who carries it out.
 
-use super::{Access, Caller, Command, Fault, Instances, Mfa, Output, Sessions, SshKeys, Users};
+use jiff::Timestamp;
+
+use super::{Access, Caller, Command, Fault, Instances, Mfa, Output, Sessions, SshKeys, Users, Visitor};
 use super::{access, instances, keys, logs, sessions, users};
-use crate::session::House;
+use crate::session::{House, LoggedIn, still_in};
 
 /// Carries out `command` and returns its exit code. What failed is written to `out`'s standard error.
 /// Not cancel-safe: run it to its end, or a change may be made without its audit event.
@@ -11,6 +13,7 @@ pub async fn execute(house: &House, caller: &Caller, command: Command, out: &mut
         Ok(()) => dispatch(house, caller, command, out).await,
         Err(fault) => Err(fault),
     };
+    out.release();
     let Err(fault) = done else { return 0 };
     if out.note(format!("keyward: {fault}")).await.is_err() {
         tracing::debug!("admin.client_gone");
@@ -85,7 +88,12 @@ pub fn permitted(caller: &Caller, command: &Command) -> Result<(), Fault> {
 
 async fn dispatch(house: &House, caller: &Caller, command: Command, out: &mut Output) -> Result<(), Fault> {
     // One change at a time: checks such as "no other instance has this name" hold until the write.
-    let _turn = if changes(&command) { Some(CHANGES.lock().await) } else { None };
+    // The turn ends with the first word of the answer: the next change waits for no reader.
+    if changes(&command) {
+        out.hold(CHANGES.lock().await);
+    }
+    // Only now: a right that was lost while the command was typed, or waited for its turn, counts no more.
+    let caller = &of_now(house, caller, &command).await?;
     match command {
         Command::Status => super::status::status(house, out).await,
         Command::Recording(command) => super::status::recording(house, caller, command, out).await,
@@ -99,6 +107,16 @@ async fn dispatch(house: &House, caller: &Caller, command: Command, out: &mut Ou
         Command::Ca(super::Ca::Show { which }) => instances::ca(house, which, out).await,
         Command::SshConfig { user } => instances::ssh_config_for(house, caller, user, out).await,
     }
+}
+
+/// The caller with the roles of now, if the login still counts.
+async fn of_now(house: &House, caller: &Caller, command: &Command) -> Result<Caller, Fault> {
+    let Caller::User(visitor) = caller else { return Ok(caller.clone()) };
+    let by = LoggedIn { user: &visitor.user, key: &visitor.key, only_exchanges: visitor.only_exchanges };
+    let user = still_in(house, by, Timestamp::now()).await.map_err(Fault::denied)?;
+    let caller = Caller::User(Visitor { roles: user.roles, ..visitor.clone() });
+    permitted(&caller, command)?;
+    Ok(caller)
 }
 
 static CHANGES: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
@@ -115,16 +133,15 @@ fn changes(command: &Command) -> bool {
         ) | Command::SshKeys(SshKeys::Add { .. } | SshKeys::Rotate { .. } | SshKeys::Revoke { .. })
             | Command::Mfa(Mfa::Enroll { .. } | Mfa::Reset { .. } | Mfa::RecoveryCodes { .. })
             | Command::Instances(Instances::Add(_) | Instances::Remove { .. })
-            | Command::Access(
-                Access::Allow(_) | Access::Deny(_) | Access::Remove { .. } | Access::DenyAll { .. }
-            )
+            // Not a lockdown, which waits for nobody.
+            | Command::Access(Access::Allow(_) | Access::Deny(_) | Access::Remove { .. })
     )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::{Logs, Visitor};
+    use crate::admin::Logs;
 
     fn user(role: &str) -> Caller {
         Caller::User(Visitor {
@@ -169,6 +186,13 @@ mod tests {
         let kill = Command::Sessions(Sessions::Kill { id: "s".into(), reason: "r".into() });
         assert!(permitted(&user("auditor"), &play).is_ok() && permitted(&user("auditor"), &kill).is_err());
         assert!(permitted(&user("admin"), &kill).is_ok() && permitted(&user("admin"), &play).is_err());
+    }
+
+    #[test]
+    fn a_lockdown_waits_for_no_other_change() {
+        let lockdown = Access::DenyAll { reason: Some("breach".into()), end: false };
+        assert!(!changes(&Command::Access(lockdown)));
+        assert!(changes(&Command::SshKeys(SshKeys::Revoke { key: "K1".into(), reason: "lost".into() })));
     }
 
     #[test]

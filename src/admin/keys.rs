@@ -11,7 +11,7 @@ use keystore::{Ended, KeyStatus, User, UserKey, UserKind, UserName};
 use serde_json::{Value, json};
 
 use super::blast::{self, Whose};
-use super::render::{day, short_time, table};
+use super::render::{day, plain, short_time, table};
 use super::{Caller, Fault, Output, SshKeys, report, rotate, trail, users};
 use crate::auth;
 use crate::session::House;
@@ -69,7 +69,7 @@ pub(super) async fn run(
             let text = format!(
                 "{}\n{}",
                 listed(std::slice::from_ref(&key), &services(house).await?, now, out.width()),
-                key.public_key
+                plain(&key.public_key)
             );
             out.either(&shown(&key, now), text).await
         }

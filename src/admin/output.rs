@@ -8,8 +8,9 @@ use std::net::IpAddr;
 
 use keystore::{Role, UserName};
 use serde::Serialize;
-use tokio::sync::mpsc;
+use tokio::sync::{MutexGuard, mpsc};
 
+use super::render::is_command;
 use crate::session::Chunk;
 
 /// Who asks, as proven by the door the command came through.
@@ -72,12 +73,23 @@ pub struct Output {
     to: mpsc::Sender<Chunk>,
     json: bool,
     width: Option<u16>,
+    turn: Option<MutexGuard<'static, ()>>,
 }
 
 impl Output {
     /// An output into `to`; `width` is that of the terminal it ends on, in columns, if it does.
     pub fn new(to: mpsc::Sender<Chunk>, json: bool, width: Option<u16>) -> Self {
-        Self { to, json, width }
+        Self { to, json, width, turn: None }
+    }
+
+    /// Holds the turn of a change until the answer begins.
+    pub(super) fn hold(&mut self, turn: MutexGuard<'static, ()>) {
+        self.turn = Some(turn);
+    }
+
+    /// Gives the turn back, if it is held.
+    pub(super) fn release(&mut self) {
+        self.turn = None;
     }
 
     /// The same output, answering in JSON or not.
@@ -106,28 +118,30 @@ impl Output {
     /// # Errors
     /// If the client has gone.
     pub async fn bytes(&mut self, bytes: Vec<u8>) -> Result<(), Fault> {
+        self.release();
         self.to.send(Chunk::Out(bytes)).await.map_err(|_| Fault::error("the client has gone"))
     }
 
-    /// Writes text and a line end to standard output.
+    /// Writes text, or JSON, and a line end to standard output. Characters that a terminal obeys go as JSON escapes.
     ///
     /// # Errors
     /// If the client has gone.
     pub async fn line(&mut self, text: impl Into<String>) -> Result<(), Fault> {
-        let mut text = text.into();
+        let mut text = harmless(text.into());
         if !text.ends_with('\n') {
             text.push('\n');
         }
         self.bytes(text.into_bytes()).await
     }
 
-    /// Writes a message to standard error.
+    /// Writes a message to standard error, with the same escapes.
     ///
     /// # Errors
     /// If the client has gone.
     pub async fn note(&mut self, text: impl Into<String>) -> Result<(), Fault> {
-        let mut text = text.into();
+        let mut text = harmless(text.into());
         text.push('\n');
+        self.release();
         self.to.send(Chunk::Err(text.into_bytes())).await.map_err(|_| Fault::error("the client has gone"))
     }
 
@@ -142,6 +156,26 @@ impl Output {
         let value = serde_json::to_string_pretty(value).map_err(|e| Fault::error(e.to_string()))?;
         self.line(value).await
     }
+}
+
+/// `text` with JSON's escapes for what [`is_command`], but for the white space of text. JSON stays the same JSON: serde
+/// escapes the C0 controls alone, and an event holds names that nobody vouched for.
+fn harmless(text: String) -> String {
+    let obeyed = |c: char| is_command(c) && !matches!(c, '\n' | '\r' | '\t');
+    if !text.contains(obeyed) {
+        return text;
+    }
+    let mut out = String::with_capacity(text.len() + 32);
+    for c in text.chars() {
+        if obeyed(c) {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                out.push_str(&format!("\\u{unit:04x}"));
+            }
+        } else {
+            out.push(c);
+        }
+    }
+    out
 }
 
 /// Why a command did not do what it was asked to: an exit code and one sentence.
@@ -190,5 +224,40 @@ impl From<keystore::Error> for Fault {
             keystore::Error::Seal(_) | keystore::Error::Unreadable { .. } => 1,
         };
         Self { code, says: error.to_string() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_does_not_read_an_answer_holds_up_no_other_change() {
+        static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+        let (to, _from) = mpsc::channel(1);
+        let mut out = Output::new(to, false, None);
+        out.note("fills the channel").await.unwrap();
+        out.hold(TURN.lock().await);
+        assert!(TURN.try_lock().is_err());
+        let stuck = tokio::spawn(async move { out.note("waits for the reader").await });
+        drop(TURN.lock().await);
+        assert!(!stuck.is_finished());
+        stuck.abort();
+    }
+
+    #[tokio::test]
+    async fn json_holds_no_character_that_a_terminal_obeys_and_stays_the_same_json() {
+        let value = serde_json::json!({ "user": "a\u{9b}2Jb\u{202e}c\u{e0041}d\u{7f}e\u{1b}[m", "name": "Grüße, 世界" });
+        let (to, mut from) = mpsc::channel(2);
+        let mut out = Output::new(to, true, None);
+        out.either(&value, "").await.unwrap();
+        out.line(value.to_string()).await.unwrap();
+        for _ in 0..2 {
+            let Some(Chunk::Out(bytes)) = from.recv().await else { panic!("no output") };
+            let text = String::from_utf8(bytes).unwrap();
+            assert!(!text.chars().any(|c| is_command(c) && c != '\n'), "{text:?}");
+            assert!(text.contains("\\u009b2J") && text.contains("Grüße, 世界"), "{text}");
+            assert_eq!(serde_json::from_str::<serde_json::Value>(&text).unwrap(), value);
+        }
     }
 }

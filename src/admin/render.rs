@@ -37,7 +37,8 @@ pub(super) fn plain(text: &str) -> String {
     text.chars().flat_map(|c| if is_command(c) { c.escape_unicode().collect() } else { vec![c] }).collect()
 }
 
-fn is_command(c: char) -> bool {
+/// Whether a terminal, or a reader's eye, would obey `c`.
+pub(super) fn is_command(c: char) -> bool {
     c.is_control()
         || matches!(c,
             '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'

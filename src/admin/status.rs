@@ -80,18 +80,22 @@ pub(super) async fn recording(
     command: Recording,
     out: &mut Output,
 ) -> Result<(), Fault> {
-    let Recording::Rewrap { recipients, .. } = command;
+    let Recording::Rewrap { recipients: further, .. } = command;
+    if !further.is_empty() && !matches!(caller, Caller::Operator { .. }) {
+        return Err(Fault::denied(
+            "who else may read the recordings is said on the bastion itself: keyward recording rewrap --recipient …",
+        ));
+    }
     let terms = &house.config.recording;
-    let to = if recipients.is_empty() {
-        TapeKeys::configured(terms.identity.as_deref(), &terms.recipients)?
-    } else {
-        TapeKeys::recipients_only(&recipients)?
-    };
+    // Those of the configuration always: nobody takes the recordings from the auditors here.
+    let all: Vec<String> = terms.recipients.iter().chain(&further).cloned().collect();
+    let to = TapeKeys::configured(terms.identity.as_deref(), &all)?;
     let names = to.recipients();
+    let count = super::sessions::reading(house, |tapes| tapes.list()).await?.len() as u64;
+    // The event first: nobody is given the recordings unseen.
+    let event = Event::RecordingsRewrapped { by: caller.name(), count, recipients: names.clone() };
+    house.trail.append(event, Timestamp::now()).await.map_err(|e| Fault::error(e.to_string()))?;
     let done = super::sessions::reading(house, move |tapes| tapes.rewrap(&to)).await?;
-    let event =
-        Event::RecordingsRewrapped { by: caller.name(), count: done as u64, recipients: names.clone() };
-    super::trail::note(house, event, Timestamp::now()).await?;
     let value = json!({ "rewrapped": done, "recipients": names });
     let text = format!(
         "{done} recordings can now be read by {}. New ones follow the configuration.",

@@ -6,6 +6,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use tokio::sync::watch;
 
@@ -13,12 +14,14 @@ use tokio::sync::watch;
 pub struct Lockdown {
     file: Option<PathBuf>,
     reason: watch::Sender<Option<String>>,
+    /// Held while the file changes: what is said and what the file tells of end up the same.
+    writing: Mutex<()>,
 }
 
 impl Lockdown {
     /// One that a restart would forget.
     pub fn in_memory() -> Self {
-        Self { file: None, reason: watch::Sender::new(None) }
+        Self { file: None, reason: watch::Sender::new(None), writing: Mutex::default() }
     }
 
     /// The lockdown that `file` tells of.
@@ -29,7 +32,7 @@ impl Lockdown {
             // Fail closed.
             Err(error) => Some(format!("{} cannot be read: {error}", file.display())),
         };
-        Self { file: Some(file.to_owned()), reason: watch::Sender::new(reason) }
+        Self { file: Some(file.to_owned()), reason: watch::Sender::new(reason), writing: Mutex::default() }
     }
 
     /// Why nobody is let in; none if there is no lockdown.
@@ -42,6 +45,9 @@ impl Lockdown {
     /// # Errors
     /// The file could not be written: the lockdown holds, but not beyond a restart.
     pub fn start(&self, reason: &str) -> io::Result<()> {
+        self.reason.send_replace(Some(reason.to_owned()));
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        // Again: an end may have come in between.
         self.reason.send_replace(Some(reason.to_owned()));
         let Some(path) = &self.file else { return Ok(()) };
         let part = path.with_extension("new");
@@ -57,6 +63,7 @@ impl Lockdown {
     /// # Errors
     /// The file could not be removed: the lockdown goes on.
     pub fn end(&self) -> io::Result<()> {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(path) = &self.file {
             match fs::remove_file(path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

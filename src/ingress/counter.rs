@@ -11,24 +11,35 @@ use tokio::sync::mpsc;
 use super::reception::{FromUser, ToUser};
 use crate::auth::Authenticated;
 use crate::recording::ChannelMessage;
-use crate::session::{Ask, Chunk, Desk, Ear, Mouth};
+use crate::session::{Ask, Chunk, Cut, Desk, Ear, Mouth};
+
+/// Who asks at the counter, and the wire that ends the connection.
+pub(super) struct Visit {
+    pub(super) desk: Arc<dyn Desk>,
+    pub(super) caller: Arc<Authenticated>,
+    pub(super) cut: Cut,
+}
 
 /// Hears what is asked, asks the desk, and ends the channel with the answer.
-pub(super) async fn serve(
-    desk: Arc<dyn Desk>,
-    caller: Arc<Authenticated>,
-    channel: Channel<Msg>,
-    handle: Handle,
-) {
+pub(super) async fn serve(visit: Visit, channel: Channel<Msg>, handle: Handle) {
+    let Visit { desk, caller, mut cut } = visit;
     let id = channel.id();
     let (read, write) = channel.split();
     let (mut ear, mouth) = (FromUser::new(read), ToUser::new(write, handle, id));
-    let Some((command, columns)) = heard(&mut ear).await else { return };
-    let wants = command.as_deref().is_some_and(|c| desk.reads_stdin(c));
-    let stdin = if wants { rest(&mut ear).await } else { Vec::new() };
+    let asked = tokio::select! {
+        biased;
+        sentence = cut.happened() => Err(sentence),
+        asked = asked(&mut ear, desk.as_ref()) => Ok(asked),
+    };
+    let ask = match asked {
+        Ok(Some(ask)) => ask,
+        Ok(None) => return,
+        Err(sentence) => return send_away(&mouth, &sentence).await,
+    };
+    let columns = ask.columns;
     let (to, mut from) = mpsc::channel(16);
     // A task of its own: a change that was begun is finished and audited, whether the user waits or not.
-    let answering = tokio::spawn(async move { desk.run(caller, Ask { command, stdin, columns }, to).await });
+    let answering = tokio::spawn(async move { desk.run(caller, ask, to).await });
     let send = async {
         while let Some(chunk) = from.recv().await {
             let text = |bytes| Bytes::from(if columns.is_some() { with_returns(bytes) } else { bytes });
@@ -50,6 +61,30 @@ pub(super) async fn serve(
         },
         () = left(&mut ear, columns.is_some()) => {
             drop(mouth.say(ChannelMessage::Close).await);
+        }
+    }
+}
+
+/// What is asked, with its standard input; none if the user leaves first.
+async fn asked(ear: &mut FromUser, desk: &dyn Desk) -> Option<Ask> {
+    let (command, columns) = heard(ear).await?;
+    let wants = command.as_deref().is_some_and(|c| desk.reads_stdin(c));
+    let stdin = if wants { rest(ear).await? } else { Vec::new() };
+    Some(Ask { command, stdin, columns })
+}
+
+/// Tells why nothing was done.
+async fn send_away(mouth: &ToUser, sentence: &str) {
+    let said = format!("keyward: {sentence}\r\n").into_bytes();
+    for message in [
+        ChannelMessage::Stderr(said.into()),
+        ChannelMessage::ExitStatus(4),
+        ChannelMessage::Eof,
+        ChannelMessage::Close,
+    ] {
+        if let Err(why) = mouth.say(message).await {
+            tracing::debug!(%why, "user.left_the_counter");
+            return;
         }
     }
 }
@@ -82,8 +117,8 @@ async fn heard(ear: &mut FromUser) -> Option<(Option<String>, Option<u16>)> {
     }
 }
 
-/// Standard input until its end, at most [`MOST`] bytes and [`PATIENCE`].
-async fn rest(ear: &mut FromUser) -> Vec<u8> {
+/// Standard input until its end, at most [`MOST`] bytes and [`PATIENCE`]; none if the user leaves before the end.
+async fn rest(ear: &mut FromUser) -> Option<Vec<u8>> {
     let mut stdin = Vec::new();
     let reading = async {
         while let Some(message) = ear.next().await {
@@ -91,15 +126,21 @@ async fn rest(ear: &mut FromUser) -> Vec<u8> {
                 ChannelMessage::Data(data) if stdin.len() + data.len() <= MOST => {
                     stdin.extend_from_slice(&data)
                 }
-                ChannelMessage::Data(_) | ChannelMessage::Eof | ChannelMessage::Close => return,
+                ChannelMessage::Data(_) | ChannelMessage::Eof => return true,
+                ChannelMessage::Close => return false,
                 _ => {}
             }
         }
+        false
     };
-    if tokio::time::timeout(PATIENCE, reading).await.is_err() {
-        tracing::debug!("user.stdin_did_not_end");
+    match tokio::time::timeout(PATIENCE, reading).await {
+        Ok(true) => Some(stdin),
+        Ok(false) => None,
+        Err(_) => {
+            tracing::debug!("user.stdin_did_not_end");
+            Some(stdin)
+        }
     }
-    stdin
 }
 
 /// A terminal in raw mode needs CR before LF.

@@ -21,7 +21,7 @@ use super::stream::Phase;
 use crate::audit::Event;
 use crate::auth::{
     Authenticated, Enrolling, Invited, KeyVerified, Knock, LoginFault, Unauthenticated, any_invited,
-    looks_like_invitation, offered_key_known, remember,
+    forget_key, looks_like_invitation, offered_key_known, remember,
 };
 use crate::guard::Admitted;
 use crate::rotation::notice;
@@ -125,6 +125,9 @@ impl Gate {
     /// A key whose signature of this request is right.
     pub(super) async fn signed(&mut self, user: &str, key: &PublicKey) -> Auth {
         let since = Instant::now();
+        if self.locked_down() {
+            return self.keep_out(user, since).await;
+        }
         let outside = match std::mem::replace(&mut self.door, Door::Shut) {
             Door::Outside(outside) => outside,
             // A new key starts the login anew (RFC 4252 §5).
@@ -214,6 +217,9 @@ impl Gate {
             _ => return self.stranger(user).await,
         }
         let since = Instant::now();
+        if self.locked_down() {
+            return self.keep_out(user, since).await;
+        }
         match std::mem::replace(&mut self.door, Door::Shut) {
             Door::Hall(verified) if looks_like_invitation(answer) => {
                 self.invited_by_key(verified, (user, answer), since).await
@@ -345,7 +351,9 @@ impl Gate {
     ) -> Auth {
         match verified.with_second_factor(&self.house.vault, user, code, Timestamp::now()).await {
             Ok(caller) => {
-                self.remember(&caller).await;
+                if !self.locked_down() {
+                    self.remember(&caller).await;
+                }
                 self.enter(caller, since).await
             }
             Err((verified, fault)) => {
@@ -364,6 +372,25 @@ impl Gate {
         if let Err(error) = remember(&self.house.vault, caller, seconds).await {
             tracing::error!(%error, "mfa.not_remembered");
         }
+        // A lockdown forgets everything once it holds; what was written after that is forgotten here.
+        if self.locked_down()
+            && let Err(error) = forget_key(&self.house.vault, caller.key()).await
+        {
+            tracing::error!(%error, "mfa.not_forgotten");
+        }
+    }
+
+    /// The door of the house was closed after this connection came through it.
+    fn locked_down(&self) -> bool {
+        self.house.guard.lockdown().reason().is_some()
+    }
+
+    /// Refuses for the lockdown: whatever was proven is void, and nobody is to blame.
+    async fn keep_out(&mut self, user: &str, since: Instant) -> Auth {
+        self.door = Door::Shut;
+        self.failed(user, None, "lockdown").await;
+        tokio::time::sleep_until(since + REFUSAL).await;
+        Auth::Reject { proceed_with_methods: Some(self.first_methods()), partial_success: false }
     }
 
     /// Minutes may have passed while the recovery codes were written down.
@@ -376,6 +403,9 @@ impl Gate {
 
     /// All is proven: once the trail says so, the peer is inside.
     async fn enter(&mut self, caller: Authenticated, since: Instant) -> Auth {
+        if self.locked_down() {
+            return self.keep_out(caller.user().as_str(), since).await;
+        }
         let event = Event::SshLoginSucceeded {
             user: caller.user().to_string(),
             source_ip: self.source.ip().to_string(),

@@ -15,7 +15,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::counter;
+use super::counter::{self, Visit};
 use super::elastic::{Elastic, FirstBytes, first_bytes};
 use super::forward::{self, Plain};
 use super::inner::{self, Jump};
@@ -172,10 +172,14 @@ impl server::Handler for Outer {
             reply.reject(ChannelOpenFailure::ResourceShortage).await;
             return Ok(());
         };
-        let (desk, handle) = (Arc::clone(&self.desk), session.handle());
+        let Some(cut) = self.cut.clone() else {
+            reply.reject(ChannelOpenFailure::AdministrativelyProhibited).await;
+            return Ok(());
+        };
+        let (visit, handle) = (Visit { desk: Arc::clone(&self.desk), caller, cut }, session.handle());
         tokio::spawn(async move {
             reply.accept().await;
-            counter::serve(desk, caller, channel, handle).await;
+            counter::serve(visit, channel, handle).await;
             drop(room);
         });
         Ok(())

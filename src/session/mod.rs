@@ -17,4 +17,4 @@ pub use open::{Ongoing, OpenFault, Opened, Wanted, open, open_plain};
 pub use registry::{Cut, Live, LiveInfo, Registered, Registry};
 pub(crate) use relay::parting;
 pub use relay::{Carries, Ear, Lane, Mouth, Sides, relay};
-pub use watch::{lockdown_sentence, recompile, watch};
+pub use watch::{LoggedIn, lockdown_sentence, recompile, still_in, watch};

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use keystore::lifecycle::in_grace;
-use keystore::{Instance, Record, Rule, User, UserKey};
+use keystore::{Instance, Record, Rule, User, UserKey, UserName};
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
@@ -70,27 +70,11 @@ async fn decide_again(house: &House, now: Timestamp) {
 
 /// The sentence that tells why `info` may not go on, or `None` if it may.
 pub(super) async fn lost_right(house: &House, info: &LiveInfo, now: Timestamp) -> Option<String> {
-    if let Some(reason) = house.guard.lockdown().reason() {
-        return Some(lockdown_sentence(&reason));
-    }
-    let user = match house.vault.get::<User>(info.user.as_str()).await {
-        Ok(Some(user)) => user,
-        Ok(None) => return Some("Your account was removed.".to_owned()),
-        Err(_) => return Some(UNDECIDED.to_owned()),
+    let by = LoggedIn { user: &info.user, key: &info.key, only_exchanges: info.only_exchanges };
+    let user = match still_in(house, by, now).await {
+        Ok(user) => user,
+        Err(sentence) => return Some(sentence),
     };
-    if user.suspended.is_some() {
-        return Some("Your account was suspended.".to_owned());
-    }
-    if user.expires_at.is_some_and(|end| end <= now) {
-        return Some("Your account has expired.".to_owned());
-    }
-    match house.vault.get::<UserKey>(&info.key).await {
-        Ok(Some(key)) if key.user == info.user && key.usable(now) => {}
-        Ok(Some(key)) if info.only_exchanges && in_grace(&key, house.config.keys.grace, now) => {}
-        Ok(Some(key)) => return Some(format!("Your key {} is {}.", key.id, key.status_at(now))),
-        Ok(None) => return Some("Your key was removed.".to_owned()),
-        Err(_) => return Some(UNDECIDED.to_owned()),
-    }
     let (name, login, can) = info.to.as_ref()?;
     let instance = match house.vault.get::<Instance>(name.as_str()).await {
         Ok(Some(instance)) => instance,
@@ -100,6 +84,45 @@ pub(super) async fn lost_right(house: &House, info: &LiveInfo, now: Timestamp) -
     let facts = Facts { user: &info.user, roles: &user.roles, source: info.source.ip() };
     let decision = house.rulebook.load().decide(&facts, &instance, login, now);
     (!can.is_subset(&decision.can)).then(|| format!("Your access to {login}@{name} has ended."))
+}
+
+/// Who logged in some time ago.
+#[derive(Debug, Clone, Copy)]
+pub struct LoggedIn<'a> {
+    /// The user.
+    pub user: &'a UserName,
+    /// Fingerprint of the key that signed.
+    pub key: &'a str,
+    /// The key had expired at the login: it may only be exchanged.
+    pub only_exchanges: bool,
+}
+
+/// The user as stored now, if a login of `by` still counts.
+///
+/// # Errors
+/// The sentence that tells why it does not.
+pub async fn still_in(house: &House, by: LoggedIn<'_>, now: Timestamp) -> Result<User, String> {
+    if let Some(reason) = house.guard.lockdown().reason() {
+        return Err(lockdown_sentence(&reason));
+    }
+    let user = match house.vault.get::<User>(by.user.as_str()).await {
+        Ok(Some(user)) => user,
+        Ok(None) => return Err("Your account was removed.".to_owned()),
+        Err(_) => return Err(UNDECIDED.to_owned()),
+    };
+    if user.suspended.is_some() {
+        return Err("Your account was suspended.".to_owned());
+    }
+    if user.expires_at.is_some_and(|end| end <= now) {
+        return Err("Your account has expired.".to_owned());
+    }
+    match house.vault.get::<UserKey>(by.key).await {
+        Ok(Some(key)) if key.user == *by.user && key.usable(now) => Ok(user),
+        Ok(Some(key)) if by.only_exchanges && in_grace(&key, house.config.keys.grace, now) => Ok(user),
+        Ok(Some(key)) => Err(format!("Your key {} is {}.", key.id, key.status_at(now))),
+        Ok(None) => Err("Your key was removed.".to_owned()),
+        Err(_) => Err(UNDECIDED.to_owned()),
+    }
 }
 
 /// What those hear who are cut by a lockdown.

@@ -1,7 +1,9 @@
 //! A right that ends takes its live sessions with it, with a sentence; a neighbour's session lives on.
 
-use std::io::Read;
+use std::fs;
+use std::io::{Read, Write};
 use std::process::{Child, Stdio};
+use std::time::Duration;
 
 use crate::rig::{Rig, text, wait_for};
 
@@ -132,5 +134,45 @@ fn an_open_connection_opens_nothing_more_once_its_user_is_cut() {
         assert!(output.stdout.is_empty(), "a new session on a revoked key");
         let page = rig.shared("ssh", "alice").args(["bastion", "ssh-keys", "list"]).output().unwrap();
         assert!(page.stdout.is_empty(), "a command on a revoked key");
+    }
+}
+
+/// `ssh USER@bastion ssh-keys add --user mallory`, whose standard input has not ended yet.
+fn half_typed(rig: &Rig, user: &str) -> Child {
+    let mut ssh = rig.shared("ssh", user);
+    ssh.args(["bastion", "ssh-keys add --user mallory"]);
+    let mut ssh = ssh.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let key = fs::read(rig.path("id_evil.pub")).unwrap();
+    ssh.stdin.as_mut().unwrap().write_all(&key).unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    ssh
+}
+
+#[test]
+fn a_command_that_is_still_being_typed_when_its_right_ends_does_nothing() {
+    for ended_by in ["nothing", "revoke", "suspend", "lockdown"] {
+        let rig = Rig::bastion();
+        rig.add_user_as("ada", "admin");
+        rig.ok(&["users", "add", "mallory"]);
+        rig.keygen("id_evil");
+        assert!(
+            rig.shared("ssh", "ada").args(["bastion", "users", "list"]).output().unwrap().status.success()
+        );
+        let ssh = half_typed(&rig, "ada");
+        match ended_by {
+            "revoke" => {
+                let key = rig.json(&["ssh-keys", "list"])[0]["id"].as_str().unwrap().to_owned();
+                drop(rig.ok(&["ssh-keys", "revoke", &key, "--reason", "laptop stolen"]));
+            }
+            "suspend" => drop(rig.ok(&["users", "suspend", "ada"])),
+            "lockdown" => drop(rig.ok(&["access", "deny-all", "--reason", "breach"])),
+            _ => {}
+        }
+        // Its standard input ends here, or by the cut.
+        let output = ssh.wait_with_output().unwrap();
+        let keys = rig.json(&["ssh-keys", "list", "--user", "mallory"]);
+        let expected = usize::from(ended_by == "nothing");
+        assert_eq!(keys.as_array().unwrap().len(), expected, "{ended_by}: {}", text(output.stderr));
+        assert_eq!(output.status.success(), ended_by == "nothing", "{ended_by}");
     }
 }

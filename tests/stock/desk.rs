@@ -140,3 +140,25 @@ fn an_auditor_plays_and_exports_and_an_admin_administers() {
     assert_eq!(add.status().unwrap().code(), Some(0));
     assert_eq!(rig.json(&["ssh-keys", "list", "--user", "carol"]).as_array().unwrap().len(), 1);
 }
+
+#[test]
+fn an_admin_takes_no_recording_from_the_auditors() {
+    let rig = Rig::with_alice();
+    assert!(rig.ssh("alice", "echo on the tape").status.success());
+    let id = rig.ended_sessions()[0]["id"].as_str().unwrap().to_owned();
+    rig.add_user_as("ada", "admin");
+    rig.add_user_as("oscar", "auditor");
+    let other = "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p";
+    let rewrap = ["recording", "rewrap", "--recipient", other];
+    for user in ["ada", "oscar"] {
+        assert_eq!(desk(&rig, user, &rewrap).status.code(), Some(4), "{user}");
+    }
+    assert!(rig.events("recordings_rewrapped").is_empty());
+    assert_eq!(desk(&rig, "ada", &["recording", "rewrap"]).status.code(), Some(0), "as configured");
+    // On the bastion itself another reader is added, and the auditors stay.
+    let done = rig.json(&rewrap);
+    assert_eq!(done["recipients"].as_array().unwrap().len(), 2, "{done}");
+    assert_eq!(rig.events("recordings_rewrapped")[1]["recipients"], done["recipients"]);
+    let play = desk(&rig, "oscar", &["sessions", "play", &id, "--speed", "1000"]);
+    assert!(text(play.stdout).contains("on the tape"), "{}", text(play.stderr));
+}

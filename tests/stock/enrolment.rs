@@ -257,3 +257,56 @@ print('done')
     assert_eq!(rig.json(&["ssh-keys", "list"]).as_array().unwrap().len(), 0);
     assert!(rig.events("mfa_enrolled").is_empty() && rig.events("ssh_login_succeeded").is_empty());
 }
+
+#[test]
+fn whoever_came_before_a_lockdown_neither_logs_in_nor_enrols_during_it() {
+    let rig = Rig::with_alice_and("[mfa]\nremember = \"1h\"\n");
+    rig.ok(&["users", "add", "carol"]);
+    rig.keygen("id_carol");
+    let invitation = invite(&rig, "carol");
+    let config = rig.path("bastion/keyward.toml");
+    let keyward = format!("KEYWARD_CONFIG={} {}", config.display(), env!("CARGO_BIN_EXE_keyward"));
+    rig.script("lock", &format!("{keyward} access deny-all --reason breach"));
+    rig.script("unlock", &format!("{keyward} access deny-all --end"));
+    let said = rig.paramiko(
+        "alice",
+        &format!(
+            r#"
+CAROL = paramiko.Ed25519Key.from_private_key_file(D + '/id_carol')
+asked = []
+def answering(answer):
+    def handler(title, instructions, prompts):
+        asked.append(''.join(p for p, _ in prompts))
+        return [answer] if prompts else []
+    return handler
+def refused(step):
+    try: result = step()
+    except paramiko.SSHException: return
+    sys.exit('not refused: %r' % (result,))
+key_only = connect()
+hall = connect()
+assert hall.auth_publickey(USER, KEY) == ['keyboard-interactive']
+enrolling = connect()
+assert enrolling.auth_interactive('carol', answering('{invitation}')) == ['publickey'], asked
+assert enrolling.auth_publickey('carol', CAROL) == ['keyboard-interactive'], asked
+subprocess.check_call([D + '/lock'])
+refused(lambda: hall.auth_interactive(USER, answering(code())))
+refused(lambda: key_only.auth_publickey(USER, KEY))
+refused(lambda: enrolling.auth_interactive('carol', answering('123456')))
+assert not any(t.is_authenticated() for t in (key_only, hall, enrolling))
+subprocess.check_call([D + '/unlock'])
+# What was proven during it is void, nothing was remembered, and a new login is as ever.
+again = connect()
+assert again.auth_publickey(USER, KEY) == ['keyboard-interactive']
+again.auth_interactive(USER, answering(code()))
+assert again.is_authenticated()
+print('done')
+"#
+        ),
+    );
+    assert_eq!(said, "done\n");
+    assert_eq!(rig.json(&["ssh-keys", "list", "--user", "carol"]).as_array().unwrap().len(), 0);
+    let failed = rig.events("ssh_login_failed");
+    assert_eq!(failed.iter().filter(|e| e["reason"] == "lockdown").count(), 3, "{failed:?}");
+    assert_eq!(rig.events("ssh_login_succeeded").len(), 1);
+}
