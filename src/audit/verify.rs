@@ -1,7 +1,7 @@
 //! Verification of the trail, with the daemon or offline on the files: the chain, the checkpoints, and which tapes the
 //! chain names. It never repairs. The tapes themselves are checked by `recording`, which stands on a higher floor.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ pub struct Verified {
     pub torn_tail: bool,
     /// How many signed checkpoints agree with the chain.
     pub checkpoints: u64,
-    /// The tapes the chain names, in order of closing: each must exist and have this digest.
+    /// The tapes the chain names: each must exist and have this digest. One whose digest changed is named more than once.
     pub tapes: Vec<ClosedTape>,
     /// Sessions that were opened and not closed: live, or cut off by a crash.
     pub unclosed: Vec<String>,
@@ -125,6 +125,7 @@ pub fn verify_with(dir: &Path, against: &Against) -> Result<Verified, Fault> {
         unclosed: Vec::new(),
     };
     let mut signed = None;
+    let mut newest = HashMap::new();
     for entry in journal::read(&journal_dir(dir)) {
         let entry = entry?;
         let wrong = |what: String| Fault {
@@ -157,7 +158,20 @@ pub fn verify_with(dir: &Path, against: &Against) -> Result<Verified, Fault> {
             Some(Event::SessionOpened { facts, .. }) => verified.unclosed.push(facts.session),
             Some(Event::SessionClosed { facts, digest, summary, .. }) => {
                 verified.unclosed.retain(|open| *open != facts.session);
-                verified.tapes.push(ClosedTape { session: facts.session, digest, summary, seq: entry.seq });
+                let closed = ClosedTape { session: facts.session, digest, summary, seq: entry.seq };
+                let before = newest.insert(closed.session.clone(), verified.tapes.len());
+                match before.and_then(|at| verified.tapes.get_mut(at).map(|before| (at, before))) {
+                    // A summary may be written again by a later start, the tape never: its digest stays.
+                    Some((at, before)) if before.digest == closed.digest || before.digest.is_empty() => {
+                        newest.insert(closed.session.clone(), at);
+                        *before = closed;
+                    }
+                    Some((_, before)) => {
+                        before.summary = None;
+                        verified.tapes.push(closed);
+                    }
+                    None => verified.tapes.push(closed),
+                }
             }
             Some(Event::CheckpointSigned { through, .. }) if signed.is_none_or(|last| last < through) => {
                 let file = checkpoint_dir(dir).join(format!("{through:020}.json"));

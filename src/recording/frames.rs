@@ -268,6 +268,11 @@ impl Reader {
         };
         let Next { framing, size, millis, last, fresh } = next;
         let mut sealed = vec![0; size.min(MAX_FRAME)];
+        // What lay unsynced when the power failed may be zeros.
+        if size == 0 && self.zeros_follow() {
+            self.ended = true;
+            return Ok(None);
+        }
         if size > MAX_FRAME {
             // A torn end may be zeros or rubbish; rubbish with more behind it is no end.
             self.ended = true;
@@ -280,7 +285,7 @@ impl Reader {
         let payload = Payload { msg: &sealed, aad: &self.seal.bound_to(framing) };
         let Ok(squeezed) = self.seal.cipher.decrypt(&self.seal.nonce(last), payload) else {
             self.ended = true;
-            return if self.at_end() { Ok(None) } else { Err(bad(CHANGED)) };
+            return if self.zeros_follow() { Ok(None) } else { Err(bad(CHANGED)) };
         };
         if fresh {
             self.decoder.reinit().map_err(|_| bad(NO_MEMORY))?;
@@ -334,6 +339,18 @@ impl Reader {
             }
         }
         Ok(Some(Next::of(framing)))
+    }
+
+    /// Whether nothing but zeros follows, or nothing.
+    fn zeros_follow(&mut self) -> bool {
+        loop {
+            let Ok(bytes) = self.file.fill_buf() else { return false };
+            if bytes.is_empty() || bytes.iter().any(|byte| *byte != 0) {
+                return bytes.is_empty();
+            }
+            let zeros = bytes.len();
+            self.file.consume(zeros);
+        }
     }
 
     fn at_end(&mut self) -> bool {

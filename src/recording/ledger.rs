@@ -106,6 +106,8 @@ struct Channel {
     storing: bool,
     observer: Option<Observer>,
     done: Vec<Operation>,
+    /// A terminal was asked for before anything was started.
+    pty: bool,
 }
 
 impl Ledger {
@@ -209,7 +211,7 @@ impl Channel {
             sha256_out: None,
         };
         let (hash_in, hash_out) = (Sha256::new(), Sha256::new());
-        Self { summary, hash_in, hash_out, storing: true, observer: None, done: Vec::new() }
+        Self { summary, hash_in, hash_out, storing: true, observer: None, done: Vec::new(), pty: false }
     }
 
     fn input(&mut self, bytes: &[u8], limit: u64) -> Kept {
@@ -280,7 +282,10 @@ impl Channel {
 
     fn request(&mut self, direction: Direction, message: &ChannelMessage) {
         match (message, direction) {
-            (ChannelMessage::Pty { .. }, Direction::ToInstance) => self.summary.terminal = true,
+            // Only before anything is started, as sshd has it: a later one would hide what comes from the user.
+            (ChannelMessage::Pty { .. }, Direction::ToInstance) if self.summary.kind == "session" => {
+                (self.pty, self.summary.terminal) = (true, true);
+            }
             (ChannelMessage::Shell, Direction::ToInstance) => {
                 self.begin("shell", None);
             }
@@ -316,6 +321,8 @@ impl Channel {
         self.closed_early();
         self.summary.kind = kind.to_owned();
         self.summary.command = command;
+        // Nobody types at a subsystem, whatever was asked for before it.
+        self.summary.terminal = self.pty && matches!(kind, "shell" | "exec");
         self.summary.capture = Capture::Full;
         self.summary.reason = None;
         self.storing = true;

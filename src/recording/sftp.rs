@@ -1,9 +1,10 @@
 //! sftp version 3 (draft-ietf-secsh-filexfer-02), as far as it tells which files were touched.
 //!
 //! A streaming decoder: a packet's first fields are read, the content of reads and writes is hashed as it passes and
-//! never held. Packets, open files and unanswered requests are bounded; what exceeds them is no sftp.
+//! never held. Packets, open files and unanswered requests are bounded; what exceeds them is no sftp. Nor is an answer
+//! that nobody asked for, an id that is asked with twice, or a handle that was not given: they could name a wrong file.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::message::Direction;
 use super::operations::{Content, Deed, Deviates, LONGEST_PATH, Operation, bounded};
@@ -14,15 +15,29 @@ pub(super) struct Sftp {
     down: Packets,
     asked: HashMap<u32, Asked>,
     open: HashMap<Vec<u8>, Open>,
+    directories: HashSet<Vec<u8>>,
+    versions: (bool, bool),
 }
 
 /// A request that was not answered yet.
 enum Asked {
-    Open { path: String },
-    Read { handle: Vec<u8>, offset: u64 },
-    Write { handle: Vec<u8> },
-    Close { handle: Vec<u8> },
+    Open {
+        path: String,
+    },
+    Directory,
+    Read {
+        handle: Vec<u8>,
+        offset: u64,
+    },
+    Write {
+        handle: Vec<u8>,
+    },
+    Close {
+        handle: Vec<u8>,
+    },
     Other(Operation),
+    /// Touches nothing.
+    Look,
 }
 
 /// An open file.
@@ -56,6 +71,17 @@ impl Sftp {
     }
 
     pub(super) fn end(self: Box<Self>, done: &mut Vec<Operation>) {
+        let mut unanswered: Vec<(u32, Asked)> = self.asked.into_iter().collect();
+        unanswered.sort_unstable_by_key(|(id, _)| *id);
+        for (_, asked) in unanswered {
+            let mut operation = match asked {
+                Asked::Open { path } => Operation::new(Deed::Read, "sftp", path),
+                Asked::Other(operation) => operation,
+                _ => continue,
+            };
+            operation.fault = Some("not answered".to_owned());
+            done.push(operation);
+        }
         for open in self.open.into_values() {
             finish(open, Some("not closed".to_owned()), done);
         }
@@ -145,6 +171,9 @@ impl Sftp {
         if packets.left != Some(length) {
             return Err(Deviates("a packet of sftp is longer than its content"));
         }
+        if !self.open.contains_key(&handle) {
+            return Err(UNKNOWN_HANDLE);
+        }
         packets.content = Some((handle.clone(), offset, length));
         if direction == Direction::ToInstance {
             self.ask(id, Asked::Write { handle })?;
@@ -156,14 +185,20 @@ impl Sftp {
         if self.asked.len() >= MOST_ASKED {
             return Err(Deviates("too many unanswered requests of sftp"));
         }
-        self.asked.insert(id, asked);
-        Ok(())
+        match self.asked.insert(id, asked) {
+            None => Ok(()),
+            Some(_) => Err(Deviates("an id of sftp is asked with twice")),
+        }
+    }
+
+    fn file(&self, handle: &[u8]) -> Result<&Open, Deviates> {
+        self.open.get(handle).ok_or(UNKNOWN_HANDLE)
     }
 
     fn asks(&mut self, head: &[u8]) -> Result<(), Deviates> {
         let Some((kind, rest)) = head.split_first() else { return Ok(()) };
         let mut fields = Fields(rest);
-        if *kind == INIT {
+        if *kind == INIT && !std::mem::replace(&mut self.versions.0, true) {
             return Ok(());
         }
         let id = fields.number().ok_or(Deviates("a packet of sftp is too short"))?;
@@ -172,14 +207,20 @@ impl Sftp {
         let deed = |deed| Operation::new(deed, "sftp", path());
         let asked = match *kind {
             OPEN => Asked::Open { path: path() },
-            CLOSE => Asked::Close { handle: first },
-            READ => Asked::Read { handle: first, offset: fields.long().unwrap_or(0) },
+            CLOSE if self.open.contains_key(&first) || self.directories.contains(&first) => {
+                Asked::Close { handle: first }
+            }
+            CLOSE => return Err(UNKNOWN_HANDLE),
+            READ => {
+                self.file(&first)?;
+                Asked::Read { handle: first, offset: fields.long().unwrap_or(0) }
+            }
             REMOVE | RMDIR => Asked::Other(deed(Deed::Removed)),
             MKDIR => Asked::Other(deed(Deed::DirectoryMade)),
             SETSTAT | FSETSTAT => {
                 let mut operation = deed(Deed::Changed);
                 if *kind == FSETSTAT {
-                    operation.path = self.open.get(&first).map_or_else(path, |open| open.path.clone());
+                    operation.path = self.file(&first)?.path.clone();
                 }
                 operation.to = Some(attributes(&mut fields));
                 Asked::Other(operation)
@@ -203,14 +244,15 @@ impl Sftp {
             }
             EXTENDED if first.as_slice() == b"copy-data" => {
                 // Read handle, offset, length, write handle: the content never passes here.
-                let from = fields.text().and_then(|h| self.open.get(h)).map(|open| open.path.clone());
+                let from = self.file(fields.text().unwrap_or_default())?.path.clone();
                 let (_, _) = (fields.long(), fields.long());
-                let to = fields.text().and_then(|h| self.open.get(h)).map(|open| open.path.clone());
-                let mut operation = Operation::new(Deed::Written, "sftp", to.unwrap_or_default());
-                operation.fault = Some(format!("copied on the instance from {}", from.unwrap_or_default()));
+                let to = self.file(fields.text().unwrap_or_default())?.path.clone();
+                let mut operation = Operation::new(Deed::Written, "sftp", to);
+                operation.fault = Some(format!("copied on the instance from {from}"));
                 Asked::Other(operation)
             }
-            EXTENDED | 11 | 12 | 16 | 17 | 19 | 7 | 8 => return Ok(()),
+            OPENDIR => Asked::Directory,
+            EXTENDED | 12 | 16 | 17 | 19 | 7 | 8 => Asked::Look,
             _ => return Err(Deviates("a packet of sftp is of unknown kind")),
         };
         self.ask(id, asked)
@@ -219,7 +261,11 @@ impl Sftp {
     fn answers(&mut self, head: &[u8], done: &mut Vec<Operation>) -> Result<(), Deviates> {
         let Some((kind, rest)) = head.split_first() else { return Ok(()) };
         let mut fields = Fields(rest);
-        let Some(asked) = fields.number().and_then(|id| self.asked.remove(&id)) else { return Ok(()) };
+        if *kind == VERSION && !std::mem::replace(&mut self.versions.1, true) {
+            return Ok(());
+        }
+        let asked = fields.number().and_then(|id| self.asked.remove(&id));
+        let asked = asked.ok_or(Deviates("an answer of sftp that nobody asked for"))?;
         let status = if *kind == STATUS { fields.number() } else { None };
         let fault = status.filter(|code| *code != 0).map(|code| {
             let said = fields.text().map(bounded).unwrap_or_default();
@@ -236,6 +282,13 @@ impl Sftp {
                     finish(old, None, done);
                 }
             }
+            Asked::Directory if *kind == HANDLE => {
+                if self.directories.len() >= MOST_OPEN {
+                    return Err(Deviates("too many open directories of sftp"));
+                }
+                self.directories.insert(fields.text().unwrap_or_default().to_vec());
+            }
+            Asked::Directory | Asked::Look => {}
             Asked::Open { path } => {
                 let mut operation = Operation::new(Deed::Read, "sftp", path);
                 operation.fault = Some(fault.unwrap_or_else(|| "not opened".to_owned()));
@@ -255,6 +308,7 @@ impl Sftp {
                 }
             }
             Asked::Close { handle } => {
+                self.directories.remove(&handle);
                 if let Some(open) = self.open.remove(&handle) {
                     finish(open, None, done);
                 }
@@ -355,12 +409,14 @@ fn attributes(fields: &mut Fields<'_>) -> String {
 }
 
 const INIT: u8 = 1;
+const VERSION: u8 = 2;
 const OPEN: u8 = 3;
 const CLOSE: u8 = 4;
 const READ: u8 = 5;
 const WRITE: u8 = 6;
 const SETSTAT: u8 = 9;
 const FSETSTAT: u8 = 10;
+const OPENDIR: u8 = 11;
 const REMOVE: u8 = 13;
 const MKDIR: u8 = 14;
 const RMDIR: u8 = 15;
@@ -374,6 +430,7 @@ const DATA: u8 = 103;
 const LONGEST_PACKET: u32 = 1 << 20;
 /// Two paths and some: as much of a packet as is looked at.
 const HEAD: usize = 2 * LONGEST_PATH + 256;
+const UNKNOWN_HANDLE: Deviates = Deviates("a handle of sftp that was not given");
 const MOST_ASKED: usize = 4096;
 const MOST_OPEN: usize = 1024;
 
@@ -442,6 +499,32 @@ mod tests {
         assert!(passed(&[(UP, b"cat /etc/shadow\n".to_vec())]).is_err());
         assert!(passed(&[(UP, packet(77, 1, &[b"id"]))]).is_err());
         assert!(passed(&[(DOWN, packet(DATA, 9, &[&text(b"hidden")]))]).is_err());
+    }
+
+    #[test]
+    fn a_wrong_file_cannot_be_named_by_an_id_or_a_handle() {
+        let open = |id, path: &[u8]| (UP, packet(OPEN, id, &[&text(path), &[0; 8]]));
+        let write = (UP, packet(WRITE, 2, &[&text(b"h"), &0u64.to_be_bytes(), &text(b"x")]));
+        let given = (DOWN, packet(HANDLE, 1, &[&text(b"h")]));
+        assert!(passed(&[open(1, b"/etc/shadow"), open(1, b"/tmp/x")]).is_err());
+        assert!(passed(&[open(1, b"/tmp/x"), write.clone()]).is_err());
+        assert!(passed(&[open(1, b"/tmp/x"), given.clone(), given.clone()]).is_err());
+        assert!(passed(&[(UP, packet(CLOSE, 1, &[&text(b"h")]))]).is_err());
+        assert!(passed(&[open(1, b"/tmp/x"), given.clone(), write]).is_ok());
+        // An id may be asked with again once it is answered; a directory has a handle too.
+        let closed = [(UP, packet(CLOSE, 1, &[&text(b"h")])), (DOWN, packet(STATUS, 1, &[&[0; 4]]))];
+        let opened = [(UP, packet(OPENDIR, 1, &[&text(b"/srv")])), given];
+        assert!(passed(&[opened, closed].concat()).is_ok());
+    }
+
+    #[test]
+    fn versions_are_told_once_and_what_is_not_answered_is_told() {
+        let init = (UP, [5u32.to_be_bytes().as_slice(), &[INIT, 0, 0, 0, 3]].concat());
+        let version = (DOWN, [5u32.to_be_bytes().as_slice(), &[VERSION, 0, 0, 0, 3]].concat());
+        let removal = (UP, packet(REMOVE, 1, &[&text(b"/b")]));
+        let done = passed(&[init, version.clone(), removal.clone()]).unwrap();
+        assert_eq!((done[0].deed, done[0].fault.as_deref()), (Deed::Removed, Some("not answered")));
+        assert!(passed(&[version.clone(), version]).is_err());
     }
 
     #[test]

@@ -90,6 +90,10 @@ pub struct Terms {
 
 struct State {
     pending: Records,
+    /// What came before those, in frames of its own: no frame may grow too long to be written.
+    full: Vec<Records>,
+    /// Channels whose last word is on the tape.
+    closed: BTreeSet<u32>,
     /// Records taken in all.
     taken: u64,
     latest: u64,
@@ -106,6 +110,8 @@ struct State {
 pub(super) fn start(header: Header, writer: Writer, files: Files, terms: Terms) -> (Tape, Arc<Deck>) {
     let state = State {
         pending: Records::default(),
+        full: Vec::new(),
+        closed: BTreeSet::new(),
         taken: 0,
         latest: 0,
         operations: VecDeque::new(),
@@ -159,6 +165,7 @@ impl Tape {
         let mut closed = None;
         deck.put(|state| {
             closed = state.ledger.summary(number);
+            state.closed.insert(number);
             Some((number, What::Closed(closed.clone()?)))
         });
         closed
@@ -312,6 +319,9 @@ impl Deck {
     fn append(&self, state: &mut State, record: Record, payload: &[u8]) {
         // Time never runs back on a tape.
         let record = Record { millis: record.millis.max(state.latest), ..record };
+        if state.pending.len() > LONG_FRAME {
+            state.full.push(std::mem::take(&mut state.pending));
+        }
         // Only a map with strange keys could not be encoded.
         if let Err(error) = state.pending.push(&record, payload) {
             state.failed = Some(error.to_string());
@@ -348,10 +358,11 @@ impl Deck {
         if state.end.is_some() {
             return Err(TapeError::Sealed);
         }
-        let unsynced = state.pending.len() + state.in_flight;
+        let unsynced = state.unsynced() + state.in_flight;
         if unsynced > 0 && unsynced + size > UNSYNCED {
             return Ok(false);
         }
+        state.closed.remove(&channel);
         let kept = state.ledger.observe(channel, direction, message);
         let millis = self.millis();
         self.note_operations(&mut state, channel, millis);
@@ -398,11 +409,15 @@ impl Deck {
         }
         let end = if ending { state.end.clone() } else { None };
         if let Some((end, at)) = &end {
-            let what = What::End(end.clone(), *at, state.ledger.summaries());
+            // Thousands of channels would make a record too long to write: those that closed have told already.
+            let mut open = state.ledger.summaries();
+            open.retain(|summary| !state.closed.contains(&summary.channel));
+            let what = What::End(end.clone(), *at, open);
             self.append(&mut state, note(0, what), &[]);
         }
-        let records = std::mem::take(&mut state.pending);
-        state.in_flight = records.len();
+        state.in_flight = state.unsynced();
+        let mut records = std::mem::take(&mut state.full);
+        records.push(std::mem::take(&mut state.pending));
         Batch { records, end }
     }
 
@@ -417,8 +432,16 @@ impl Deck {
     }
 }
 
+impl State {
+    /// Bytes that wait to be written.
+    fn unsynced(&self) -> usize {
+        self.full.iter().map(Records::len).sum::<usize>() + self.pending.len()
+    }
+}
+
+/// What is written next: a frame for each of the records.
 struct Batch {
-    records: Records,
+    records: Vec<Records>,
     /// It is the last.
     end: Option<(SessionEnd, Timestamp)>,
 }
@@ -430,13 +453,16 @@ async fn write(deck: Arc<Deck>, mut writer: Writer) {
         // A little patience makes one sync of many messages. A full buffer or the end cuts it short.
         drop(tokio::time::timeout(INTERVAL, deck.now.notified()).await);
         let Batch { records, end } = deck.batch();
-        let count = records.count;
+        let count: u64 = records.iter().map(|records| records.count).sum();
         if count == 0 {
             continue;
         }
         let last = end.is_some();
         let written = tokio::task::spawn_blocking(move || {
-            let written = writer.frame(&Plain { records: &records, last });
+            let frames = records.len();
+            let each = records.iter().enumerate();
+            let mut each = each.map(|(at, records)| Plain { records, last: last && at + 1 == frames });
+            let written = each.try_for_each(|plain| writer.frame(&plain));
             if written.is_err() {
                 // The digest then covers the file as it is; if even this fails, verification will say so.
                 if let Err(error) = writer.cut_back() {
@@ -466,7 +492,7 @@ async fn write(deck: Arc<Deck>, mut writer: Writer) {
         if failure.is_some() || last {
             let whole = failure.is_none();
             let digest = if whole { packed(&deck, &writer).await } else { writer.digest() };
-            return finish(&deck, digest, end).await;
+            return finish(&deck, digest, (end, failure)).await;
         }
     }
 }
@@ -489,14 +515,25 @@ async fn packed(deck: &Arc<Deck>, writer: &Writer) -> String {
     }
 }
 
-/// Waits for the end if the tape failed before it, and writes the summary.
-async fn finish(deck: &Deck, digest: String, end: Option<(SessionEnd, Timestamp)>) {
-    let (end, at) = loop {
+/// Waits for the end if the tape failed before it, and writes the summary. A tape that failed has no end: its session
+/// counts as killed, however it ended, or verification would take it for one whose end was cut off.
+async fn finish(
+    deck: &Deck,
+    digest: String,
+    (end, failure): (Option<(SessionEnd, Timestamp)>, Option<String>),
+) {
+    let (mut end, at) = loop {
         match end.clone().or_else(|| deck.lock().end.clone()) {
             Some(end) => break end,
             None => deck.wake.notified().await,
         }
     };
+    if let Some(why) = failure
+        && end.status != SessionStatus::Killed
+    {
+        let reason = Some(format!("recording failed: {why}"));
+        end = SessionEnd { status: SessionStatus::Killed, reason };
+    }
     let mut summary = Summary::of(deck.header.clone(), deck.lock().ledger.summaries());
     summary.ended_at = Some(at);
     summary.status = end.status;
@@ -531,5 +568,7 @@ async fn written_beside(deck: &Deck, summary: &Summary) -> bool {
 const INTERVAL: Duration = Duration::from_millis(200);
 /// How many bytes may lie unsynced; one message larger than this may, alone.
 const UNSYNCED: usize = 64 * 1024;
+/// Bytes after which records go into the next frame.
+const LONG_FRAME: usize = 1 << 20;
 /// Records a watcher may be behind before some are left out.
 const WATCHERS_BEHIND: usize = 1024;

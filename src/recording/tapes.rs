@@ -2,7 +2,7 @@
 //!
 //! A tape without a summary that is not live was cut off by a crash: [`Tapes::open`] gives it one, `truncated`.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, Read as _, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -360,7 +360,11 @@ impl Tapes {
         let path = self.path(id, "json");
         match fs::read(&path) {
             Ok(text) => Ok(HEXLOWER.encode(&Sha256::digest(text))),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Err(TapeError::damaged(&path, 0, "it is gone")),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                // On a full disk it waits for room.
+                let waits = self.deck(id).and_then(|deck| deck.summary().sha256());
+                waits.ok_or_else(|| TapeError::damaged(&path, 0, "it is gone"))
+            }
             Err(e) => Err(TapeError::file(&path, e)),
         }
     }
@@ -431,11 +435,17 @@ impl Tapes {
         let mut frames = self.opened(id)?;
         let mut telling = Telling::default();
         let mut end = None;
+        let mut closed = BTreeMap::new();
         while let Some(records) = frames.next_frame()? {
             for record in &records {
                 match &record.what {
                     What::End(how, at, channels) => end = Some((how.clone(), *at, channels.clone())),
-                    _ => telling.hear(record),
+                    what => {
+                        if let What::Closed(channel) = what {
+                            closed.insert(record.channel, channel.clone());
+                        }
+                        telling.hear(record);
+                    }
                 }
             }
         }
@@ -445,7 +455,9 @@ impl Tapes {
         else {
             return Ok(cut_off(header, telling));
         };
-        let mut summary = Summary::of(header, channels);
+        // The end tells of the channels that were open still, or of all.
+        closed.extend(channels.into_iter().map(|channel| (channel.channel, channel)));
+        let mut summary = Summary::of(header, closed.into_values().collect());
         (summary.status, summary.reason, summary.ended_at) = (status, reason, Some(at));
         Ok(summary)
     }

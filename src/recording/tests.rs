@@ -8,6 +8,8 @@ use super::frames::{Plain, Reader, Writer};
 use super::tape::{Files, start};
 use super::*;
 
+mod hostile;
+
 fn header(id: SessionId) -> Header {
     Header {
         id: id.to_string(),

@@ -329,15 +329,14 @@ struct Ending<'a> {
 /// Seals the tape, then appends the close that carries its digest.
 async fn finish(house: &House, authorized: &Authorized, tape: &Tape, ending: Ending<'_>) {
     let status = if ending.killed { SessionStatus::Killed } else { SessionStatus::Closed };
-    let (digest, summary) = seal(tape, status, ending.reason).await;
+    let Sealed { digest, summary, status, reason } = seal(tape, status, ending.reason).await;
     let facts = facts(authorized, ending.id);
-    let reason = ending.reason.to_owned();
     let killed = ending.killed.then(|| Event::SessionKilled {
         facts: facts.clone(),
         by: None,
         reason: reason.clone(),
     });
-    let word = if ending.killed { "killed" } else { "closed" };
+    let word = if status == SessionStatus::Closed { "closed" } else { "killed" };
     let closed =
         Event::SessionClosed { facts, status: word.to_owned(), reason: Some(reason), digest, summary };
     for event in killed.into_iter().chain([closed]) {
@@ -347,16 +346,28 @@ async fn finish(house: &House, authorized: &Authorized, tape: &Tape, ending: End
     }
 }
 
-/// Seals the tape; the digests of tape and summary.
-async fn seal(tape: &Tape, status: SessionStatus, reason: &str) -> (String, Option<String>) {
+/// How a tape ended. One that failed counts as killed, whatever ended its session.
+struct Sealed {
+    digest: String,
+    summary: Option<String>,
+    status: SessionStatus,
+    reason: String,
+}
+
+async fn seal(tape: &Tape, status: SessionStatus, reason: &str) -> Sealed {
     match tape.seal(SessionEnd { status, reason: Some(reason.to_owned()) }, Timestamp::now()).await {
         Ok(summary) => {
             let told = summary.sha256();
-            (summary.digest.unwrap_or_default(), told)
+            Sealed {
+                digest: summary.digest.unwrap_or_default(),
+                summary: told,
+                status: summary.status,
+                reason: summary.reason.unwrap_or_else(|| reason.to_owned()),
+            }
         }
         Err(error) => {
             tracing::error!(%error, "tape.seal_failed");
-            (String::new(), None)
+            Sealed { digest: String::new(), summary: None, status, reason: reason.to_owned() }
         }
     }
 }

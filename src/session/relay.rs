@@ -197,10 +197,12 @@ async fn beside<M: Mouth>(session: &Ongoing, lane: &Lane, mouth: &M) -> String {
 async fn upward<E: Ear, N: Mouth>(session: &Ongoing, lane: &Lane, ear: &mut E, mouth: &N) -> End {
     let number = lane.number;
     let mut opening = Opening::of(lane);
+    let mut begun = false;
     while let Some(message) = ear.next().await {
-        if !lane.takes(session, &message) {
+        if !lane.takes(session, &message) || too_late(&message, begun) {
             continue;
         }
+        begun |= started(&message).is_some();
         if opening.is_ssh(&message) {
             return End::Opaque;
         }
@@ -277,6 +279,11 @@ async fn downward<F: Ear, M: Mouth>(session: &Ongoing, lane: &Lane, ear: &mut F,
         }
     }
     if closed { End::Closed } else { End::Sentence(format!("{} closed the connection.", session.instance())) }
+}
+
+/// A terminal for what already runs: sshd takes none, and the ledger must not believe in one.
+fn too_late(message: &ChannelMessage, begun: bool) -> bool {
+    begun && matches!(message, ChannelMessage::Pty { .. })
 }
 
 /// What the user starts with this message, in the words of `channel_opened`.
@@ -404,6 +411,13 @@ mod tests {
         assert!(!http.is_ssh(&data("S")) && !http.is_ssh(&data("END /")) && !http.is_ssh(&data("SSH-2.0-")));
         let mut shell = Opening::of(&Lane { number: 1, carries: Carries::Session });
         assert!(!shell.is_ssh(&data("SSH-2.0-OpenSSH")));
+    }
+
+    #[test]
+    fn a_terminal_is_passed_on_only_before_anything_runs() {
+        let (term, modes) = ("xterm".to_owned(), Vec::new());
+        let pty = ChannelMessage::Pty { term, cols: 80, rows: 24, px_width: 0, px_height: 0, modes };
+        assert!(!too_late(&pty, false) && too_late(&pty, true) && !too_late(&data("x"), true));
     }
 
     #[test]
