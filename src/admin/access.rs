@@ -5,11 +5,11 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use jiff::Timestamp;
-use keystore::{Capability, Effect, Instance, Login, Rule, Subject, Target};
+use keystore::{Capability, Effect, Instance, Login, Rule, Subject, Target, User};
 use serde_json::{Value, json};
 
-use super::render::{short_time, table};
-use super::{Access, Caller, Fault, Output, RuleTerms, instances, review, trail, users};
+use super::render::{plain, short_time, table};
+use super::{Access, Caller, Destination, Fault, Output, RuleTerms, instances, review, trail, users};
 use crate::audit::Event;
 use crate::auth;
 use crate::policy::Facts;
@@ -58,16 +58,24 @@ pub(super) async fn run(
             out.note(format!("Removed {id}.")).await
         }
         Access::Explain { user, destination, from } => {
-            if !caller.has_role("admin") && !caller.has_role("auditor") && caller.user() != Some(&user) {
+            if !sees_all(caller) && caller.user() != Some(&user) {
                 return Err(Fault::denied("you may ask about your own access only"));
             }
             let user = users::found(house, &user).await?;
-            let instance = instances::answering(house, &destination.host).await?;
             let source = from.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+            let instance = match instances::answering(house, &destination.host).await {
+                Err(fault) if fault.code == 3 && !sees_all(caller) => {
+                    return out_of_reach(&user, &destination, source, out).await;
+                }
+                found => found?,
+            };
             let facts = Facts { user: &user.name, roles: &user.roles, source };
             let decision = house.rulebook.load().decide(&facts, &instance, &destination.login, now);
             let barred = user.barred(now);
             let allowed = barred.is_none() && !decision.can.is_empty();
+            if !allowed && !sees_all(caller) {
+                return out_of_reach(&user, &destination, source, out).await;
+            }
             let can: Vec<_> = decision.can.iter().map(|c| c.as_str()).collect();
             let value = json!({
                 "user": user.name, "instance": instance.name, "login": destination.login, "source_ip": source,
@@ -95,9 +103,26 @@ pub(super) async fn run(
     }
 }
 
+/// Who may know every instance and rule.
+fn sees_all(caller: &Caller) -> bool {
+    caller.has_role("admin") || caller.has_role("auditor")
+}
+
+/// The one answer for what an engineer may not enter, whether it exists or not: names are not for guessing.
+async fn out_of_reach(user: &User, to: &Destination, source: IpAddr, out: &mut Output) -> Result<(), Fault> {
+    let value = json!({
+        "user": user.name, "instance": to.host, "login": to.login, "source_ip": source,
+        "allowed": false, "can": [], "rules": [], "denied_by": [], "until": null, "reason": null,
+    });
+    let text =
+        format!("denied: no rule allows {} on {}@{} from {source}", user.name, to.login, plain(&to.host));
+    out.either(&value, text).await
+}
+
 /// The effect first, its event then: a lockdown must not wait for a disk.
 async fn lock_down(house: &House, caller: &Caller, reason: &str, out: &mut Output) -> Result<(), Fault> {
-    let reason = reason.trim();
+    // It is shown on the terminal of everyone who is cut, and again by `status`.
+    let reason = &plain(reason.trim());
     if reason.is_empty() {
         return Err(Fault::usage("say why: --reason TEXT; nothing was changed"));
     }
@@ -106,7 +131,7 @@ async fn lock_down(house: &House, caller: &Caller, reason: &str, out: &mut Outpu
     let started = tokio::task::spawn_blocking(move || guard.lockdown().start(&why)).await;
     let live = house.registry.live();
     for live in &live {
-        live.cut(&lockdown_sentence(reason));
+        live.cut_by(&caller.name(), &lockdown_sentence(reason));
     }
     let event = Event::LockdownStarted { by: caller.name(), reason: reason.to_owned() };
     let noted = trail::note(house, event, Timestamp::now()).await;

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use keystore::ssh::PublicKey;
-use keystore::{HostTrust, Instance, InstanceName, Login};
+use keystore::{HostTrust, Instance, InstanceName, Login, Rule, Target};
 
 use super::render::{short_time, table};
 use super::{Caller, Fault, InstanceAdd, Instances, Output, Which, access, trail, users};
@@ -47,8 +47,20 @@ pub(super) async fn run(
             }
             house.vault.remove::<Instance>(name.as_str()).await?;
             let event = Event::InstanceRemoved { instance: name.to_string(), by: caller.name() };
-            trail::note(house, event, now).await?;
-            out.note(format!("Removed {name}.")).await
+            let noted = trail::note(house, event, now).await;
+            // Another instance of this name would inherit them.
+            let mut rules: Vec<Rule> = house.vault.list().await?;
+            rules.retain(|rule| rule.target == Target::Instance(name.clone()));
+            for rule in &rules {
+                access::remove(house, caller, &rule.id, now).await?;
+            }
+            noted?;
+            let named: Vec<&str> = rules.iter().map(|rule| rule.id.as_str()).collect();
+            out.note(match named.as_slice() {
+                [] => format!("Removed {name}."),
+                named => format!("Removed {name}, and the rules that name it: {}.", named.join(", ")),
+            })
+            .await
         }
         Instances::TrustScript { name } => {
             if let Some(name) = &name {

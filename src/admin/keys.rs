@@ -173,9 +173,10 @@ pub(super) async fn revoke(house: &House, caller: &Caller, key: &UserKey, reason
             Ok::<(), Fault>(())
         })
         .await?;
-    trail::note(house, trail::key_revoked(caller, key, reason), now).await?;
     // What was remembered of it opens nothing any more; this only tidies up.
-    Ok(auth::forget_key(&house.vault, &key.fingerprint).await?)
+    let forgotten = auth::forget_key(&house.vault, &key.fingerprint).await;
+    trail::note(house, trail::key_revoked(caller, key, reason), now).await?;
+    Ok(forgotten?)
 }
 
 pub(super) async fn find(house: &House, wanted: &str) -> Result<UserKey, Fault> {

@@ -52,7 +52,7 @@ pub(super) async fn run(
         Sessions::Verify { id } => verify(house, &id, out).await,
         Sessions::Kill { id, reason } => {
             // The session's own end writes `session_killed` to the trail.
-            if !house.registry.kill(&id, &reason) {
+            if !house.registry.kill(&id, &caller.name(), &plain(&reason)) {
                 return Err(Fault::not_found(format!(
                     "no live session {id}; see: keyward sessions list --live"
                 )));

@@ -30,11 +30,15 @@ pub(super) fn user_resumed(caller: &Caller, user: &UserName) -> Event {
 pub(super) fn user_removed(caller: &Caller, user: &UserName) -> Event {
     Event::UserRemoved { user: user.to_string(), by: caller.name() }
 }
-pub(super) fn mfa_enrolled(user: &UserName) -> Event {
-    Event::MfaEnrolled { user: user.to_string() }
+pub(super) fn mfa_enrolled(caller: &Caller, user: &UserName) -> Event {
+    Event::MfaEnrolled { user: user.to_string(), by: Some(caller.name()) }
+}
+pub(super) fn recovery_codes_replaced(caller: &Caller, user: &UserName) -> Event {
+    let what = Some("recovery codes".to_owned());
+    Event::MfaReset { user: user.to_string(), by: caller.name(), what }
 }
 pub(super) fn mfa_reset(caller: &Caller, user: &UserName) -> Event {
-    Event::MfaReset { user: user.to_string(), by: caller.name() }
+    Event::MfaReset { user: user.to_string(), by: caller.name(), what: None }
 }
 pub(super) fn key_added(caller: &Caller, key: &UserKey) -> Event {
     Event::SshKeyAdded { user: key.user.to_string(), key: key.fingerprint.clone(), by: caller.name() }

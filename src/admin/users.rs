@@ -71,9 +71,9 @@ pub(super) async fn users(
         Users::Suspend { name, reason } => {
             let ended = Ended { at: now, reason: reason.clone() };
             set_suspended(house, &name, Some(ended)).await?;
+            let (withdrawn, forgotten) = leave_nothing_open(house, &name).await;
             trail::note(house, trail::user_suspended(caller, &name, &reason), now).await?;
-            auth::withdraw(&house.vault, &name).await?;
-            auth::forget_user(&house.vault, &name).await?;
+            withdrawn.and(forgotten)?;
             out.note(format!("Suspended {name}. Undo: keyward users resume {name}")).await?;
             let touched = blast::touched(house, Whose::User(name.clone()), now).await?;
             let value = json!({ "user": shown(&found(house, &name).await?, now), "touched": touched });
@@ -156,6 +156,14 @@ async fn set_suspended(house: &House, name: &UserName, ended: Option<Ended>) -> 
         .await
 }
 
+/// Withdraws the invitation and forgets the second factors that were given. Both are tried, before anything else can fail.
+async fn leave_nothing_open(
+    house: &House,
+    name: &UserName,
+) -> (Result<(), keystore::Error>, Result<(), keystore::Error>) {
+    (auth::withdraw(&house.vault, name).await, auth::forget_user(&house.vault, name).await)
+}
+
 async fn remove(house: &House, caller: &Caller, name: &UserName, now: Timestamp) -> Result<(), Fault> {
     let owned: Vec<UserKey> = house.vault.list().await?;
     for key in owned.iter().filter(|k| &k.user == name && k.revoked.is_none()) {
@@ -224,7 +232,7 @@ pub(super) async fn factors(
             }
             let enrolment =
                 mfa::enroll(&house.vault, &name, now).await.map_err(|e| Fault::error(e.to_string()))?;
-            trail::note(house, trail::mfa_enrolled(&name), now).await?;
+            trail::note(house, trail::mfa_enrolled(caller, &name), now).await?;
             let value = json!({
                 "user": name, "secret": enrolment.secret_base32, "uri": enrolment.uri,
                 "recovery_codes": enrolment.recovery_codes,
@@ -242,8 +250,9 @@ pub(super) async fn factors(
         Mfa::Reset { name } => {
             found(house, &name).await?;
             mfa::reset(&house.vault, &name).await.map_err(|e| Fault::error(e.to_string()))?;
+            let forgotten = auth::forget_user(&house.vault, &name).await;
             trail::note(house, trail::mfa_reset(caller, &name), now).await?;
-            auth::forget_user(&house.vault, &name).await?;
+            forgotten?;
             out.note(format!("{name} has no second factor now. Next: keyward users invite {name}")).await
         }
         Mfa::RecoveryCodes { name } => {
@@ -251,7 +260,7 @@ pub(super) async fn factors(
             let codes = mfa::new_recovery_codes(&house.vault, &name)
                 .await
                 .map_err(|e| Fault::error(e.to_string()))?;
-            trail::note(house, trail::mfa_enrolled(&name), now).await?;
+            trail::note(house, trail::recovery_codes_replaced(caller, &name), now).await?;
             out.either(&json!({ "user": name, "recovery_codes": codes }), recovery(&codes)).await
         }
     }

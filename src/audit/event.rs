@@ -48,6 +48,9 @@ pub enum Event {
     MfaEnrolled {
         /// The user it is about.
         user: String,
+        /// Who did it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        by: Option<String>,
     },
     /// A code was wrong or spent.
     MfaFailed {
@@ -64,6 +67,9 @@ pub enum Event {
         user: String,
         /// Who did it.
         by: String,
+        /// What was replaced, if the second factor itself stays: `recovery codes`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        what: Option<String>,
     },
     /// A user was added.
     UserAdded {

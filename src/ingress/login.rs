@@ -327,8 +327,9 @@ impl Gate {
         };
         let (user, key) = (enrolled.login.user().to_string(), enrolled.login.key().to_owned());
         let by = format!("{user} (invited)");
-        let added = enrolled.key_added.then(|| Event::SshKeyAdded { user: user.clone(), key, by });
-        let factor = fresh.then_some(Event::MfaEnrolled { user });
+        let added =
+            enrolled.key_added.then(|| Event::SshKeyAdded { user: user.clone(), key, by: by.clone() });
+        let factor = fresh.then_some(Event::MfaEnrolled { user, by: Some(by) });
         for event in added.into_iter().chain(factor) {
             if !self.audit(event).await {
                 return self.refuse(since, self.first_methods()).await;

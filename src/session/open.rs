@@ -282,7 +282,7 @@ impl Ongoing {
     /// The instance was not reached: says so in the trail and ends the session.
     async fn not_reached(self, fault: EgressError) -> OpenFault {
         not_reached(&self.house, &self.authorized, &self.id, &fault).await;
-        let ending = Ending { id: &self.id, killed: false, reason: &fault.to_string() };
+        let ending = Ending { id: &self.id, killed: false, by: None, reason: &fault.to_string() };
         finish(&self.house, &self.authorized, &self.tape, ending).await;
         fault.into()
     }
@@ -293,6 +293,7 @@ impl Ongoing {
         let ending = Ending {
             id: &self.id,
             killed: sentence.is_some(),
+            by: self.registered.cut.by(),
             reason: sentence.as_deref().unwrap_or("closed by the user"),
         };
         finish(&self.house, &self.authorized, &self.tape, ending).await;
@@ -323,6 +324,7 @@ impl Opened {
 struct Ending<'a> {
     id: &'a str,
     killed: bool,
+    by: Option<String>,
     reason: &'a str,
 }
 
@@ -333,7 +335,7 @@ async fn finish(house: &House, authorized: &Authorized, tape: &Tape, ending: End
     let facts = facts(authorized, ending.id);
     let killed = ending.killed.then(|| Event::SessionKilled {
         facts: facts.clone(),
-        by: None,
+        by: ending.by.clone(),
         reason: reason.clone(),
     });
     let word = if status == SessionStatus::Closed { "closed" } else { "killed" };

@@ -35,16 +35,32 @@ pub struct LiveInfo {
 pub struct Live {
     /// What it is.
     pub info: LiveInfo,
-    cut: Arc<watch::Sender<Option<String>>>,
+    cut: Arc<watch::Sender<Option<Ended>>>,
+}
+
+/// Why it was cut, and by whom if somebody did it.
+#[derive(Debug, Clone)]
+struct Ended {
+    sentence: String,
+    by: Option<String>,
 }
 
 impl Live {
     /// Cuts it with a sentence; the first sentence stands.
     pub fn cut(&self, sentence: &str) {
+        self.end(sentence, None);
+    }
+
+    /// The same, on the word of `by`, whom the trail will name.
+    pub fn cut_by(&self, by: &str, sentence: &str) {
+        self.end(sentence, Some(by.to_owned()));
+    }
+
+    fn end(&self, sentence: &str, by: Option<String>) {
         self.cut.send_if_modified(|current| {
             let first = current.is_none();
             if first {
-                *current = Some(sentence.to_owned());
+                *current = Some(Ended { sentence: sentence.to_owned(), by });
             }
             first
         });
@@ -53,22 +69,27 @@ impl Live {
 
 /// The receiving end of the wire: resolves when the session is cut.
 #[derive(Debug, Clone)]
-pub struct Cut(watch::Receiver<Option<String>>);
+pub struct Cut(watch::Receiver<Option<Ended>>);
 
 impl Cut {
     /// Waits for the cut and returns its sentence; never returns if it never comes. Cancel-safe.
     pub async fn happened(&mut self) -> String {
         // The guard of the watched value must be gone before the next await.
-        let sentence = self.0.wait_for(Option::is_some).await.ok().and_then(|sentence| sentence.clone());
-        match sentence {
-            Some(sentence) => sentence,
+        let ended = self.0.wait_for(Option::is_some).await.ok().and_then(|ended| ended.clone());
+        match ended {
+            Some(ended) => ended.sentence,
             None => std::future::pending().await,
         }
     }
 
     /// The sentence, if it was cut already.
     pub fn sentence(&self) -> Option<String> {
-        self.0.borrow().clone()
+        self.0.borrow().as_ref().map(|ended| ended.sentence.clone())
+    }
+
+    /// Who did it, if somebody did.
+    pub fn by(&self) -> Option<String> {
+        self.0.borrow().as_ref().and_then(|ended| ended.by.clone())
     }
 }
 
@@ -138,11 +159,11 @@ impl Registry {
         self.lock().live.values().filter(|l| l.info.session.is_some()).count()
     }
 
-    /// Cuts the session with this id. Says whether there was one.
-    pub fn kill(&self, session: &str, reason: &str) -> bool {
+    /// Cuts the session with this id, on the word of `by`. Says whether there was one.
+    pub fn kill(&self, session: &str, by: &str, reason: &str) -> bool {
         let found = self.live().into_iter().find(|l| l.info.session.as_deref() == Some(session));
         if let Some(live) = &found {
-            live.cut(&format!("Your session was ended by an administrator: {reason}."));
+            live.cut_by(by, &format!("Your session was ended by an administrator: {reason}."));
         }
         found.is_some()
     }
@@ -192,15 +213,18 @@ mod tests {
     async fn a_killed_session_hears_the_reason() {
         let registry = Registry::new();
         let mut s = registry.enter(info("s1"));
-        assert!(registry.kill("s1", "left the company"));
+        assert!(registry.kill("s1", "ada", "left the company"));
         assert!(s.cut.happened().await.contains("left the company"));
+        assert_eq!(s.cut.by().as_deref(), Some("ada"));
+        assert!(registry.kill("s1", "mallory", "later"));
+        assert_eq!(s.cut.by().as_deref(), Some("ada"), "the first one did it");
     }
 
     #[tokio::test]
     async fn its_neighbour_lives_on() {
         let registry = Registry::new();
         let other = registry.enter(info("s2"));
-        assert!(!registry.kill("s1", "left the company"));
+        assert!(!registry.kill("s1", "ada", "left the company"));
         assert!(other.cut.sentence().is_none());
     }
 

@@ -67,11 +67,15 @@ fn killed(rig: &Rig, reason: &str) {
 fn a_session_that_an_admin_kills_is_told_why() {
     let (rig, alice, mut bob) = rig();
     let id = session_of(&rig, "alice")["id"].as_str().unwrap().to_owned();
-    rig.ok(&["sessions", "kill", &id, "--reason", "maintenance window"]);
+    rig.add_user_as("ada", "admin");
+    let kill = format!("sessions kill {id} --reason 'maintenance window \u{9b}2J'");
+    assert!(rig.shared("ssh", "ada").args(["bastion", &kill]).status().unwrap().success());
     let told = alice.told();
+    assert!(!told.contains('\u{9b}') && told.contains("\\u{9b}2J"), "{told}");
     assert!(told.contains("maintenance window") && told.contains(&id), "{told}");
     killed(&rig, "maintenance window");
-    assert_eq!(rig.events("session_killed").len(), 1);
+    let ends = rig.events("session_killed");
+    assert_eq!((ends.len(), &ends[0]["by"]), (1, &"ada".into()), "{ends:?}");
     assert!(bob.lives());
     assert_eq!(rig.run(&["sessions", "kill", &id]).status.code(), Some(3), "it is not live any more");
 }
@@ -113,12 +117,19 @@ fn a_rule_that_expires_cuts_and_a_deny_does() {
 }
 
 #[test]
-fn a_removed_instance_ends_its_sessions() {
+fn a_removed_instance_ends_its_sessions_and_leaves_no_rule_to_its_namesake() {
     let (rig, alice, bob) = rig();
+    rig.add_instance("db-2");
+    rig.ok(&["access", "allow", "--user", "bob", "--instance", "db-2", "--login", &rig.login]);
     rig.ok(&["instances", "remove", "db-1", "--yes"]);
     for live in [alice, bob] {
         assert!(live.told().contains("db-1 is no longer reached through this bastion."));
     }
+    let rules = rig.json(&["access", "list"]);
+    assert_eq!(rules.as_array().unwrap().len(), 1, "{rules}");
+    assert_eq!(rules[0]["id"], "R3", "the neighbour's stays");
+    rig.add_instance("db-1");
+    assert!(rig.ssh("alice", "echo reached").stdout.is_empty());
 }
 
 #[test]

@@ -34,6 +34,7 @@ fn the_configuration_of_setup_is_all_a_stock_client_needs() {
     let add =
         ["instances", "add", "db-1", "--alias", "main-db", "--address", &address, "--login", &rig.login];
     rig.ok(&[&add[..], &["--host-key", key.to_str().unwrap()]].concat());
+    rig.ok(&["access", "allow", "--user", "alice", "--instance", "db-1", "--login", &rig.login]);
     let printed = text(desk(&rig, "alice", &["setup"]).stdout);
     // Her own part, and what keeps this test out of ~/.ssh; the rest is used as printed.
     let sockets = rig.path("own-%C").display().to_string();
@@ -161,4 +162,26 @@ fn an_admin_takes_no_recording_from_the_auditors() {
     assert_eq!(rig.events("recordings_rewrapped")[1]["recipients"], done["recipients"]);
     let play = desk(&rig, "oscar", &["sessions", "play", &id, "--speed", "1000"]);
     assert!(text(play.stdout).contains("on the tape"), "{}", text(play.stderr));
+}
+
+#[test]
+fn explain_tells_an_engineer_nothing_of_what_she_may_not_enter() {
+    let rig = Rig::with_alice();
+    rig.add_instance("db-7");
+    let login = rig.login.clone();
+    rig.ok(&["access", "deny", "--user", "alice", "--instance", "db-7", "--login", &login]);
+    let mut said = Vec::new();
+    for host in ["db-7", "db-8"] {
+        for form in ["", " --json"] {
+            let output = desk(&rig, "alice", &[&format!("access explain alice {login}@{host}{form}")]);
+            assert_eq!(output.status.code(), Some(0), "{}", text(output.stderr));
+            said.push(format!("{}{}", text(output.stdout), text(output.stderr)).replace(host, "HOST"));
+        }
+    }
+    assert_eq!(said[..2], said[2..], "whether it exists or not");
+    let own = text(desk(&rig, "alice", &[&format!("access explain alice {login}@db-1")]).stdout);
+    assert!(own.contains("allowed: ") && own.contains("R1"), "{own}");
+    // Who administers is told which rule it was, and what was perhaps meant.
+    assert!(rig.ok(&["access", "explain", "alice", &format!("{login}@db-7")]).contains("R2 forbids"));
+    assert_eq!(rig.run(&["access", "explain", "alice", &format!("{login}@db-8")]).status.code(), Some(3));
 }

@@ -54,6 +54,7 @@ fn an_invited_person_enrols_key_and_authenticator_in_one_login() {
         assert_eq!(trail.matches(&format!("\"{event}\"")).count(), 1, "{event}: {trail}");
     }
 
+    assert_eq!(rig.events("mfa_enrolled")[0]["by"], "carol (invited)");
     rig.kill_9();
     rig.serve();
     let recovery =
@@ -175,6 +176,10 @@ fn a_replacement_key_is_confirmed_with_the_authenticator_in_use() {
 #[test]
 fn after_a_reset_the_known_key_enrols_a_new_authenticator() {
     let rig = Rig::with_alice();
+    rig.ok(&["mfa", "recovery-codes", "alice"]);
+    let (enrolled, reset) = (rig.events("mfa_enrolled"), rig.events("mfa_reset"));
+    assert_eq!((enrolled.len(), reset.len()), (1, 1), "new recovery codes are no enrolment");
+    assert_eq!(reset[0]["what"], "recovery codes");
     rig.ok(&["mfa", "reset", "alice"]);
     person(&rig, "alice", &invite(&rig, "alice"));
     let script = fs::read_to_string(rig.path("code_alice")).unwrap();
