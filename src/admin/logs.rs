@@ -1,5 +1,6 @@
 //! `logs …`: the audit trail, exported, followed and verified.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use jiff::Timestamp;
@@ -7,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{Caller, Fault, LogFormat, Logs, Output};
 use crate::audit::{self, Against, Event, Filter};
-use crate::recording::{TapeError, Tapes};
+use crate::recording::{SessionId, TapeError, Tapes};
 use crate::session::House;
 
 pub(super) async fn run(
@@ -82,6 +83,7 @@ impl std::fmt::Display for StateVerified {
 /// # Errors
 /// Exit code 10 and the first thing that is wrong.
 pub fn verify(audit_dir: &Path, tapes: &Tapes, against: &Against) -> Result<StateVerified, Fault> {
+    let ended = ended(tapes)?;
     let chain = audit::verify_with(audit_dir, against)
         .map_err(|fault| Fault::tampering(format!("audit trail: {fault}")))?;
     let mut opened = 0;
@@ -106,7 +108,7 @@ pub fn verify(audit_dir: &Path, tapes: &Tapes, against: &Against) -> Result<Stat
             Err(error) => return Err(Fault::error(error.to_string())),
         }
     }
-    strangers(tapes, &chain)?;
+    strangers(tapes, &ended, &chain)?;
     Ok(StateVerified {
         events: chain.entries,
         checkpoints: chain.checkpoints,
@@ -116,16 +118,29 @@ pub fn verify(audit_dir: &Path, tapes: &Tapes, against: &Against) -> Result<Stat
     })
 }
 
+/// The sessions that have ended, and whether their summary is there. Asked before the chain is read: what begins or runs
+/// now may not be in it yet.
+fn ended(tapes: &Tapes) -> Result<Vec<(SessionId, bool)>, Fault> {
+    let mut ended = Vec::new();
+    for id in tapes.sessions().map_err(|e| Fault::error(e.to_string()))? {
+        match tapes.summary(id) {
+            Ok(summary) if summary.ended_at.is_none() => {}
+            summary => ended.push((id, summary.is_ok())),
+        }
+    }
+    Ok(ended)
+}
+
 /// Tapes and chain must name the same sessions: a chain whose end was taken away leaves tapes that it does not know, and
 /// a session that was opened left a tape.
-fn strangers(tapes: &Tapes, chain: &audit::Verified) -> Result<(), Fault> {
-    let known =
-        |id: &str| chain.unclosed.iter().any(|s| s == id) || chain.tapes.iter().any(|t| t.session == id);
-    let error = |e: TapeError| Fault::error(e.to_string());
-    for id in tapes.sessions().map_err(error)? {
-        // What runs now may have been opened since the chain was read.
-        let live = tapes.summary(id).is_ok_and(|summary| summary.ended_at.is_none());
-        if !live && !known(&id.to_string()) {
+fn strangers(tapes: &Tapes, ended: &[(SessionId, bool)], chain: &audit::Verified) -> Result<(), Fault> {
+    let closed = chain.tapes.iter().map(|tape| &tape.session);
+    let known: BTreeSet<&String> = chain.unclosed.iter().chain(closed).collect();
+    for (id, readable) in ended {
+        let (id, name) = (*id, id.to_string());
+        // One without a summary may just have begun.
+        let began = !readable && tapes.summary(id).is_ok();
+        if !began && !known.contains(&name) {
             return Err(Fault::tampering(format!(
                 "{}: the audit trail knows no such session; the end of the trail was taken away, or the tape is not ours",
                 tapes.tape_file(id).display()
@@ -240,6 +255,44 @@ mod tests {
         assert_eq!(cell("@SUM(A1)"), "\"'@SUM(A1)\"");
         assert_eq!(cell("say \"hi\", bob"), "\"say \"\"hi\"\", bob\"");
         assert_eq!(cell("plain"), "\"plain\"");
+    }
+
+    #[test]
+    fn a_session_that_comes_and_goes_meanwhile_is_no_stranger() {
+        let dir = tempfile::tempdir().unwrap();
+        let keys = crate::recording::TapeKeys::create(&dir.path().join("identity")).unwrap();
+        let tapes = Tapes::inspect(dir.path(), keys);
+        let chain = audit::Verified {
+            entries: 0,
+            head: None,
+            torn_tail: false,
+            checkpoints: 0,
+            tapes: Vec::new(),
+            unclosed: Vec::new(),
+        };
+        let (now, id) = (Timestamp::now(), SessionId::new(Timestamp::now()));
+        let told = |ended_at: Option<Timestamp>| {
+            let told = json!({
+                "id": id.to_string(), "user": "alice", "login": "ubuntu", "instance": "db-1", "started_at": now,
+                "source_ip": "192.0.2.7", "key": "SHA256:x", "ended_at": ended_at, "status": "closed",
+                "reason": null, "bytes_in": 0, "bytes_out": 0, "channels": [], "digest": null,
+            });
+            std::fs::write(tapes.summary_file(id), told.to_string()).unwrap();
+        };
+        // It begins while the chain is read, or just before.
+        let before = ended(&tapes).unwrap();
+        std::fs::write(tapes.tape_file(id), "begins").unwrap();
+        let begins = ended(&tapes).unwrap();
+        assert!(strangers(&tapes, &begins, &chain).is_err());
+        told(None);
+        let runs = ended(&tapes).unwrap();
+        told(Some(now));
+        for listed in [before, begins, runs] {
+            strangers(&tapes, &listed, &chain).unwrap();
+        }
+        // One that had ended before is a stranger.
+        let after = ended(&tapes).unwrap();
+        assert_eq!(strangers(&tapes, &after, &chain).unwrap_err().code, 10);
     }
 
     #[test]

@@ -12,5 +12,5 @@ mod verify;
 
 pub use event::{Event, SessionFacts};
 pub use keystore::journal::Receipt;
-pub use trail::{AuditError, Filter, Follow, Keeping, Trail};
+pub use trail::{AuditError, Filter, Follow, Keeping, Known, Trail};
 pub use verify::{Against, ClosedTape, Fault, Verified, read_key, verify, verify_with};

@@ -157,3 +157,30 @@ async fn another_key_does_not_vouch_for_a_trail() {
     verify_with(dir.path(), &Against { key: PublicKey::from_openssh(key.trim()).unwrap(), heads: None })
         .unwrap_err();
 }
+
+fn closed(session: &str, digest: &str, summary: &str) -> Event {
+    let summary = Some(summary.to_owned());
+    let (status, reason, digest) = ("closed".to_owned(), None, digest.to_owned());
+    Event::SessionClosed { facts: facts(session), status, reason, digest, summary }
+}
+
+#[tokio::test]
+async fn of_two_closes_the_newest_summary_counts_and_every_digest() {
+    let dir = tempfile::tempdir().unwrap();
+    let trail = three_events(dir.path()).await;
+    for event in
+        [closed("a", "1", "old"), closed("b", "1", "x"), closed("a", "1", "new"), closed("b", "2", "y")]
+    {
+        trail.append(event, at(40)).await.unwrap();
+    }
+    let named = verify(dir.path()).unwrap().tapes;
+    let of = |session: &str| {
+        let of = named.iter().filter(|t| t.session == session);
+        of.map(|t| (t.digest.as_str(), t.summary.as_deref())).collect::<Vec<_>>()
+    };
+    assert_eq!(of("a"), [("1", Some("new"))]);
+    assert_eq!(of("b"), [("1", None), ("2", Some("y"))]);
+    let known = trail.sessions().unwrap();
+    assert!(known.is_closed_with("a", Some("new")) && !known.is_closed_with("a", Some("old")));
+    assert!(known.is_closed_with("b", None) && !known.has("c") && !known.is_closed_with("c", None));
+}

@@ -4,6 +4,7 @@
 //! `<seq>.sig` (`ssh-keygen -Y verify -n keyward-audit`), and `signer.pub`, the public half of the audit key. Each head is
 //! appended to a second place too, where one is configured (see [`super::heads`]).
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -157,6 +158,32 @@ impl Trail {
         Follow(journal::read(&journal_dir(&self.dir)))
     }
 
+    /// The sessions that the trail knows. Reads files.
+    ///
+    /// # Errors
+    /// [`AuditError::Damaged`] at the first record that does not verify.
+    pub fn sessions(&self) -> Result<Known, AuditError> {
+        let mut known = Known::default();
+        for entry in journal::read(&journal_dir(&self.dir)) {
+            let entry = entry.map_err(|fault| AuditError::Damaged(fault.to_string()))?;
+            // Few events are about the life of a session: the others are not parsed.
+            let tells = |name: &[u8]| entry.payload.windows(name.len()).any(|part| part == name);
+            if !tells(b"\"session_opened\"") && !tells(b"\"session_closed\"") {
+                continue;
+            }
+            match serde_json::from_slice(&entry.payload) {
+                Ok(Event::SessionOpened { facts, .. }) => {
+                    known.0.entry(facts.session).or_default();
+                }
+                Ok(Event::SessionClosed { facts, digest, summary, .. }) if !digest.is_empty() => {
+                    known.0.insert(facts.session, Some(summary));
+                }
+                _ => {}
+            }
+        }
+        Ok(known)
+    }
+
     /// The events that `filter` wants, oldest first, each with its `hash`. Reads files: call it where blocking is
     /// allowed.
     ///
@@ -202,6 +229,23 @@ impl Trail {
         written.await.map_err(|e| AuditError::Interrupted(e.to_string()))??;
         self.signed.store(head.seq, Ordering::Relaxed);
         self.append(Event::CheckpointSigned { through: head.seq, head: head.hash, key }, now).await
+    }
+}
+
+/// The sessions that a trail knows, each with its newest close, and in it the digest of its summary.
+#[derive(Debug, Default)]
+pub struct Known(BTreeMap<String, Option<Option<String>>>);
+
+impl Known {
+    /// Whether it was opened.
+    pub fn has(&self, session: &str) -> bool {
+        self.0.contains_key(session)
+    }
+
+    /// Whether it was closed, and with this summary, where one is told.
+    pub fn is_closed_with(&self, session: &str, summary: Option<&str>) -> bool {
+        let closed = self.0.get(session).and_then(Option::as_ref);
+        closed.is_some_and(|told| summary.is_none() || told.is_none() || told.as_deref() == summary)
     }
 }
 

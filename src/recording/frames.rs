@@ -383,6 +383,13 @@ pub(super) fn header(file: &mut impl io::BufRead) -> Option<(Header, Vec<u8>)> {
     Some((serde_json::from_slice(json).ok()?, line))
 }
 
+/// Whether the header was never written whole: no end of its line, or (after a power failure) zeros.
+pub(super) fn lacks_header(file: File) -> io::Result<bool> {
+    let mut start = Vec::new();
+    file.take(MAX_HEADER).read_to_end(&mut start)?;
+    Ok((start.len() as u64) < MAX_HEADER && !start.contains(&b'\n'))
+}
+
 /// Whether the frames of a tape run, unbroken, to one marked last. Needs no key and proves nothing.
 pub(super) fn looks_complete(file: File) -> bool {
     let Ok(mut reader) = Reader::open(file, &[0; 32]) else { return false };

@@ -21,6 +21,7 @@ use super::message::SessionId;
 use super::summary::{SessionEnd, SessionStatus, Summary};
 use super::tape::{Deck, Files, Mode, Tape, Terms, start};
 use super::told::{Frames, Live, Telling, Unreadable, cut_off};
+use crate::audit::Known;
 use crate::policy::Authorized;
 
 /// Why a tape cannot be written or read.
@@ -105,7 +106,8 @@ pub struct TapeVerified {
 }
 
 impl Tapes {
-    /// Opens the directory, making it if it is not there. Returns also the tapes that a crash cut off, now `truncated`: the trail should hear of them.
+    /// Opens the directory, making it if it is not there. Returns also the tapes that a crash left without a summary and
+    /// that have one now. What the trail should hear of: [`Tapes::untold`].
     ///
     /// # Errors
     /// [`TapeError::File`].
@@ -121,6 +123,60 @@ impl Tapes {
             }
         }
         Ok((tapes, truncated))
+    }
+
+    /// The ended sessions that the trail must still hear of: those that it has open, those whose summary was made anew
+    /// since (`rebuilt`), and those that it does not know and that hold nothing (a crash, or a full disk, came between
+    /// tape and trail). One that it does not know and that holds something is none of them: there the trail lost its
+    /// end, and verification says so. Reads files.
+    ///
+    /// # Errors
+    /// [`TapeError`] if the directory cannot be read.
+    pub fn untold(&self, rebuilt: &[Summary], known: &Known) -> Result<Vec<Summary>, TapeError> {
+        let mut untold = Vec::new();
+        for id in self.sessions()? {
+            let name = id.to_string();
+            let anew = rebuilt.iter().find(|summary| summary.header.id == name).and_then(Summary::sha256);
+            if known.is_closed_with(&name, anew.as_deref()) {
+                continue;
+            }
+            // What cannot be read is left to verification.
+            let Ok(summary) = self.summary(id) else { continue };
+            let ended = summary.ended_at.is_some() && summary.header.id == name;
+            if ended && (known.has(&name) || self.is_blank(id, &summary)) {
+                untold.push(summary);
+            }
+        }
+        Ok(untold)
+    }
+
+    /// Removes keys whose tape never was: what a crash left of a session that `known` does not have.
+    ///
+    /// # Errors
+    /// [`TapeError::File`].
+    pub fn remove_orphans(&self, known: &Known) -> Result<(), TapeError> {
+        for id in self.ids("key")? {
+            let alone = !self.path(id, "tape").exists() && !self.path(id, "json").exists();
+            if alone && !known.has(&id.to_string()) {
+                tracing::warn!(session.id = %id, "tape.never_began");
+                let path = self.path(id, "key");
+                fs::remove_file(&path).map_err(|e| TapeError::file(&path, e))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether no channel ever opened.
+    fn is_blank(&self, id: SessionId, summary: &Summary) -> bool {
+        if self.keys.can_read() {
+            return self.told(id).is_ok_and(|told| told.channels.is_empty());
+        }
+        // Without the identity a summary that was made anew knows of no channel.
+        let header_only = || {
+            let line = self.file(id).ok().and_then(|file| frames::header(&mut BufReader::new(file)));
+            line.is_some_and(|(_, line)| line.len() as u64 == length(&self.path(id, "tape")))
+        };
+        summary.channels.is_empty() && (summary.status != SessionStatus::Truncated || header_only())
     }
 
     /// A directory, or a copy of one, to read from: nothing in it is changed.
@@ -162,13 +218,18 @@ impl Tapes {
         let wrapped = self.keys.wrap(&key)?;
         let files = Files { tape: tape_file.clone(), summary: self.path(id, "json"), key: key.clone() };
         let (dir, known) = (self.dir.clone(), header.clone());
+        let undo = [tape_file.clone(), key_file.clone()];
         let writer = tokio::task::spawn_blocking(move || {
             enough_room(&dir)?;
-            create(&key_file, &wrapped)?;
             let file = new_file(&tape_file).map_err(|e| TapeError::file(&tape_file, e))?;
-            let writer = Writer::start(file, &known, &key).map_err(|e| TapeError::file(&tape_file, e))?;
-            File::open(&dir).and_then(|dir| dir.sync_all()).map_err(|e| TapeError::file(&dir, e))?;
-            Ok::<_, TapeError>(writer)
+            let start = || {
+                create(&key_file, &wrapped)?;
+                let writer = Writer::start(file, &known, &key).map_err(|e| TapeError::file(&tape_file, e))?;
+                File::open(&dir).and_then(|dir| dir.sync_all()).map_err(|e| TapeError::file(&dir, e))?;
+                Ok::<_, TapeError>(writer)
+            };
+            // Nobody else has this id: what was begun is ours.
+            start().inspect_err(|_| drop(undo.map(fs::remove_file)))
         });
         let writer = writer.await.map_err(|e| TapeError::Failed(e.to_string()))??;
         let (tape, deck) = start(header, writer, files, self.terms);
@@ -476,12 +537,28 @@ impl Tapes {
         Ok(Some(summary))
     }
 
-    /// Removes what a crash left half written.
+    /// Removes what a crash left half written: a tape without its header, and a key whose tape never was. The trail hears
+    /// of a session only after both were synced.
     fn sweep(&self) -> Result<(), TapeError> {
         for entry in fs::read_dir(&self.dir).map_err(|e| TapeError::file(&self.dir, e))? {
             let path = entry.map_err(|e| TapeError::file(&self.dir, e))?.path();
             if path.extension().is_some_and(|e| e == "new") {
                 fs::remove_file(&path).map_err(|e| TapeError::file(&path, e))?;
+            }
+        }
+        let remove = |path: &Path| match fs::remove_file(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(TapeError::file(path, e)),
+            _ => Ok(()),
+        };
+        for id in self.ids("tape")? {
+            let path = self.path(id, "tape");
+            if !self.path(id, "json").exists()
+                && frames::lacks_header(self.file(id)?).map_err(|e| TapeError::file(&path, e))?
+            {
+                tracing::warn!(session.id = %id, "tape.never_began");
+                // The key first: a tape without one would stay.
+                remove(&self.path(id, "key"))?;
+                remove(&path)?;
             }
         }
         Ok(())

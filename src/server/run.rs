@@ -21,7 +21,7 @@ use crate::guard::lockdown::Lockdown;
 use crate::guard::{self, Guard};
 use crate::ingress::serve_connection;
 use crate::policy::Rulebook;
-use crate::recording::{self, Header, Summary, TapeKeys, Tapes};
+use crate::recording::{self, Header, SessionStatus, Summary, TapeKeys, Tapes};
 use crate::rotation;
 use crate::session::{Desk, House, Registry, recompile, watch};
 
@@ -99,7 +99,7 @@ async fn open(config: Config) -> Result<House, ServeError> {
         config::Mode::BestEffort => recording::Mode::BestEffort,
     };
     let kept = recording::Terms { limit: terms.capture_limit_bytes, mode };
-    let (tapes, truncated) =
+    let (tapes, rebuilt) =
         Tapes::open(&config.tapes_dir(), keys, kept).map_err(during("opening the recordings"))?;
     let limits = guard::Limits {
         max_startups: config.limits.max_startups,
@@ -123,19 +123,31 @@ async fn open(config: Config) -> Result<House, ServeError> {
         rulebook: ArcSwap::from_pointee(rulebook),
     };
     note(&house, Event::DaemonStarted { version: env!("CARGO_PKG_VERSION").to_owned() }).await?;
-    for tape in truncated {
-        note(&house, cut_off(tape)).await?;
+    let (trail, tapes) = (Arc::clone(&house.trail), Arc::clone(&house.tapes));
+    let untold = tokio::task::spawn_blocking(move || {
+        let known = trail.sessions().map_err(|e| e.to_string())?;
+        tapes.remove_orphans(&known).map_err(|e| e.to_string())?;
+        tapes.untold(&rebuilt, &known).map_err(|e| e.to_string())
+    });
+    let untold = untold.await.map_err(during("recovering the recordings"))?;
+    for tape in untold.map_err(during("recovering the recordings"))? {
+        note(&house, ended(tape)).await?;
     }
     Ok(house)
 }
 
-/// What the trail hears of a session that a crash cut off.
-fn cut_off(tape: Summary) -> Event {
+/// What the trail hears of a session whose end a crash kept from it.
+fn ended(tape: Summary) -> Event {
     let summary = tape.sha256();
+    let status = match tape.status {
+        SessionStatus::Closed => "closed",
+        SessionStatus::Killed => "killed",
+        SessionStatus::Truncated | SessionStatus::Live => "truncated",
+    };
     let Header { id, user, login, instance, source_ip, key, .. } = tape.header;
     Event::SessionClosed {
         facts: SessionFacts { session: id, user, source_ip, key, instance, login },
-        status: "truncated".to_owned(),
+        status: status.to_owned(),
         reason: tape.reason,
         digest: tape.digest.unwrap_or_default(),
         summary,
