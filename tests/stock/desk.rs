@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::{Command, Output, Stdio};
 
-use crate::rig::{Rig, text, write};
+use crate::rig::{Rig, text, wait_for, write};
 
 fn desk(rig: &Rig, user: &str, command: &[&str]) -> Output {
     rig.shared("ssh", user).arg("bastion").args(command).output().unwrap()
@@ -184,4 +184,18 @@ fn explain_tells_an_engineer_nothing_of_what_she_may_not_enter() {
     // Who administers is told which rule it was, and what was perhaps meant.
     assert!(rig.ok(&["access", "explain", "alice", &format!("{login}@db-7")]).contains("R2 forbids"));
     assert_eq!(rig.run(&["access", "explain", "alice", &format!("{login}@db-8")]).status.code(), Some(3));
+}
+
+#[test]
+fn the_name_a_stranger_gives_commands_no_terminal() {
+    let rig = Rig::with_alice();
+    let stranger = rig.client("ssh", "alice").args(["-l", "eve\u{9b}2J", "bastion"]).output().unwrap();
+    assert_eq!(stranger.status.code(), Some(255));
+    let mut told = String::new();
+    wait_for("the failed login", || {
+        told = rig.ok(&["logs", "tail", "-n", "20"]);
+        told.contains("ssh_login_failed")
+    });
+    assert!(!told.contains('\u{9b}') && told.contains("eve\\u009b2J"), "{told}");
+    assert_eq!(rig.events("ssh_login_failed")[0]["user"], "eve\u{9b}2J", "the name itself is kept");
 }
