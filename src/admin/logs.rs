@@ -36,7 +36,13 @@ pub(super) async fn run(
             let (dir, tapes) = (house.config.audit_dir(), std::sync::Arc::clone(&house.tapes));
             let against = Against {
                 key: house.signers.audit.public_key().clone(),
-                heads: house.config.audit.head_file.clone().filter(|file| file.exists()),
+                // Before the first checkpoint there is none.
+                heads: house
+                    .config
+                    .audit
+                    .head_file
+                    .clone()
+                    .filter(|file| house.trail.signed() > 0 || file.exists()),
             };
             let checked = tokio::task::spawn_blocking(move || verify(&dir, &tapes, &against)).await;
             let verified = checked.map_err(|e| Fault::error(e.to_string()))??;

@@ -184,3 +184,28 @@ async fn of_two_closes_the_newest_summary_counts_and_every_digest() {
     assert!(known.is_closed_with("a", Some("new")) && !known.is_closed_with("a", Some("old")));
     assert!(known.is_closed_with("b", None) && !known.has("c") && !known.is_closed_with("c", None));
 }
+
+#[tokio::test]
+async fn a_torn_head_costs_itself_alone_and_a_file_of_heads_that_is_gone_is_a_fault() {
+    let dir = tempfile::tempdir().unwrap();
+    let (audit, file) = (dir.path().join("audit"), dir.path().join("heads"));
+    let vault = Vault::new(Arc::new(Memory::default()), MasterKey::generate().unwrap());
+    let signers = Signers::create(&vault).await.unwrap();
+    let key = signers.audit.public_key().clone();
+    let keeping = crate::audit::Keeping { head_file: Some(file.clone()), ..Default::default() };
+    let trail = Trail::open_keeping(&audit, signers.audit, keeping).unwrap();
+    trail.append(added("alice"), at(0)).await.unwrap();
+    trail.checkpoint(at(1)).await.unwrap();
+    let whole = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, format!("{whole}{}", &whole[..40])).unwrap();
+    trail.checkpoint(at(2)).await.unwrap();
+    assert_eq!(heads::read(&file, &key).unwrap().len(), 2);
+    let against = Against { key: key.clone(), heads: Some(file.clone()) };
+    verify_with(&audit, &against).unwrap();
+    // A head whose signature does not hold is no torn line.
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text.replacen("hash", "hush", 1)).unwrap();
+    assert!(verify_with(&audit, &against).unwrap_err().what.contains("signature"));
+    std::fs::remove_file(&file).unwrap();
+    assert!(verify_with(&audit, &against).unwrap_err().what.contains("gone"));
+}

@@ -187,7 +187,11 @@ impl Tape {
 
     /// A completed operation on a file that nobody took yet, and its channel.
     pub fn take_operation(&self) -> Option<(u32, Operation)> {
-        self.deck().lock().operations.pop_front()
+        let deck = self.deck();
+        let taken = deck.lock().operations.pop_front();
+        // There may be room for what completes the next one.
+        deck.room.notify_waiters();
+        taken
     }
 
     /// Resolves once somebody watches the session. Cancel-safe.
@@ -203,7 +207,8 @@ impl Tape {
         self.deck().mode
     }
 
-    /// Takes a message. Once this returns the recorder has it, and it may be sent. Waits while too much is unsynced.
+    /// Takes a message. Once this returns the recorder has it, and it may be sent. Waits while too much is unsynced, or too
+    /// many operations were not taken.
     /// Cancel-safe: a cancelled message was not taken.
     ///
     /// # Errors
@@ -357,6 +362,10 @@ impl Deck {
         }
         if state.end.is_some() {
             return Err(TapeError::Sealed);
+        }
+        // Only what can complete operations waits for those before it: last words never do.
+        if state.operations.len() >= MOST_OPERATIONS && matches!(message, ChannelMessage::Data(_)) {
+            return Ok(false);
         }
         let unsynced = state.unsynced() + state.in_flight;
         if unsynced > 0 && unsynced + size > UNSYNCED {
@@ -568,6 +577,8 @@ async fn written_beside(deck: &Deck, summary: &Summary) -> bool {
 const INTERVAL: Duration = Duration::from_millis(200);
 /// How many bytes may lie unsynced; one message larger than this may, alone.
 const UNSYNCED: usize = 64 * 1024;
+/// Completed operations that wait for the trail.
+const MOST_OPERATIONS: usize = 1024;
 /// Bytes after which records go into the next frame.
 const LONG_FRAME: usize = 1 << 20;
 /// Records a watcher may be behind before some are left out.

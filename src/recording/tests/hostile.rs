@@ -181,3 +181,29 @@ async fn the_trail_hears_once_of_each_session_whose_end_a_crash_kept_from_it() {
     expected.sort_unstable();
     assert_eq!(ids, expected);
 }
+
+#[tokio::test]
+async fn operations_that_nobody_takes_hold_up_the_channel_and_not_its_last_words() {
+    let Recorder { tapes, dir: _dir, .. } = recorded().await;
+    let id = SessionId::new(Timestamp::now());
+    let tape = tapes.begin(header(id), id).await.unwrap();
+    let sftp = ChannelMessage::Subsystem("sftp".to_owned());
+    tape.record(1, Direction::ToInstance, &sftp).await.unwrap();
+    // RMDIR "/a", and its answer.
+    let asked = |id: u8| Bytes::from(vec![0, 0, 0, 11, 15, 0, 0, 0, id, 0, 0, 0, 2, b'/', b'a']);
+    let answered = |id: u8| Bytes::from(vec![0, 0, 0, 9, 101, 0, 0, 0, id, 0, 0, 0, 0]);
+    let remove = async || {
+        tape.record(1, Direction::ToInstance, &ChannelMessage::Data(asked(7))).await.unwrap();
+        tape.record(1, Direction::ToUser, &ChannelMessage::Data(answered(7))).await.unwrap();
+    };
+    for _ in 0..1024 {
+        remove().await;
+    }
+    let patience = std::time::Duration::from_millis(300);
+    assert!(tokio::time::timeout(patience, remove()).await.is_err());
+    let last = ChannelMessage::Stderr(Bytes::from_static(b"last words"));
+    tape.record(1, Direction::ToUser, &last).await.unwrap();
+    let took = async { tape.next_operation().await };
+    tokio::join!(remove(), took);
+    tape.seal(end(), Timestamp::now()).await.unwrap();
+}
