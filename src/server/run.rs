@@ -1,5 +1,6 @@
 //! `keyward serve`: opens the house, accepts until told to stop, drains.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use keystore::backend::Embedded;
 use keystore::seal::MasterKey;
 use keystore::signing::Signers;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::{socket, upkeep};
@@ -48,12 +49,14 @@ pub async fn run(config: Config) -> Result<(), ServeError> {
     let door = socket::bind(&house.config.socket).map_err(during("opening the administration socket"))?;
     let mut term = signal(SignalKind::terminate()).map_err(during("waiting for signals"))?;
     let mut int = signal(SignalKind::interrupt()).map_err(during("waiting for signals"))?;
+    let hangup = signal(SignalKind::hangup()).map_err(during("waiting for signals"))?;
 
     let stop = CancellationToken::new();
     let tasks = tokio_util::task::TaskTracker::new();
     tasks.spawn(watch(Arc::clone(&house), stop.clone()));
     tasks.spawn(rotation::keep(admin::rotation(&house), stop.clone()));
     tasks.spawn(upkeep::keep(Arc::clone(&house), stop.clone()));
+    tasks.spawn(heed(hangup, house.config.path.clone(), stop.clone()));
     tasks.spawn(socket::serve(door, Arc::clone(&house), stop.clone()));
     tracing::info!(address = %house.config.listen, "daemon.listening");
     tokio::select! {
@@ -78,6 +81,21 @@ pub async fn run(config: Config) -> Result<(), ServeError> {
         tracing::debug!(%error, "daemon.socket_left");
     }
     Ok(())
+}
+
+/// On SIGHUP, checks the configuration file and says what it found. Settings are taken at the next start; users, keys,
+/// instances and rules need no reload, they live in the store.
+async fn heed(mut hangup: Signal, path: PathBuf, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            heard = hangup.recv() => if heard.is_none() { return },
+        }
+        match Config::load(&path) {
+            Ok(_) => tracing::info!("config.valid: changed settings are taken at the next start"),
+            Err(fault) => tracing::error!(%fault, "config.faulty: the running daemon keeps its settings"),
+        }
+    }
 }
 
 async fn open(config: Config) -> Result<House, ServeError> {

@@ -220,3 +220,14 @@ fn a_full_disk_ends_what_cannot_be_recorded_and_nothing_else() {
     rig.kill_9();
     drop(disk);
 }
+
+#[test]
+fn a_hangup_signal_ends_no_session() {
+    let rig = Rig::with_alice();
+    let hup = Command::new("kill").args(["-HUP", &rig.pid().to_string()]).status().unwrap();
+    assert!(hup.success());
+    wait_for("the answer in the log", || {
+        fs::read_to_string(rig.path("log")).unwrap().contains("config.valid")
+    });
+    assert_eq!(text(rig.ssh("alice", "echo alive").stdout), "alive\n");
+}
