@@ -72,6 +72,9 @@ impl Vault {
     }
 
     /// Writes the sealed mark that later proves the master key. Fails with [`Error::Exists`] on a store that has one.
+    ///
+    /// # Errors
+    /// [`Error::Backend`] if the store does not answer; nothing has changed then.
     pub async fn initialise(&self) -> Result<(), Error> {
         let sealed = self.master.seal(MARK, MARK.as_bytes())?;
         self.put_new("mark", "master", sealed).await
@@ -89,6 +92,9 @@ impl Vault {
     }
 
     /// The record with this id.
+    ///
+    /// # Errors
+    /// [`Error::Backend`] if the store does not answer, [`Error::Seal`] or [`Error::Unreadable`] if a record does not open.
     pub async fn get<R: Record>(&self, id: &str) -> Result<Option<R>, Error> {
         let name = name::<R>(id);
         match self.backend.get(name.as_bytes()).await? {
@@ -98,6 +104,9 @@ impl Vault {
     }
 
     /// All records of this kind, ordered by id.
+    ///
+    /// # Errors
+    /// [`Error::Backend`] if the store does not answer, [`Error::Seal`] or [`Error::Unreadable`] if a record does not open.
     pub async fn list<R: Record>(&self) -> Result<Vec<R>, Error> {
         let found = self.backend.range(name::<R>("").as_bytes()).await?;
         found
@@ -171,6 +180,9 @@ impl Vault {
     }
 
     /// The next short id for people: `K1`, `K2`, … Ids are never given twice, also when what they named is gone.
+    ///
+    /// # Errors
+    /// [`Error::Backend`] if the store does not answer; nothing has changed then.
     pub async fn next_id(&self, prefix: &str) -> Result<String, Error> {
         let name = format!("counter/{prefix}");
         let key = Bytes::from(name.clone());

@@ -2,10 +2,10 @@
 //! chain names. It never repairs. The tapes themselves are checked by `recording`, which stands on a higher floor.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+pub use keystore::journal::Fault;
 use keystore::journal::{self, Receipt};
 use keystore::ssh::{PublicKey, SshSig};
 use serde::Deserialize;
@@ -42,35 +42,6 @@ pub struct ClosedTape {
     pub summary: Option<String>,
     /// Sequence number of the event that closed it.
     pub seq: u64,
-}
-
-/// The first thing that is wrong.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub struct Fault {
-    /// In which file.
-    pub file: PathBuf,
-    /// At which byte.
-    pub offset: u64,
-    /// At which event, where that is known.
-    pub seq: Option<u64>,
-    /// What is wrong, in words.
-    pub what: String,
-}
-
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}, byte {}", self.file.display(), self.offset)?;
-        if let Some(seq) = self.seq {
-            write!(f, ", record {seq}")?;
-        }
-        write!(f, ": {}", self.what)
-    }
-}
-
-impl From<journal::Fault> for Fault {
-    fn from(fault: journal::Fault) -> Self {
-        Self { file: fault.file, offset: fault.offset, seq: fault.seq, what: fault.what }
-    }
 }
 
 /// What the trail is verified against.

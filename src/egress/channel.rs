@@ -1,9 +1,10 @@
 //! One session channel on an instance, as [`ChannelMessage`]s in and out.
 
 use russh::client::Msg;
-use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Pty, Sig};
+use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Pty};
 
 use super::EgressError;
+use super::signal::{signal_of, signal_text};
 use crate::recording::ChannelMessage;
 
 /// What comes from the instance on one channel.
@@ -79,31 +80,5 @@ impl ToInstance {
             | ChannelMessage::Failure => Ok(()),
         };
         sent.map_err(|e| EgressError::Broken(e.to_string()))
-    }
-}
-
-fn signal_text(signal: &Sig) -> String {
-    match signal {
-        Sig::Custom(name) => name.clone(),
-        // The variants are named as RFC 4254 §6.9 names the signals.
-        named => format!("{named:?}"),
-    }
-}
-
-fn signal_of(name: &str) -> Sig {
-    match name {
-        "ABRT" => Sig::ABRT,
-        "ALRM" => Sig::ALRM,
-        "FPE" => Sig::FPE,
-        "HUP" => Sig::HUP,
-        "ILL" => Sig::ILL,
-        "INT" => Sig::INT,
-        "KILL" => Sig::KILL,
-        "PIPE" => Sig::PIPE,
-        "QUIT" => Sig::QUIT,
-        "SEGV" => Sig::SEGV,
-        "TERM" => Sig::TERM,
-        "USR1" => Sig::USR1,
-        other => Sig::Custom(other.to_owned()),
     }
 }

@@ -6,6 +6,7 @@
 mod algorithms;
 mod channel;
 mod offer;
+mod signal;
 mod trust;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,6 +28,7 @@ use crate::recording::Tape;
 pub use algorithms::preferred;
 pub use channel::{FromInstance, ToInstance};
 pub use offer::{Offer, Offered};
+pub use signal::{signal_of, signal_text};
 
 use offer::Verifier;
 

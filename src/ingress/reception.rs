@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use russh::server::{Handle, Msg};
-use russh::{ChannelId, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Sig};
+use russh::{ChannelId, ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
 
+use crate::egress::{signal_of, signal_text};
 use crate::recording::ChannelMessage;
 use crate::session::{Ear, Mouth, Sides, parting};
 
@@ -55,7 +56,7 @@ impl Ear for FromUser {
                     }
                 }
                 ChannelMsg::AgentForward { .. } => ChannelMessage::Agent,
-                ChannelMsg::Signal { signal } => ChannelMessage::Signal(signal_text(signal)),
+                ChannelMsg::Signal { signal } => ChannelMessage::Signal(signal_text(&signal)),
                 // X11 requests were refused when they came.
                 _ => continue,
             });
@@ -88,7 +89,7 @@ impl Mouth for ToUser {
             ChannelMessage::ExitSignal { signal, core_dumped, message } => {
                 let told = self.handle.exit_signal_request(
                     self.id,
-                    signal_of(signal),
+                    signal_of(&signal),
                     core_dumped,
                     message,
                     "en".to_owned(),
@@ -121,31 +122,6 @@ pub(super) async fn apologise(mut user: Sides<FromUser, ToUser>, sentence: &str,
         if user.mouth.say(message).await.is_err() {
             return;
         }
-    }
-}
-
-fn signal_text(signal: Sig) -> String {
-    match signal {
-        Sig::Custom(name) => name,
-        named => format!("{named:?}"),
-    }
-}
-
-fn signal_of(name: String) -> Sig {
-    match name.as_str() {
-        "ABRT" => Sig::ABRT,
-        "ALRM" => Sig::ALRM,
-        "FPE" => Sig::FPE,
-        "HUP" => Sig::HUP,
-        "ILL" => Sig::ILL,
-        "INT" => Sig::INT,
-        "KILL" => Sig::KILL,
-        "PIPE" => Sig::PIPE,
-        "QUIT" => Sig::QUIT,
-        "SEGV" => Sig::SEGV,
-        "TERM" => Sig::TERM,
-        "USR1" => Sig::USR1,
-        _ => Sig::Custom(name),
     }
 }
 
