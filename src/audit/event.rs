@@ -1,6 +1,7 @@
 //! What can happen. The names are in the contract and stay; fields may be added.
 
 use serde::{Deserialize, Serialize};
+use strum::IntoStaticStr;
 
 /// Who a session belongs to and where it goes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,8 +21,9 @@ pub struct SessionFacts {
 }
 
 /// One audit event. The JSON tag is `event`, in snake case.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, IntoStaticStr)]
 #[serde(tag = "event", rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum Event {
     /// A person completed key and code.
     SshLoginSucceeded {
@@ -507,55 +509,7 @@ pub enum Event {
 impl Event {
     /// The name in the contract, as in `ssh_login_failed`.
     pub fn name(&self) -> &'static str {
-        match self {
-            Self::SshLoginSucceeded { .. } => "ssh_login_succeeded",
-            Self::SshLoginFailed { .. } => "ssh_login_failed",
-            Self::MfaEnrolled { .. } => "mfa_enrolled",
-            Self::MfaFailed { .. } => "mfa_failed",
-            Self::MfaReset { .. } => "mfa_reset",
-            Self::UserAdded { .. } => "user_added",
-            Self::UserInvited { .. } => "user_invited",
-            Self::UserSuspended { .. } => "user_suspended",
-            Self::UserResumed { .. } => "user_resumed",
-            Self::UserRemoved { .. } => "user_removed",
-            Self::SshKeyAdded { .. } => "ssh_key_added",
-            Self::SshKeyActivated { .. } => "ssh_key_activated",
-            Self::SshKeyRotated { .. } => "ssh_key_rotated",
-            Self::SshKeySharedSuspected { .. } => "ssh_key_shared_suspected",
-            Self::SshKeyExpiring { .. } => "ssh_key_expiring",
-            Self::SshKeyExpired { .. } => "ssh_key_expired",
-            Self::SshKeyRetiring { .. } => "ssh_key_retiring",
-            Self::SshKeyRetired { .. } => "ssh_key_retired",
-            Self::SshKeyRevoked { .. } => "ssh_key_revoked",
-            Self::InstanceAdded { .. } => "instance_added",
-            Self::InstanceRemoved { .. } => "instance_removed",
-            Self::InstanceHostKeyMismatch { .. } => "instance_host_key_mismatch",
-            Self::InstanceUnreachable { .. } => "instance_unreachable",
-            Self::AccessAllowed { .. } => "access_allowed",
-            Self::AccessRuleAdded { .. } => "access_rule_added",
-            Self::AccessRuleRemoved { .. } => "access_rule_removed",
-            Self::AccessDenied { .. } => "access_denied",
-            Self::SessionOpened { .. } => "session_opened",
-            Self::SessionClosed { .. } => "session_closed",
-            Self::SessionKilled { .. } => "session_killed",
-            Self::ChannelOpened { .. } => "channel_opened",
-            Self::ChannelClosed { .. } => "channel_closed",
-            Self::ForwardDenied { .. } => "forward_denied",
-            Self::FileRead { .. } => "file_read",
-            Self::FileWritten { .. } => "file_written",
-            Self::RecordingFailed { .. } => "recording_failed",
-            Self::RecordingViewed { .. } => "recording_viewed",
-            Self::RecordingsRewrapped { .. } => "recordings_rewrapped",
-            Self::LogsExported { .. } => "logs_exported",
-            Self::SourceBanned { .. } => "source_banned",
-            Self::SourceUnbanned { .. } => "source_unbanned",
-            Self::LockdownStarted { .. } => "lockdown_started",
-            Self::LockdownEnded { .. } => "lockdown_ended",
-            Self::DaemonStarted { .. } => "daemon_started",
-            Self::DaemonStopped { .. } => "daemon_stopped",
-            Self::ConfigReloaded { .. } => "config_reloaded",
-            Self::CheckpointSigned { .. } => "checkpoint_signed",
-        }
+        self.into()
     }
 }
 

@@ -4,14 +4,20 @@
 //! relative to the file. It never reads secrets; it only says where they lie.
 
 use std::net::SocketAddr;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use keystore::seal::MasterKeySource;
 use serde::Deserialize;
 
+mod admission;
+mod evidence;
+mod fault;
 mod lives;
 
+pub use admission::{InnerAuth, Limits, LoginDeadlines};
+pub use evidence::{Audit, Mode, Recording};
+pub use fault::ConfigError;
+use fault::{Source, malformed};
 pub use lives::Mfa;
 
 /// The validated configuration.
@@ -69,7 +75,7 @@ impl Config {
         let absolute = std::path::absolute(path)
             .map_err(|error| ConfigError::Unreadable { file: path.to_owned(), why: error.to_string() })?;
         let base = absolute.parent().unwrap_or(Path::new("/")).to_owned();
-        let master_key = match source.master_key(&raw)? {
+        let master_key = match raw.master_key(&source)? {
             MasterKeySource::File(file) => MasterKeySource::File(base.join(file)),
             other => other,
         };
@@ -105,139 +111,6 @@ impl Config {
     pub fn tapes_dir(&self) -> PathBuf {
         self.state_dir.join("tapes")
     }
-}
-
-/// How the terminated inner connection signs in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
-#[serde(rename_all = "snake_case")]
-pub enum InnerAuth {
-    /// By a signature of the same user's active key.
-    #[default]
-    Key,
-    /// Not at all: the outer channel is trusted.
-    None,
-}
-
-/// How long a peer may take to log in, in seconds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct LoginDeadlines {
-    /// From the first byte to a proven key.
-    pub key_secs: u64,
-    /// From the first byte to the completed login.
-    pub login_secs: u64,
-}
-
-impl Default for LoginDeadlines {
-    fn default() -> Self {
-        Self { key_secs: 30, login_secs: 120 }
-    }
-}
-
-/// How many peers are borne at once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Limits {
-    /// Unauthenticated connections in all.
-    pub max_startups: usize,
-    /// Unauthenticated connections from one source address.
-    pub per_source: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self { max_startups: 100, per_source: 20 }
-    }
-}
-
-/// How sessions are recorded.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Recording {
-    /// The auditors' age identity, if this machine may read tapes. Default: `auditors.key`, unless there are recipients.
-    pub identity: Option<PathBuf>,
-    /// Further age X25519 recipients (`age1…`) of new tapes.
-    pub recipients: Vec<String>,
-    /// Bytes kept of a channel without a terminal.
-    pub capture_limit_bytes: u64,
-    /// What happens to a session whose tape can no longer be written: `strict` ends it, `best_effort` lets it go on.
-    pub mode: Mode,
-    /// Whether a user is told that her session is being watched.
-    pub tell_watched: bool,
-}
-
-/// What happens to a session whose tape can no longer be written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
-#[serde(rename_all = "snake_case")]
-pub enum Mode {
-    /// It ends.
-    #[default]
-    Strict,
-    /// It goes on, and the ledger says what is lost.
-    BestEffort,
-}
-
-/// How the audit trail is kept.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Audit {
-    /// The chain is signed after so many events, and every hour in which there were any.
-    pub checkpoint_events: u64,
-    /// Each signed head is also appended here: a file on another disk, where whoever rewrites this one does not look.
-    pub head_file: Option<PathBuf>,
-    /// Megabytes set aside so that the trail can go on when the disk is full.
-    pub reserve_mb: u64,
-}
-
-impl Default for Audit {
-    fn default() -> Self {
-        Self { checkpoint_events: 1000, head_file: None, reserve_mb: 16 }
-    }
-}
-
-impl Default for Recording {
-    fn default() -> Self {
-        Self {
-            identity: None,
-            recipients: Vec::new(),
-            capture_limit_bytes: 16 << 20,
-            mode: Mode::Strict,
-            tell_watched: true,
-        }
-    }
-}
-
-impl Recording {
-    fn resolved(self, base: &Path) -> Self {
-        // Without a word about it, the identity is where `init` puts it. With recipients alone it is elsewhere.
-        let default = self.recipients.is_empty().then(|| PathBuf::from("auditors.key"));
-        Self { identity: self.identity.or(default).map(|file| base.join(file)), ..self }
-    }
-}
-
-/// What is wrong with the configuration file.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// It cannot be read.
-    #[error("{file}: cannot be read: {why}. Name the file with --config or $KEYWARD_CONFIG, or make one: keyward init --dir DIR", file = file.display())]
-    Unreadable {
-        /// Which file.
-        file: PathBuf,
-        /// What the system said.
-        why: String,
-    },
-    /// A line says what it must not.
-    #[error("{file}:{line}: {key}: {what}", file = file.display())]
-    Fault {
-        /// Which file.
-        file: PathBuf,
-        /// Which line, from 1.
-        line: usize,
-        /// Which key, with its table: `login.key_secs`.
-        key: String,
-        /// What is wrong and what would be right.
-        what: String,
-    },
 }
 
 #[derive(Deserialize)]
@@ -289,6 +162,20 @@ fn default_drain() -> u64 {
 }
 
 impl Raw {
+    fn master_key(&self, source: &Source<'_>) -> Result<MasterKeySource, ConfigError> {
+        match self.master_key.split_once(':') {
+            Some(("file", rest)) if !rest.is_empty() => Ok(MasterKeySource::File(rest.into())),
+            Some(("env", rest)) if !rest.is_empty() => Ok(MasterKeySource::Env(rest.to_owned())),
+            Some(("credential", rest)) if !rest.is_empty() => {
+                Ok(MasterKeySource::Credential(rest.to_owned()))
+            }
+            _ => Err(source.fault(
+                "master_key",
+                format!("{:?} names no source; use file:PATH, env:NAME or credential:NAME", self.master_key),
+            )),
+        }
+    }
+
     fn check(&self, source: &Source<'_>) -> Result<(), ConfigError> {
         let within = |key: &str, value: u64, allowed: std::ops::RangeInclusive<u64>| {
             if allowed.contains(&value) {
@@ -318,92 +205,6 @@ impl Raw {
         }
         Ok(())
     }
-}
-
-struct Source<'a> {
-    path: &'a Path,
-    text: &'a str,
-}
-
-impl Source<'_> {
-    fn master_key(&self, raw: &Raw) -> Result<MasterKeySource, ConfigError> {
-        match raw.master_key.split_once(':') {
-            Some(("file", rest)) if !rest.is_empty() => Ok(MasterKeySource::File(rest.into())),
-            Some(("env", rest)) if !rest.is_empty() => Ok(MasterKeySource::Env(rest.to_owned())),
-            Some(("credential", rest)) if !rest.is_empty() => {
-                Ok(MasterKeySource::Credential(rest.to_owned()))
-            }
-            _ => Err(self.fault(
-                "master_key",
-                format!("{:?} names no source; use file:PATH, env:NAME or credential:NAME", raw.master_key),
-            )),
-        }
-    }
-
-    fn fault(&self, key: &str, what: String) -> ConfigError {
-        let line = line_of_key(self.text, key).unwrap_or(1);
-        ConfigError::Fault { file: self.path.to_owned(), line, key: key.to_owned(), what }
-    }
-}
-
-fn malformed(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError {
-    let span = error.span().unwrap_or(0..0);
-    let (line, mut key) = position(text, &span);
-    let mut what = error.message().lines().next().unwrap_or("not valid TOML").to_owned();
-    if let Some((wrong, known)) = unknown_field(&what) {
-        let nearest = known
-            .iter()
-            .copied()
-            .max_by(|a, b| strsim::jaro_winkler(wrong, a).total_cmp(&strsim::jaro_winkler(wrong, b)));
-        key = wrong.to_owned();
-        what = match nearest.filter(|n| strsim::jaro_winkler(wrong, n) > 0.7) {
-            Some(nearest) => format!("unknown key; did you mean {nearest}?"),
-            None => format!("unknown key; known here: {}", known.join(", ")),
-        };
-    } else if let Some(missing) = what.strip_prefix("missing field ") {
-        key = missing.trim_matches('`').to_owned();
-        what = "is missing".to_owned();
-    }
-    ConfigError::Fault { file: path.to_owned(), line, key, what }
-}
-
-fn unknown_field(message: &str) -> Option<(&str, Vec<&str>)> {
-    message.strip_prefix("unknown field `")?;
-    let mut names = message.split('`').skip(1).step_by(2);
-    let wrong = names.next()?;
-    Some((wrong, names.collect()))
-}
-
-/// The line (from 1) and the key that stands on it, with its table.
-fn position(text: &str, span: &Range<usize>) -> (usize, String) {
-    let line = text.get(..span.start).map_or(1, |before| before.matches('\n').count() + 1);
-    let mut table = String::new();
-    let mut key = String::new();
-    for content in text.lines().take(line) {
-        let content = content.trim();
-        if let Some(name) = content.strip_prefix('[').and_then(|c| c.strip_suffix(']')) {
-            table = format!("{}.", name.trim());
-            key = name.trim().to_owned();
-        } else if let Some((name, _)) = content.split_once('=') {
-            key = format!("{table}{}", name.trim());
-        }
-    }
-    (line, if key.is_empty() { "(file)".to_owned() } else { key })
-}
-
-fn line_of_key(text: &str, key: &str) -> Option<usize> {
-    let mut table = String::new();
-    for (index, content) in text.lines().enumerate() {
-        let content = content.trim();
-        if let Some(name) = content.strip_prefix('[').and_then(|c| c.strip_suffix(']')) {
-            table = format!("{}.", name.trim());
-        } else if let Some((name, _)) = content.split_once('=')
-            && format!("{table}{}", name.trim()) == key
-        {
-            return Some(index + 1);
-        }
-    }
-    None
 }
 
 #[cfg(test)]

@@ -1,0 +1,197 @@
+//! Commands of the auditor's desk: sessions, the trail, whom recordings are sealed to.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+use keystore::{InstanceName, Login, UserName};
+use serde::{Deserialize, Serialize};
+
+use crate::admin::words::{Network, Offset, When};
+
+/// `sessions …`
+#[derive(Debug, Clone, Subcommand, Serialize, Deserialize)]
+pub enum Sessions {
+    /// List sessions
+    List {
+        /// Only those open now
+        #[arg(long)]
+        live: bool,
+        /// Of this user
+        #[arg(long)]
+        user: Option<UserName>,
+        /// Begun since: a date, RFC 3339 time, or ago: 24h
+        #[arg(long)]
+        since: Option<When>,
+        /// Only some of them.
+        #[command(flatten)]
+        only: Box<SessionFilter>,
+    },
+    /// Show one session
+    Show {
+        /// The session
+        id: String,
+    },
+    /// Replay a terminal session here
+    Play {
+        /// The session
+        id: String,
+        /// Times faster
+        #[arg(long, default_value_t = 1.0)]
+        speed: f64,
+        /// Begin there: 1h20m, 90s
+        #[arg(long, default_value = "0s")]
+        from: Offset,
+    },
+    /// What a person saw, as text with time stamps
+    Transcript {
+        /// The session
+        id: String,
+    },
+    /// Find text on screens, in output, commands and file names
+    Search {
+        /// Text, whatever its case
+        pattern: String,
+        /// The pattern is a regular expression
+        #[arg(long)]
+        regex: bool,
+        /// In sessions of this user
+        #[arg(long)]
+        user: Option<UserName>,
+        /// In sessions begun since: a date, RFC 3339 time, or ago: 24h
+        #[arg(long)]
+        since: Option<When>,
+    },
+    /// What was not recorded, and why
+    Gaps {
+        /// In sessions begun since: a date, RFC 3339 time, or ago: 30d
+        #[arg(long)]
+        since: Option<When>,
+    },
+    /// Watch a live session; its user is told
+    Watch {
+        /// The session
+        id: String,
+    },
+    /// Export a terminal session as asciicast v2, or all as JSON
+    Export {
+        /// The session
+        id: String,
+        /// Write here (default: standard output)
+        #[arg(long)]
+        output: Option<PathBuf>,
+        /// asciicast or json
+        #[arg(long, value_enum, default_value = "asciicast")]
+        format: Format,
+    },
+    /// Check that a tape is whole and unchanged
+    Verify {
+        /// The session
+        id: String,
+    },
+    /// End a live session
+    Kill {
+        /// The session
+        id: String,
+        /// What the user is told
+        #[arg(long, default_value = "ended by an administrator")]
+        reason: String,
+    },
+}
+
+/// Which sessions `sessions list` shows.
+#[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
+pub struct SessionFilter {
+    /// As this login
+    #[arg(long)]
+    pub login: Option<Login>,
+    /// On this instance
+    #[arg(long)]
+    pub instance: Option<InstanceName>,
+    /// With this key (SHA256: fingerprint)
+    #[arg(long)]
+    pub key: Option<String>,
+    /// From this address or network
+    #[arg(long)]
+    pub source: Option<Network>,
+    /// With this text in a command
+    #[arg(long)]
+    pub command: Option<String>,
+}
+
+/// What `sessions export` writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+pub enum Format {
+    /// asciicast v2.
+    Asciicast,
+    /// The summary as JSON.
+    Json,
+}
+
+/// `logs …`
+#[derive(Debug, Clone, Subcommand, Serialize, Deserialize)]
+pub enum Logs {
+    /// Events between two times as one JSON array, as JSON lines, or as CSV
+    Export {
+        /// From: a date, RFC 3339 time, or ago: 24h
+        #[arg(long)]
+        start: When,
+        /// Until (default: now)
+        #[arg(long)]
+        end: Option<When>,
+        /// json, ndjson or csv
+        #[arg(long, value_enum, default_value = "json")]
+        format: LogFormat,
+        /// Write here (default: standard output)
+        #[arg(long)]
+        output: Option<PathBuf>,
+    },
+    /// The last events, one JSON object a line
+    Tail {
+        /// How many
+        #[arg(short = 'n', long, default_value_t = 20)]
+        lines: usize,
+        /// Go on as they come
+        #[arg(short, long)]
+        follow: bool,
+    },
+    /// Check the whole chain; names the first bad record (exit 10)
+    Verify {
+        /// Offline, on the files of this state directory
+        #[arg(long)]
+        state: Option<PathBuf>,
+        /// Trust this audit key (audit_key.pub, kept elsewhere) and not the one that lies beside the chain
+        #[arg(long, requires = "state")]
+        trust: Option<PathBuf>,
+        /// The heads that the daemon wrote to audit.head_file: the chain must still lead to them
+        #[arg(long, requires = "state")]
+        heads: Option<PathBuf>,
+    },
+}
+
+/// What `logs export` writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+pub enum LogFormat {
+    /// One JSON array.
+    Json,
+    /// One JSON object a line.
+    Ndjson,
+    /// Comma-separated values (RFC 4180), safe to open in a spreadsheet.
+    Csv,
+}
+
+/// `recording …`
+#[derive(Debug, Clone, Subcommand, Serialize, Deserialize)]
+pub enum Recording {
+    /// Wrap the key of every recording anew, to the recipients of now; the recordings themselves are not touched
+    Rewrap {
+        /// Offline, on the recordings of this state directory
+        #[arg(long)]
+        state: Option<PathBuf>,
+        /// Offline: the identity that opens them now
+        #[arg(long, requires = "state")]
+        identity: Option<PathBuf>,
+        /// Also to this recipient: age1… (repeatable; on the bastion only. With --state: to these alone)
+        #[arg(long = "recipient")]
+        recipients: Vec<String>,
+    },
+}
