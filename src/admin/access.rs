@@ -176,14 +176,13 @@ async fn let_in(house: &House, caller: &Caller, out: &mut Output) -> Result<(), 
     if house.guard.lockdown().reason().is_none() {
         return Err(Fault::not_found("there is no lockdown"));
     }
-    // The event first: nobody is let in again unseen.
-    let event = Event::LockdownEnded { by: caller.name() };
-    house.trail.append(event, Timestamp::now()).await.map_err(|e| Fault::error(e.to_string()))?;
     let guard = house.guard.clone();
-    let ended = tokio::task::spawn_blocking(move || guard.lockdown().end()).await;
-    ended
-        .map_err(|e| Fault::error(e.to_string()))?
-        .map_err(|e| Fault::error(format!("the lockdown goes on: {e}")))?;
+    let ended = async {
+        let ended = tokio::task::spawn_blocking(move || guard.lockdown().end()).await;
+        let goes_on = |error: String| Fault::error(format!("the lockdown goes on: {error}"));
+        ended.map_err(|e| goes_on(e.to_string()))?.map_err(|e| goes_on(e.to_string()))
+    };
+    trail::gives(house, vec![Event::LockdownEnded { by: caller.name() }], Timestamp::now(), ended).await?;
     out.note("The lockdown is over.").await
 }
 
@@ -222,18 +221,34 @@ async fn add(
     if rule.logins.is_empty() || rule.can.is_empty() {
         return Err(Fault::usage("a rule needs at least one --login and one capability"));
     }
-    house.vault.insert(&rule).await?;
-    recompile(house).await;
     let summary = row(&rule).join(" ");
     let event = Event::AccessRuleAdded { rule: rule.id.clone(), by: caller.name(), summary };
-    trail::note(house, event, now).await?;
+    let insert = async {
+        house.vault.insert(&rule).await?;
+        recompile(house).await;
+        Ok(())
+    };
+    match effect {
+        Effect::Allow => trail::gives(house, vec![event], now, insert).await?,
+        Effect::Deny => trail::takes(house, event, now, insert).await?,
+    }
     out.either(&rule, format!("Added {}.", rule.id)).await
 }
 
 pub(super) async fn remove(house: &House, caller: &Caller, id: &str, now: Timestamp) -> Result<(), Fault> {
-    house.vault.remove::<Rule>(id).await?;
-    recompile(house).await;
-    trail::note(house, Event::AccessRuleRemoved { rule: id.to_owned(), by: caller.name() }, now).await
+    let rule = house.vault.get::<Rule>(id).await?;
+    let rule = rule.ok_or_else(|| keystore::Error::NotFound { kind: "rule", id: id.to_owned() })?;
+    let event = Event::AccessRuleRemoved { rule: id.to_owned(), by: caller.name() };
+    let remove = async {
+        house.vault.remove::<Rule>(id).await?;
+        recompile(house).await;
+        Ok(())
+    };
+    match rule.effect {
+        Effect::Allow => trail::takes(house, event, now, remove).await,
+        // Without a denial more is allowed.
+        Effect::Deny => trail::gives(house, vec![event], now, remove).await,
+    }
 }
 
 fn row(rule: &Rule) -> Vec<String> {

@@ -45,16 +45,16 @@ pub(super) async fn run(
                     "nothing was changed; to remove {name} and end its sessions, add --yes"
                 )));
             }
-            house.vault.remove::<Instance>(name.as_str()).await?;
             let event = Event::InstanceRemoved { instance: name.to_string(), by: caller.name() };
-            let noted = trail::note(house, event, now).await;
+            let removed = async { Ok(house.vault.remove::<Instance>(name.as_str()).await?) };
+            let removed = trail::takes(house, event, now, removed).await;
             // Another instance of this name would inherit them.
             let mut rules: Vec<Rule> = house.vault.list().await?;
             rules.retain(|rule| rule.target == Target::Instance(name.clone()));
             for rule in &rules {
                 access::remove(house, caller, &rule.id, now).await?;
             }
-            noted?;
+            removed?;
             let named: Vec<&str> = rules.iter().map(|rule| rule.id.as_str()).collect();
             out.note(match named.as_slice() {
                 [] => format!("Removed {name}."),
@@ -101,8 +101,8 @@ async fn add(house: &House, caller: &Caller, wanted: InstanceAdd) -> Result<Inst
             }));
         }
     }
-    house.vault.insert(&instance).await?;
-    trail::note(house, trail::instance_added(caller, &instance), instance.added_at).await?;
+    let insert = async { Ok(house.vault.insert(&instance).await?) };
+    trail::gives(house, vec![trail::instance_added(caller, &instance)], instance.added_at, insert).await?;
     Ok(instance)
 }
 

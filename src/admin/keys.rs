@@ -1,7 +1,7 @@
 //! `ssh-keys …`.
 //!
 //! A key's record is filed under its fingerprint, so a key that another user holds, or that was ever revoked, cannot be
-//! added again. Revoking writes the record first, then cuts the key's live sessions.
+//! added again. Revoking writes the event, then the record, which cuts the key's live sessions.
 
 use std::collections::BTreeSet;
 
@@ -112,8 +112,8 @@ pub(super) struct NewKey {
 async fn add(house: &House, caller: &Caller, new: NewKey) -> Result<UserKey, Fault> {
     let now = Timestamp::now();
     let key = made(house, new, now).await?;
-    house.vault.insert(&key).await?;
-    trail::note(house, trail::key_added(caller, &key), now).await?;
+    let insert = async { Ok(house.vault.insert(&key).await?) };
+    trail::gives(house, vec![trail::key_added(caller, &key)], now, insert).await?;
     Ok(key)
 }
 
@@ -165,18 +165,14 @@ pub(super) async fn made(house: &House, new: NewKey, now: Timestamp) -> Result<U
 /// Revokes `key`: the record first, so that no login passes meanwhile, then the live sessions.
 pub(super) async fn revoke(house: &House, caller: &Caller, key: &UserKey, reason: &str) -> Result<(), Fault> {
     let now = Timestamp::now();
-    house
-        .vault
-        .update(&key.fingerprint, |record: &mut UserKey| {
-            record.status = KeyStatus::Revoked;
-            record.revoked = Some(Ended { at: now, reason: reason.to_owned() });
-            Ok::<(), Fault>(())
-        })
-        .await?;
+    let ended = house.vault.update(&key.fingerprint, |record: &mut UserKey| {
+        record.status = KeyStatus::Revoked;
+        record.revoked = Some(Ended { at: now, reason: reason.to_owned() });
+        Ok::<(), Fault>(())
+    });
+    trail::takes(house, trail::key_revoked(caller, key, reason), now, ended).await?;
     // What was remembered of it opens nothing any more; this only tidies up.
-    let forgotten = auth::forget_key(&house.vault, &key.fingerprint).await;
-    trail::note(house, trail::key_revoked(caller, key, reason), now).await?;
-    Ok(forgotten?)
+    Ok(auth::forget_key(&house.vault, &key.fingerprint).await?)
 }
 
 pub(super) async fn find(house: &House, wanted: &str) -> Result<UserKey, Fault> {

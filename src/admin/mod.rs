@@ -2,7 +2,7 @@
 //!
 //! Owns the grammar ([`Command`]), who may say what ([`permitted`]), what each command does ([`execute`]) and how the
 //! answer looks (tables, JSON). It takes a [`Caller`] that the door has already proven; it mints nothing. Every change
-//! appends its audit event before it is reported done.
+//! appends its audit event before it is made (docs/adr/0006).
 
 mod access;
 mod blast;

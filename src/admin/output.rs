@@ -11,6 +11,7 @@ use serde::Serialize;
 use tokio::sync::{MutexGuard, mpsc};
 
 use super::render::is_command;
+use crate::audit::AuditError;
 use crate::session::Chunk;
 
 /// Who asks, as proven by the door the command came through.
@@ -224,6 +225,12 @@ impl From<keystore::Error> for Fault {
             keystore::Error::Seal(_) | keystore::Error::Unreadable { .. } => 1,
         };
         Self { code, says: error.to_string() }
+    }
+}
+
+impl From<AuditError> for Fault {
+    fn from(error: AuditError) -> Self {
+        Self::error(format!("nothing was changed: {error}"))
     }
 }
 

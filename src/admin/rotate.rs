@@ -59,15 +59,14 @@ pub(super) async fn run(
         replaces: Some(old.fingerprint.clone()),
         ..keys::made(house, new, now).await?
     };
-    house.vault.insert(&new).await?;
-    trail::note(house, trail::key_added(caller, &new), now).await?;
     let rotated = Event::SshKeyRotated {
         user: old.user.to_string(),
         key: old.fingerprint.clone(),
         successor: new.fingerprint.clone(),
         by: caller.name(),
     };
-    trail::note(house, rotated, now).await?;
+    let staged = async { Ok(house.vault.insert(&new).await?) };
+    trail::gives(house, vec![trail::key_added(caller, &new), rotated], now, staged).await?;
     let value = json!({ "old": shown(&old, now), "new": shown(&new, now) });
     out.either(&value, told(house, &old, &new)).await
 }

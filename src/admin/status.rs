@@ -92,10 +92,9 @@ pub(super) async fn recording(
     let to = TapeKeys::configured(terms.identity.as_deref(), &all)?;
     let names = to.recipients();
     let count = super::sessions::reading(house, |tapes| tapes.list()).await?.len() as u64;
-    // The event first: nobody is given the recordings unseen.
     let event = Event::RecordingsRewrapped { by: caller.name(), count, recipients: names.clone() };
-    house.trail.append(event, Timestamp::now()).await.map_err(|e| Fault::error(e.to_string()))?;
-    let done = super::sessions::reading(house, move |tapes| tapes.rewrap(&to)).await?;
+    let rewrap = super::sessions::reading(house, move |tapes| tapes.rewrap(&to));
+    let done = super::trail::gives(house, vec![event], Timestamp::now(), rewrap).await?;
     let value = json!({ "rewrapped": done, "recipients": names });
     let text = format!(
         "{done} recordings can now be read by {}. New ones follow the configuration.",

@@ -1,20 +1,44 @@
-//! The audit events of administration, each with who did it.
+//! The audit events of administration, each with who did it, and the way of a change through the trail: every command
+//! that changes something goes through [`gives`] or [`takes`] (docs/adr/0006).
 
 use jiff::Timestamp;
 use keystore::{Instance, Role, User, UserKey, UserName};
 
 use super::{Caller, Fault};
-use crate::audit::Event;
+use crate::audit::{AuditError, Event};
 use crate::session::House;
 
-/// Appends `event`; what it tells of has happened already, so a failure says that the change stands unrecorded.
+/// A change that gives or moves something: its events first, and without them nothing.
+pub(super) async fn gives<T>(
+    house: &House,
+    events: Vec<Event>,
+    now: Timestamp,
+    change: impl Future<Output = Result<T, Fault>>,
+) -> Result<T, Fault> {
+    house.trail.ahead_of(events, now, change).await
+}
+
+/// A change that takes something away: its event first too, but a trail that refuses does not keep it from being made.
+pub(super) async fn takes<T>(
+    house: &House,
+    event: Event,
+    now: Timestamp,
+    change: impl Future<Output = Result<T, Fault>>,
+) -> Result<T, Fault> {
+    let (done, refused) = house.trail.beside(vec![event], now, change).await?;
+    refused.map_or(Ok(done), |error| Err(unrecorded(error)))
+}
+
+/// Appends the event of a lockdown, the one change that goes before its event, since it must wait for no disk.
 pub(super) async fn note(house: &House, event: Event, now: Timestamp) -> Result<(), Fault> {
     match house.trail.append(event, now).await {
         Ok(_) => Ok(()),
-        Err(error) => {
-            Err(Fault::error(format!("the change was made, but is not in the audit trail: {error}")))
-        }
+        Err(error) => Err(unrecorded(error)),
     }
+}
+
+fn unrecorded(error: AuditError) -> Fault {
+    Fault::error(format!("the change was made, but is not in the audit trail: {error}"))
 }
 
 pub(super) fn user_added(caller: &Caller, user: &User) -> Event {

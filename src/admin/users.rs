@@ -41,8 +41,11 @@ pub(super) async fn users(
             let from = from.into_iter().map(|net| net.0).collect();
             let user =
                 User { name: name.clone(), roles, kind, added_at: now, expires_at, suspended: None, from };
-            house.vault.insert(&user).await?;
-            trail::note(house, trail::user_added(caller, &user), now).await?;
+            if house.vault.get::<User>(name.as_str()).await?.is_some() {
+                return Err(Fault::conflict(format!("user {name} exists already")));
+            }
+            let insert = async { Ok(house.vault.insert(&user).await?) };
+            trail::gives(house, vec![trail::user_added(caller, &user)], now, insert).await?;
             let next = match user.kind {
                 UserKind::Human => format!("Added {name}. Next: keyward users invite {name}"),
                 UserKind::Service => {
@@ -69,19 +72,22 @@ pub(super) async fn users(
         }
         Users::Invite { name } => invite(house, caller, &name, out).await,
         Users::Suspend { name, reason } => {
+            found(house, &name).await?;
             let ended = Ended { at: now, reason: reason.clone() };
-            set_suspended(house, &name, Some(ended)).await?;
-            let (withdrawn, forgotten) = leave_nothing_open(house, &name).await;
-            trail::note(house, trail::user_suspended(caller, &name, &reason), now).await?;
-            withdrawn.and(forgotten)?;
+            let suspended = async {
+                set_suspended(house, &name, Some(ended)).await?;
+                leave_nothing_open(house, &name).await
+            };
+            trail::takes(house, trail::user_suspended(caller, &name, &reason), now, suspended).await?;
             out.note(format!("Suspended {name}. Undo: keyward users resume {name}")).await?;
             let touched = blast::touched(house, Whose::User(name.clone()), now).await?;
             let value = json!({ "user": shown(&found(house, &name).await?, now), "touched": touched });
             out.either(&value, touched.told(out.width())).await
         }
         Users::Resume { name } => {
-            set_suspended(house, &name, None).await?;
-            trail::note(house, trail::user_resumed(caller, &name), now).await?;
+            found(house, &name).await?;
+            let resumed = set_suspended(house, &name, None);
+            trail::gives(house, vec![trail::user_resumed(caller, &name)], now, resumed).await?;
             out.note(format!("{name} can log in again.")).await
         }
         Users::Remove { name, yes } => {
@@ -123,10 +129,12 @@ async fn invite(house: &House, caller: &Caller, name: &UserName, out: &mut Outpu
             "{name} is a service and has no authenticator; add its key: keyward ssh-keys add --user {name} --file FILE"
         )));
     }
-    let (code, expires_at) = auth::invite(&house.vault, name, now).await?;
+    let (code, invitation) = auth::invitation(name, now);
+    let expires_at = invitation.expires_at;
     let event =
         Event::UserInvited { user: name.to_string(), by: caller.name(), expires_at: expires_at.to_string() };
-    trail::note(house, event, now).await?;
+    let invited = async { Ok(auth::invite(&house.vault, &invitation).await?) };
+    trail::gives(house, vec![event], now, invited).await?;
     let bastion = house.config.names.first().map_or("bastion", String::as_str);
     let command = format!("ssh -i ~/.ssh/id_ed25519 -o IdentitiesOnly=yes {name}@{bastion}");
     let factor = match house.vault.get::<SecondFactor>(name.as_str()).await? {
@@ -146,7 +154,6 @@ async fn invite(house: &House, caller: &Caller, name: &UserName, out: &mut Outpu
 }
 
 async fn set_suspended(house: &House, name: &UserName, ended: Option<Ended>) -> Result<(), Fault> {
-    found(house, name).await?;
     house
         .vault
         .update(name.as_str(), |user: &mut User| {
@@ -156,12 +163,11 @@ async fn set_suspended(house: &House, name: &UserName, ended: Option<Ended>) -> 
         .await
 }
 
-/// Withdraws the invitation and forgets the second factors that were given. Both are tried, before anything else can fail.
-async fn leave_nothing_open(
-    house: &House,
-    name: &UserName,
-) -> (Result<(), keystore::Error>, Result<(), keystore::Error>) {
-    (auth::withdraw(&house.vault, name).await, auth::forget_user(&house.vault, name).await)
+/// Withdraws the invitation and forgets the second factors that were given. Both are tried.
+async fn leave_nothing_open(house: &House, name: &UserName) -> Result<(), Fault> {
+    let (withdrawn, forgotten) =
+        (auth::withdraw(&house.vault, name).await, auth::forget_user(&house.vault, name).await);
+    Ok(withdrawn.and(forgotten)?)
 }
 
 async fn remove(house: &House, caller: &Caller, name: &UserName, now: Timestamp) -> Result<(), Fault> {
@@ -173,13 +179,15 @@ async fn remove(house: &House, caller: &Caller, name: &UserName, now: Timestamp)
     for rule in rules.iter().filter(|r| r.subject == Subject::User(name.clone())) {
         access::remove(house, caller, &rule.id, now).await?;
     }
-    if house.vault.get::<SecondFactor>(name.as_str()).await?.is_some() {
-        house.vault.remove::<SecondFactor>(name.as_str()).await?;
-    }
-    auth::withdraw(&house.vault, name).await?;
-    auth::forget_user(&house.vault, name).await?;
-    house.vault.remove::<User>(name.as_str()).await?;
-    trail::note(house, trail::user_removed(caller, name), now).await
+    let removed = async {
+        if house.vault.get::<SecondFactor>(name.as_str()).await?.is_some() {
+            house.vault.remove::<SecondFactor>(name.as_str()).await?;
+        }
+        leave_nothing_open(house, name).await?;
+        house.vault.remove::<User>(name.as_str()).await?;
+        Ok(())
+    };
+    trail::takes(house, trail::user_removed(caller, name), now, removed).await
 }
 
 fn state(user: &User, now: Timestamp) -> &'static str {
@@ -230,9 +238,11 @@ pub(super) async fn factors(
                 let says = format!("{name} is enrolled already. To start over: keyward mfa reset {name}");
                 return Err(Fault::conflict(says));
             }
+            let enrolled = async {
+                mfa::enroll(&house.vault, &name, now).await.map_err(|e| Fault::error(e.to_string()))
+            };
             let enrolment =
-                mfa::enroll(&house.vault, &name, now).await.map_err(|e| Fault::error(e.to_string()))?;
-            trail::note(house, trail::mfa_enrolled(caller, &name), now).await?;
+                trail::gives(house, vec![trail::mfa_enrolled(caller, &name)], now, enrolled).await?;
             let value = json!({
                 "user": name, "secret": enrolment.secret_base32, "uri": enrolment.uri,
                 "recovery_codes": enrolment.recovery_codes,
@@ -248,22 +258,31 @@ pub(super) async fn factors(
             out.either(&value, text).await
         }
         Mfa::Reset { name } => {
-            found(house, &name).await?;
-            mfa::reset(&house.vault, &name).await.map_err(|e| Fault::error(e.to_string()))?;
-            let forgotten = auth::forget_user(&house.vault, &name).await;
-            trail::note(house, trail::mfa_reset(caller, &name), now).await?;
-            forgotten?;
+            enrolled(house, &name).await?;
+            let reset = async {
+                let reset = mfa::reset(&house.vault, &name).await.map_err(|e| Fault::error(e.to_string()));
+                let forgotten = auth::forget_user(&house.vault, &name).await;
+                reset.and(Ok(forgotten?))
+            };
+            trail::takes(house, trail::mfa_reset(caller, &name), now, reset).await?;
             out.note(format!("{name} has no second factor now. Next: keyward users invite {name}")).await
         }
         Mfa::RecoveryCodes { name } => {
-            found(house, &name).await?;
-            let codes = mfa::new_recovery_codes(&house.vault, &name)
-                .await
-                .map_err(|e| Fault::error(e.to_string()))?;
-            trail::note(house, trail::recovery_codes_replaced(caller, &name), now).await?;
+            enrolled(house, &name).await?;
+            let replaced = async {
+                mfa::new_recovery_codes(&house.vault, &name).await.map_err(|e| Fault::error(e.to_string()))
+            };
+            let event = trail::recovery_codes_replaced(caller, &name);
+            let codes = trail::gives(house, vec![event], now, replaced).await?;
             out.either(&json!({ "user": name, "recovery_codes": codes }), recovery(&codes)).await
         }
     }
+}
+
+async fn enrolled(house: &House, name: &UserName) -> Result<SecondFactor, Fault> {
+    found(house, name).await?;
+    let factor = house.vault.get::<SecondFactor>(name.as_str()).await?;
+    factor.ok_or_else(|| Fault::error(mfa::MfaError::NotEnrolled(name.clone()).to_string()))
 }
 
 fn recovery(codes: &[String]) -> String {

@@ -489,6 +489,15 @@ pub enum Event {
         /// Why, in words for the auditor.
         reason: String,
     },
+    /// A change that the trail told of was not made after all.
+    ChangeFailed {
+        /// Number of the event that told of it: the first, if there were several.
+        change: u64,
+        /// The names of those events.
+        what: String,
+        /// Why, in words for the auditor.
+        reason: String,
+    },
     /// The configuration was read again.
     ConfigReloaded {
         /// Who did it.

@@ -5,6 +5,7 @@
 //! caller must not go on. `tracing` is for operators and is never the trail.
 //! Mints the [`Receipt`] that `egress::dial` asks for.
 
+mod change;
 mod event;
 mod heads;
 mod trail;

@@ -72,6 +72,9 @@ pub struct Trail {
     signer: AuditSigner,
     keeping: Keeping,
     signed: AtomicU64,
+    /// A test's failing disk.
+    #[cfg(test)]
+    pub(crate) refuses: std::sync::atomic::AtomicBool,
 }
 
 /// What the trail is kept with.
@@ -106,7 +109,15 @@ impl Trail {
         let public = signer.public_key().to_openssh().map_err(|e| AuditError::Damaged(e.to_string()))?;
         write_durably(&signer_file(dir), format!("{}\n", public.trim_end()).as_bytes())?;
         let signed = last_signed(dir);
-        Ok(Self { dir: dir.to_owned(), journal, signer, keeping, signed: AtomicU64::new(signed) })
+        Ok(Self {
+            dir: dir.to_owned(),
+            journal,
+            signer,
+            keeping,
+            signed: AtomicU64::new(signed),
+            #[cfg(test)]
+            refuses: Default::default(),
+        })
     }
 
     /// Appends one event; it is on the disk when this returns. Cancelling may leave it written without a receipt.
@@ -114,6 +125,10 @@ impl Trail {
     /// # Errors
     /// The event is not durable: the caller must refuse what it was about to do.
     pub async fn append(&self, event: Event, now: Timestamp) -> Result<Receipt, AuditError> {
+        #[cfg(test)]
+        if self.refuses.load(Ordering::Relaxed) {
+            return Err(AuditError::Interrupted("the disk of this test is full".to_owned()));
+        }
         let body = serde_json::to_string(&event)?;
         let body = body.strip_prefix('{').unwrap_or(&body).to_owned();
         let receipt = self

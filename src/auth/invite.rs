@@ -1,8 +1,12 @@
 //! Enrolment with nothing but a client: an invitation's code, then a signing key, then a first authenticator code.
 //!
-//! [`Unauthenticated`] → [`Invited`] (the code) → [`Enrolling`] (a key that signed) → [`Enrolled`] (a code of the
-//! authenticator). Nothing is stored before the last step; there the invitation is spent first, by compare-and-set, so
-//! it brings in one person once. An invitation never replaces a second factor: who has one confirms with it.
+//! [`Unauthenticated`] → [`Invited`] (the code) → [`Enrolling`] (a key that signed) → [`Confirmed`] (a code of the
+//! authenticator) → [`Enrolled`]. Nothing is stored before the last step, so that the trail can hear of it first; there
+//! the invitation is spent first, by compare-and-set, so it brings in one person once. An invitation never replaces a
+//! second factor: who has one confirms with it.
+//!
+//! Wrong codes are counted against their source (`guard`), never against the invitation: of 2^80 codes nobody guesses
+//! one in a day, but whoever knows a user's name could void an invitation that wears out.
 
 use std::net::SocketAddr;
 
@@ -16,28 +20,21 @@ use sha2::{Digest, Sha256};
 use super::mfa::{self, Enrolment};
 use super::{Authenticated, KeyVerified, LoginFault, Reach, Unauthenticated, usable};
 
-/// Gives `user` an invitation, and returns its code and its end. An earlier one is void.
+/// An invitation for `user` and its code; it counts once it is given ([`invite`]).
+pub fn invitation(user: &UserName, now: Timestamp) -> (String, Invitation) {
+    let code = mfa::grouped_code(CODE_LENGTH);
+    let expires_at = Timestamp::from_second(now.as_second() + VALID).unwrap_or(now);
+    let hash = hash(&code);
+    (code, Invitation { user: user.clone(), code: hash, made_at: now, expires_at, spent_at: None })
+}
+
+/// Gives an invitation. An earlier one of the same user is void.
 ///
 /// # Errors
 /// The store failed.
-pub async fn invite(
-    vault: &Vault,
-    user: &UserName,
-    now: Timestamp,
-) -> Result<(String, Timestamp), keystore::Error> {
-    let code = mfa::grouped_code(CODE_LENGTH);
-    let expires_at = Timestamp::from_second(now.as_second() + VALID).unwrap_or(now);
-    let invitation = Invitation {
-        user: user.clone(),
-        code: hash(&code),
-        made_at: now,
-        expires_at,
-        tries: 0,
-        spent_at: None,
-    };
-    withdraw(vault, user).await?;
-    vault.insert(&invitation).await?;
-    Ok((code, expires_at))
+pub async fn invite(vault: &Vault, invitation: &Invitation) -> Result<(), keystore::Error> {
+    withdraw(vault, &invitation.user).await?;
+    vault.insert(invitation).await
 }
 
 /// Takes the invitation of `user` back, if there is one.
@@ -63,7 +60,7 @@ pub fn looks_like_invitation(answer: &str) -> bool {
 }
 
 impl Unauthenticated {
-    /// Spends this state for the code of `user`'s invitation. A wrong code is counted, durably.
+    /// Spends this state for the code of `user`'s invitation.
     ///
     /// # Errors
     /// This state again, and why. The peer must not see which it was.
@@ -206,14 +203,14 @@ impl Invited {
 /// A connection whose peer gave an invitation's code and signed with a key; a code of the authenticator is due.
 ///
 /// ```
-/// # use keyward::auth::{Enrolled, Enrolling, LoginFault};
+/// # use keyward::auth::{Confirmed, Enrolling, LoginFault};
 /// # use keystore::Vault;
 /// # use jiff::Timestamp;
 /// async fn confirmed(
 ///     by: Enrolling,
 ///     vault: &Vault,
 ///     now: Timestamp,
-/// ) -> Result<Enrolled, (Enrolling, LoginFault)> {
+/// ) -> Result<Confirmed, (Enrolling, LoginFault)> {
 ///     by.confirmed(vault, "alice", "123456", now).await
 /// }
 /// ```
@@ -261,8 +258,7 @@ impl Enrolling {
         self.by.void()
     }
 
-    /// Spends this state, the invitation and a code of the authenticator for a login. Key and second factor are
-    /// durable when this returns `Ok`.
+    /// Spends this state and a code of the authenticator. Nothing is stored but that a code is spent.
     ///
     /// # Errors
     /// This state again, and why. The peer must not see which it was.
@@ -272,35 +268,27 @@ impl Enrolling {
         user: &str,
         code: &str,
         now: Timestamp,
-    ) -> Result<Enrolled, (Self, LoginFault)> {
+    ) -> Result<Confirmed, (Self, LoginFault)> {
         self.by.voided |= user != self.by.user.as_str();
         if self.by.voided {
             return Err((self, LoginFault::UserChanged));
         }
-        match self.store(vault, code, now).await {
-            Ok((login, key_added)) => {
-                let recovery_codes = self.new_factor().map(|fresh| fresh.recovery_codes.clone());
-                Ok(Enrolled { login, key_added, recovery_codes })
+        let judged = async {
+            match &mut self.factor {
+                Factor::Held => mfa::spend(vault, &self.by.user, code, now).await?,
+                Factor::Fresh(fresh) => mfa::confirm(&mut fresh.0, code, now)?,
             }
+            unbarred(vault, &self.by.user, now).await
+        };
+        match judged.await {
+            Ok(_) => Ok(Confirmed(self)),
             Err(fault) => Err((self, fault)),
         }
     }
 
-    async fn store(
-        &mut self,
-        vault: &Vault,
-        code: &str,
-        now: Timestamp,
-    ) -> Result<(Authenticated, bool), LoginFault> {
+    async fn store(&self, vault: &Vault, now: Timestamp) -> Result<Authenticated, LoginFault> {
         let name = self.by.user.as_str();
-        match &mut self.factor {
-            Factor::Held => mfa::spend(vault, &self.by.user, code, now).await?,
-            Factor::Fresh(fresh) => mfa::confirm(&mut fresh.0, code, now)?,
-        }
-        let user = vault.get::<User>(name).await?.ok_or(LoginFault::UnknownUser)?;
-        if let Some(why) = user.barred(now) {
-            return Err(LoginFault::Barred(why));
-        }
+        let user = unbarred(vault, &self.by.user, now).await?;
         let ours = self.by.invitation;
         vault
             .update(name, |invitation: &mut Invitation| {
@@ -326,7 +314,7 @@ impl Enrolling {
         if let Factor::Fresh(fresh) = &self.factor {
             vault.insert(&fresh.0).await?;
         }
-        let login = Authenticated {
+        Ok(Authenticated {
             user: user.name,
             roles: user.roles,
             kind: user.kind,
@@ -334,8 +322,7 @@ impl Enrolling {
             source: self.by.source,
             at: now,
             reach: Reach::Everything,
-        };
-        Ok((login, self.key.is_some()))
+        })
     }
 
     async fn record(&self, vault: &Vault, key: &PublicKey, now: Timestamp) -> Result<UserKey, LoginFault> {
@@ -361,12 +348,40 @@ impl Enrolling {
     }
 }
 
+/// A connection whose peer gave everything that an enrolment takes; what is left is to store it.
+pub struct Confirmed(Enrolling);
+
+impl Confirmed {
+    /// Who enrols.
+    pub fn user(&self) -> &UserName {
+        self.0.user()
+    }
+
+    /// The fingerprint of the key that will be added; `None` if the key is the user's already.
+    pub fn new_key(&self) -> Option<String> {
+        self.0.new_key()
+    }
+
+    /// Whether a second factor will be added.
+    pub fn is_new_factor(&self) -> bool {
+        self.0.new_factor().is_some()
+    }
+
+    /// Spends this state and the invitation for a login. Key and second factor are durable when this returns `Ok`.
+    ///
+    /// # Errors
+    /// Why not; the login begins anew on another connection. The peer must not see which it was.
+    pub async fn enrol(self, vault: &Vault, now: Timestamp) -> Result<Enrolled, LoginFault> {
+        let login = self.0.store(vault, now).await?;
+        let recovery_codes = self.0.new_factor().map(|fresh| fresh.recovery_codes.clone());
+        Ok(Enrolled { login, recovery_codes })
+    }
+}
+
 /// A finished enrolment.
 pub struct Enrolled {
     /// The login it is, too.
     pub login: Authenticated,
-    /// Its key is new here.
-    pub key_added: bool,
     /// The recovery codes of a new second factor, to be shown now and never again.
     pub recovery_codes: Option<Vec<String>>,
 }
@@ -386,16 +401,13 @@ async fn check(vault: &Vault, user: &str, code: &str, now: Timestamp) -> Result<
     }
     match invitation? {
         Some(invitation) if open(&invitation, now) && invitation.code == given => Ok(user.name),
-        Some(_) => {
-            let count = |invitation: &mut Invitation| {
-                invitation.tries = invitation.tries.saturating_add(1);
-                Ok::<_, LoginFault>(())
-            };
-            vault.update(id, count).await?;
-            Err(LoginFault::WrongInvitation)
-        }
-        None => Err(LoginFault::WrongInvitation),
+        _ => Err(LoginFault::WrongInvitation),
     }
+}
+
+async fn unbarred(vault: &Vault, user: &UserName, now: Timestamp) -> Result<User, LoginFault> {
+    let user = vault.get::<User>(user.as_str()).await?.ok_or(LoginFault::UnknownUser)?;
+    user.barred(now).map_or(Ok(user), |why| Err(LoginFault::Barred(why)))
 }
 
 async fn begin(vault: &Vault, user: &UserName, now: Timestamp) -> Result<Factor, LoginFault> {
@@ -407,7 +419,7 @@ async fn begin(vault: &Vault, user: &UserName, now: Timestamp) -> Result<Factor,
 }
 
 fn open(invitation: &Invitation, now: Timestamp) -> bool {
-    invitation.spent_at.is_none() && invitation.expires_at > now && invitation.tries < MOST_TRIES
+    invitation.spent_at.is_none() && invitation.expires_at > now
 }
 
 fn hash(code: &str) -> [u8; 32] {
@@ -418,8 +430,6 @@ fn hash(code: &str) -> [u8; 32] {
 const CODE_LENGTH: usize = 16;
 /// Seconds an invitation is valid.
 const VALID: i64 = 86_400;
-/// Wrong codes after which an invitation is void.
-const MOST_TRIES: u32 = 10;
 
 #[cfg(test)]
 mod tests;

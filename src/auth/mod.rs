@@ -12,6 +12,7 @@ use keystore::lifecycle::{self, Terms};
 use keystore::ssh::PublicKey;
 use keystore::{KeyStatus, Role, User, UserKey, UserKind, UserName, Vault};
 
+use crate::audit::AuditError;
 use crate::guard::Admitted;
 
 mod invite;
@@ -20,7 +21,9 @@ pub mod mfa;
 pub(crate) mod testing;
 mod unasked;
 
-pub use invite::{Enrolled, Enrolling, Invited, any_invited, invite, looks_like_invitation, withdraw};
+pub use invite::{
+    Confirmed, Enrolled, Enrolling, Invited, any_invited, invitation, invite, looks_like_invitation, withdraw,
+};
 pub use unasked::{forget_all, forget_key, forget_user, remember};
 
 /// Whether a key that a client *offers* (without a signature) is worth a signature. This is no proof of anything.
@@ -347,6 +350,12 @@ impl LoginFault {
     /// Whether the peer is to be penalised for it: not for what the operator broke.
     pub fn is_peers(&self) -> bool {
         !matches!(self, Self::Store(_))
+    }
+}
+
+impl From<AuditError> for LoginFault {
+    fn from(error: AuditError) -> Self {
+        Self::Store(error.to_string())
     }
 }
 

@@ -313,9 +313,9 @@ impl Gate {
 
     /// The first code of the authenticator: key and second factor count from now on.
     async fn confirmed(&mut self, enrolling: Enrolling, (user, code): (&str, &str), since: Instant) -> Auth {
-        let fresh = enrolling.new_factor().is_some();
-        let enrolled = match enrolling.confirmed(&self.house.vault, user, code, Timestamp::now()).await {
-            Ok(enrolled) => enrolled,
+        let now = Timestamp::now();
+        let confirmed = match enrolling.confirmed(&self.house.vault, user, code, now).await {
+            Ok(confirmed) => confirmed,
             Err((enrolling, fault)) => {
                 let (user, source_ip) = (enrolling.user().to_string(), self.source.ip().to_string());
                 self.door = Door::Enrolling(Box::new(enrolling));
@@ -325,16 +325,21 @@ impl Gate {
                     .await;
             }
         };
-        let (user, key) = (enrolled.login.user().to_string(), enrolled.login.key().to_owned());
+        let user = confirmed.user().to_string();
         let by = format!("{user} (invited)");
-        let added =
-            enrolled.key_added.then(|| Event::SshKeyAdded { user: user.clone(), key, by: by.clone() });
-        let factor = fresh.then_some(Event::MfaEnrolled { user, by: Some(by) });
-        for event in added.into_iter().chain(factor) {
-            if !self.audit(event).await {
+        let (fresh, key) = (confirmed.is_new_factor(), confirmed.new_key());
+        let added = key.map(|key| Event::SshKeyAdded { user: user.clone(), key, by: by.clone() });
+        let factor = fresh.then(|| Event::MfaEnrolled { user: user.clone(), by: Some(by) });
+        let events = added.into_iter().chain(factor).collect();
+        let enrol = confirmed.enrol(&self.house.vault, now);
+        let enrolled = match self.house.trail.ahead_of(events, now, enrol).await {
+            Ok(enrolled) => enrolled,
+            Err(fault) => {
+                // Another enrolment with the same code was faster, most likely.
+                self.failed(&user, None, fault.reason()).await;
                 return self.refuse(since, self.first_methods()).await;
             }
-        }
+        };
         match enrolled.recovery_codes {
             Some(codes) => {
                 self.door = Door::Enrolled(Box::new(enrolled.login));
@@ -352,10 +357,12 @@ impl Gate {
     ) -> Auth {
         match verified.with_second_factor(&self.house.vault, user, code, Timestamp::now()).await {
             Ok(caller) => {
-                if !self.locked_down() {
+                let entered = self.enter(caller, since).await;
+                // What spares the next code is given only to who is inside, that is in the trail.
+                if let Some(caller) = self.caller() {
                     self.remember(&caller).await;
                 }
-                self.enter(caller, since).await
+                entered
             }
             Err((verified, fault)) => {
                 let (user, source_ip) = (verified.user().to_string(), self.source.ip().to_string());

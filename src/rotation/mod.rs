@@ -112,17 +112,14 @@ impl Rotation {
             // Never due by use or time.
             Step::Succeed | Step::Revoke => None,
         };
-        if let Some(event) = event {
-            self.trail.append(event, now).await?;
-        }
-        self.write(&key.fingerprint, |record| {
+        let written = self.write(&key.fingerprint, |record| {
             if lifecycle::due(record, now) == Some(step)
                 && let Some(after) = lifecycle::next(record.status, step)
             {
                 record.status = after;
             }
-        })
-        .await
+        });
+        self.trail.ahead_of(event.into_iter().collect(), now, written).await
     }
 
     /// `new` is in use: `old` works to the end of the overlap, or, if it has expired, no more.
@@ -139,14 +136,13 @@ impl Rotation {
             Some(KeyStatus::Retired) => Event::SshKeyRetired { user, key },
             _ => return Ok(()),
         };
-        self.trail.append(event, now).await?;
         let written = self.write(&old.fingerprint, |record| {
             if let Some(after) = lifecycle::next(record.status, Step::Succeed) {
                 record.status = after;
                 record.retires_at = Some(end);
             }
         });
-        written.await.map(drop)
+        self.trail.ahead_of(vec![event], now, written).await.map(drop)
     }
 
     async fn warn(&self, key: &UserKey, now: Timestamp) -> Result<(), RotationFault> {
@@ -156,8 +152,9 @@ impl Rotation {
         }
         let (user, print) = (key.user.to_string(), key.fingerprint.clone());
         let expires_at = key.expires_at.to_string();
-        self.trail.append(Event::SshKeyExpiring { user, key: print, expires_at }, now).await?;
-        self.write(&key.fingerprint, |record| record.warned = Some(before)).await.map(drop)
+        let event = Event::SshKeyExpiring { user, key: print, expires_at };
+        let written = self.write(&key.fingerprint, |record| record.warned = Some(before));
+        self.trail.ahead_of(vec![event], now, written).await.map(drop)
     }
 
     async fn write(&self, key: &str, mut change: impl FnMut(&mut UserKey)) -> Result<UserKey, RotationFault> {

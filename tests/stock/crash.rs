@@ -231,3 +231,43 @@ fn a_hangup_signal_ends_no_session() {
     });
     assert_eq!(text(rig.ssh("alice", "echo alive").stdout), "alive\n");
 }
+
+#[test]
+fn no_kill_9_leaves_a_change_without_its_event() {
+    let mut rig = Rig::bastion();
+    let keyward = format!(
+        "KEYWARD_CONFIG={} {}",
+        rig.path("bastion/keyward.toml").display(),
+        env!("CARGO_BIN_EXE_keyward")
+    );
+    for round in 0..6 {
+        // Many at once, so that the kill falls between an event and its change in one of them.
+        let adders: Vec<Child> = (0..4)
+            .map(|n| {
+                let body = format!(
+                    "i=0; while [ $i -lt 200 ]; do {keyward} users add u{round}.{n}.$i >/dev/null 2>&1 || exit 0; \
+                     {keyward} users suspend u{round}.{n}.$i >/dev/null 2>&1 || exit 0; i=$((i + 1)); done"
+                );
+                Command::new(rig.script(&format!("adds_{round}_{n}"), &body)).spawn().unwrap()
+            })
+            .collect();
+        let busy = || rig.json(&["users", "list"]).as_array().unwrap().len() > round * 5 + 4;
+        wait_for("some users", busy);
+        std::thread::sleep(Duration::from_millis(37 * (round as u64 + 1)));
+        rig.kill_9();
+        for mut adder in adders {
+            adder.wait().unwrap();
+        }
+        rig.serve();
+    }
+    let told = |name: &str| -> std::collections::BTreeSet<String> {
+        rig.events(name).iter().map(|e| e["user"].as_str().unwrap().to_owned()).collect()
+    };
+    let (added, suspended) = (told("user_added"), told("user_suspended"));
+    for user in rig.json(&["users", "list"]).as_array().unwrap() {
+        let name = user["name"].as_str().unwrap();
+        assert!(added.contains(name), "{name} was added and the trail knows nothing of it");
+        assert!(user["suspended"].is_null() || suspended.contains(name), "{name} was suspended unseen");
+    }
+    rig.ok(&["logs", "verify"]);
+}

@@ -86,8 +86,6 @@ pub struct Invitation {
     pub made_at: Timestamp,
     /// It means nothing after this.
     pub expires_at: Timestamp,
-    /// Wrong codes tried.
-    pub tries: u32,
     /// Set once used.
     pub spent_at: Option<Timestamp>,
 }
