@@ -34,7 +34,7 @@ impl FrontDesk {
         match parse(&visitor, &ask) {
             Ok(Asked::Page) if visitor.service => {
                 let says =
-                    format!("{NO_SHELL} ssh -J {}@{} LOGIN@INSTANCE", visitor.user, bastion(&self.house));
+                    format!("{NO_SHELL} ssh -J {}@{} LOGIN@INSTANCE", visitor.user, self.house.bastion());
                 if out.note(says).await.is_ok() { 4 } else { 1 }
             }
             Ok(Asked::Page) => match page(&self.house, &visitor, &mut out).await {
@@ -145,10 +145,12 @@ async fn page(house: &House, visitor: &Visitor, out: &mut Output) -> Result<(), 
     let roles = visitor.roles.iter().map(Role::as_str).collect::<Vec<_>>().join(", ");
     let mut owned: Vec<UserKey> = house.vault.list().await?;
     owned.retain(|k| k.user == visitor.user);
+    let config = house.config();
+    let bastion = config.bastion();
     let mut told: Vec<String> = owned
         .iter()
-        .filter_map(|key| notice(key, &house.config.keys, now, bastion(house)))
-        .chain(owned.iter().filter(|k| k.status_at(now) == KeyStatus::Pending).map(|k| waits(k, house)))
+        .filter_map(|key| notice(key, &config.keys, now, config.bastion()))
+        .chain(owned.iter().filter(|k| k.status_at(now) == KeyStatus::Pending).map(|k| waits(k, bastion)))
         .collect();
     told.push(String::new());
     if visitor.only_exchanges {
@@ -159,7 +161,7 @@ async fn page(house: &House, visitor: &Visitor, out: &mut Output) -> Result<(), 
     let rows = access::reachable(house, &facts).await?.into_iter().map(|(instance, login, can)| {
         let can =
             can.as_array().into_iter().flatten().filter_map(|c| c.as_str()).collect::<Vec<_>>().join(",");
-        vec![format!("ssh -J {}@{} {login}@{}", visitor.user, bastion(house), instance.name), can]
+        vec![format!("ssh -J {}@{} {login}@{}", visitor.user, bastion, instance.name), can]
     });
     let mut places = super::render::table(&["YOU MAY GO TO", "AND DO"], rows, out.width());
     if places == "(none)" {
@@ -172,21 +174,14 @@ async fn page(house: &House, visitor: &Visitor, out: &mut Output) -> Result<(), 
         told.join("\n"),
         keys::listed(&owned, &BTreeSet::new(), now, out.width()),
         visitor.user,
-        bastion(house),
+        bastion,
     );
     out.line(text).await
 }
 
-fn waits(key: &UserKey, house: &House) -> String {
+fn waits(key: &UserKey, bastion: &str) -> String {
     let (id, user) = (&key.id, &key.user);
-    format!(
-        "{id} waits for its first login: ssh -i ~/.ssh/id_new -o IdentitiesOnly=yes {user}@{}",
-        bastion(house)
-    )
+    format!("{id} waits for its first login: ssh -i ~/.ssh/id_new -o IdentitiesOnly=yes {user}@{bastion}")
 }
 
 const NO_SHELL: &str = "keyward: services have no shell here. They go through:";
-
-fn bastion(house: &House) -> &str {
-    house.config.names.first().map_or("bastion", String::as_str)
-}

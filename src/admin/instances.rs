@@ -184,8 +184,8 @@ fn authority(house: &House) -> Result<String, Fault> {
 /// `~/.ssh/config` is all a client needs; older ones take the commented line into `known_hosts`.
 pub(super) async fn ssh_config(house: &House, facts: &Facts<'_>, out: &mut Output) -> Result<(), Fault> {
     let authority = authority(house)?;
-    let bastion = house.config.names.first().map_or("bastion", String::as_str);
-    let listen = house.config.listen;
+    let bastion = house.bastion();
+    let listen = house.config().listen;
     let user = facts.user;
     let host =
         if listen.ip().is_unspecified() { String::new() } else { format!("    HostName {}\n", listen.ip()) };

@@ -136,7 +136,7 @@ pub(super) async fn made(house: &House, new: NewKey, now: Timestamp) -> Result<U
             _ => format!("{fingerprint} belongs to another user; make a key of {}'s own", new.user),
         }));
     }
-    let latest = now.as_second() + house.config.keys.max_age_of(user.kind);
+    let latest = now.as_second() + house.config().keys.max_age_of(user.kind);
     let latest = Timestamp::from_second(latest).map_err(|e| Fault::error(e.to_string()))?;
     let expires_at = new.expires_at.unwrap_or(latest);
     if expires_at > latest || expires_at <= now {

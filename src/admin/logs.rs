@@ -33,12 +33,12 @@ pub(super) async fn run(
         }
         Logs::Tail { lines, follow } => tail(house, (lines, follow), out).await,
         Logs::Verify { .. } => {
-            let (dir, tapes) = (house.config.audit_dir(), std::sync::Arc::clone(&house.tapes));
+            let (dir, tapes) = (house.config().audit_dir(), std::sync::Arc::clone(&house.tapes));
             let against = Against {
                 key: house.signers.audit.public_key().clone(),
                 // Before the first checkpoint there is none.
                 heads: house
-                    .config
+                    .config()
                     .audit
                     .head_file
                     .clone()

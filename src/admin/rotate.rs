@@ -18,7 +18,7 @@ pub fn rotation(house: &House) -> Rotation {
     Rotation {
         vault: Arc::clone(&house.vault),
         trail: Arc::clone(&house.trail),
-        terms: house.config.keys.clone(),
+        terms: house.config().keys.clone(),
     }
 }
 
@@ -74,7 +74,7 @@ pub(super) async fn run(
 /// What happens when, and what to type next.
 fn told(house: &House, old: &UserKey, new: &UserKey) -> String {
     let now = Timestamp::now();
-    let bastion = house.config.names.first().map_or("bastion", String::as_str);
+    let bastion = house.bastion();
     let (id, next, user) = (&old.id, &new.id, &new.user);
     let meanwhile = match old.status_at(now) {
         KeyStatus::Expired => format!("Until then {id}, which has expired, opens nothing but this command."),
@@ -84,7 +84,7 @@ fn told(house: &House, old: &UserKey, new: &UserKey) -> String {
         KeyStatus::Expired => format!("{next} is your key from that moment on; {id} retires."),
         _ => format!(
             "{next} is your key from that moment on; {id} works {} longer, then retires.",
-            span(house.config.keys.overlap)
+            span(house.config().keys.overlap)
         ),
     };
     format!(

@@ -150,7 +150,7 @@ async fn verify(house: &House, id: &str, out: &mut Output) -> Result<(), Fault> 
     if reading(house, move |tapes| tapes.summary(session)).await?.status == SessionStatus::Live {
         return Err(Fault::conflict(format!("session {session} is still live; verify it when it has ended")));
     }
-    let dir = house.config.audit_dir();
+    let dir = house.config().audit_dir();
     let chain = tokio::task::spawn_blocking(move || crate::audit::verify(&dir)).await;
     let chain = chain.map_err(|e| Fault::error(e.to_string()))?;
     let chain = chain.map_err(|fault| Fault::tampering(format!("audit trail: {fault}")))?;

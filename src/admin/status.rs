@@ -20,7 +20,7 @@ pub(super) async fn status(house: &House, out: &mut Output) -> Result<(), Fault>
     let connections = house.registry.live().len() - live;
     let version = env!("CARGO_PKG_VERSION");
     let uptime = now.as_second() - house.started_at.as_second();
-    let (trail, dir) = (std::sync::Arc::clone(&house.trail), house.config.state_dir.clone());
+    let (trail, dir) = (std::sync::Arc::clone(&house.trail), house.config().state_dir.clone());
     let looked = tokio::task::spawn_blocking(move || (trail.has_reserve(), disk_left(&dir))).await;
     let (reserve, room) = looked.map_err(|e| Fault::error(e.to_string()))?;
     let room = room.map_err(|e| Fault::error(e.to_string()))?;
@@ -36,7 +36,7 @@ pub(super) async fn status(house: &House, out: &mut Output) -> Result<(), Fault>
         warnings.push(format!("lockdown: {}. End it: keyward access deny-all --end", plain(reason)));
     }
     let value = json!({
-        "version": version, "listen": house.config.listen, "started_at": house.started_at,
+        "version": version, "listen": house.config().listen, "started_at": house.started_at,
         "uptime_secs": uptime, "live_sessions": live, "connections": connections, "keys_expiring": expiring,
         "disk": { "bytes_left": room.bytes, "percent_used": room.percent_used },
         "audit": {
@@ -51,7 +51,7 @@ pub(super) async fn status(house: &House, out: &mut Output) -> Result<(), Fault>
          disk               {} MB left, {} % used\n\
          audit trail        event {} {}, signed through {signed}\n\
          recordings         {}",
-        house.config.listen,
+        house.config().listen,
         lasted(uptime),
         room.bytes / 1_000_000,
         room.percent_used,
@@ -86,7 +86,8 @@ pub(super) async fn recording(
             "who else may read the recordings is said on the bastion itself: keyward recording rewrap --recipient …",
         ));
     }
-    let terms = &house.config.recording;
+    let config = house.config();
+    let terms = &config.recording;
     // Those of the configuration always: nobody takes the recordings from the auditors here.
     let all: Vec<String> = terms.recipients.iter().chain(&further).cloned().collect();
     let to = TapeKeys::configured(terms.identity.as_deref(), &all)?;

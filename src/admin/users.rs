@@ -135,7 +135,7 @@ async fn invite(house: &House, caller: &Caller, name: &UserName, out: &mut Outpu
         Event::UserInvited { user: name.to_string(), by: caller.name(), expires_at: expires_at.to_string() };
     let invited = async { Ok(auth::invite(&house.vault, &invitation).await?) };
     trail::gives(house, vec![event], now, invited).await?;
-    let bastion = house.config.names.first().map_or("bastion", String::as_str);
+    let bastion = house.bastion();
     let command = format!("ssh -i ~/.ssh/id_ed25519 -o IdentitiesOnly=yes {name}@{bastion}");
     let factor = match house.vault.get::<SecondFactor>(name.as_str()).await? {
         Some(_) => format!(

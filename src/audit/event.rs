@@ -503,6 +503,12 @@ pub enum Event {
         /// Who did it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         by: Option<String>,
+        /// The keys that now say something else and count from now on: `mfa.remember`.
+        #[serde(default)]
+        changed: Vec<String>,
+        /// The keys that now say something else and count only after a restart.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        at_start: Vec<String>,
     },
     /// The chain up to `through` was signed.
     CheckpointSigned {

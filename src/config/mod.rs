@@ -13,12 +13,14 @@ mod admission;
 mod evidence;
 mod fault;
 mod lives;
+mod renewal;
 
 pub use admission::{InnerAuth, Limits, LoginDeadlines};
 pub use evidence::{Audit, Mode, Recording};
 pub use fault::ConfigError;
 use fault::{Source, malformed};
 pub use lives::Mfa;
+pub use renewal::Renewal;
 
 /// The validated configuration.
 #[derive(Debug, Clone)]
@@ -51,6 +53,8 @@ pub struct Config {
     pub audit: Audit,
     /// Seconds a drain waits for live sessions.
     pub drain_secs: u64,
+    /// The file as it was read, to tell what another says anew.
+    said: toml::Table,
 }
 
 impl Config {
@@ -93,8 +97,14 @@ impl Config {
             mfa: raw.mfa.into(),
             audit: Audit { head_file: raw.audit.head_file.map(|file| base.join(file)), ..raw.audit },
             drain_secs: raw.drain_secs,
+            said: toml::from_str(text).map_err(|error| malformed(path, text, &error))?,
             path: absolute,
         })
+    }
+
+    /// The bastion as its users name it.
+    pub fn bastion(&self) -> &str {
+        self.names.first().map_or("bastion", String::as_str)
     }
 
     /// Where the store lies.

@@ -10,6 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use ipnet::IpNet;
 use jiff::Timestamp;
 
@@ -61,7 +62,13 @@ impl Guard {
 
     /// A guard that heeds `lockdown`.
     pub fn locked_down_by(limits: Limits, lockdown: Lockdown) -> Self {
-        Self { shared: Arc::new(Shared { limits, state: Mutex::default() }), lockdown: Arc::new(lockdown) }
+        let shared = Shared { limits: ArcSwap::from_pointee(limits), state: Mutex::default() };
+        Self { shared: Arc::new(shared), lockdown: Arc::new(lockdown) }
+    }
+
+    /// From now on these limits count; who holds a place keeps it.
+    pub fn limit(&self, limits: Limits) {
+        self.shared.limits.store(Arc::new(limits));
     }
 
     /// Whether nobody is let in, and its start and end.
@@ -78,7 +85,7 @@ impl Guard {
             return Err(Refused::Lockdown);
         }
         let source = source_of(addr.ip());
-        let limits = &self.shared.limits;
+        let limits = self.shared.limits.load();
         let mut state = self.shared.state();
         if let Some(until) = state.banned(source, now) {
             return Err(Refused::Banned { until });
@@ -100,7 +107,7 @@ impl Guard {
 
     /// Counts a failed login against its source. `Some(until)` if this failure is the one that bans it: audit that.
     pub fn failed(&self, ip: IpAddr, now: Timestamp) -> Option<Timestamp> {
-        let limits = &self.shared.limits;
+        let limits = self.shared.limits.load();
         let mut state = self.shared.state();
         state.make_room(now);
         let now = now.as_millisecond();
@@ -120,7 +127,7 @@ impl Guard {
     /// A login succeeded: one earlier slip of the same source is forgiven. Not all of them, or whoever has one
     /// account could wash away what he tries on others. A ban stays.
     pub fn succeeded(&self, ip: IpAddr) {
-        let forgiven = millis(self.shared.limits.penalty);
+        let forgiven = millis(self.shared.limits.load().penalty);
         let mut state = self.shared.state();
         if let Some(penalty) = state.penalties.get_mut(&source_of(ip)).filter(|p| !p.banned) {
             penalty.ends = penalty.ends.saturating_sub(forgiven);
@@ -200,7 +207,7 @@ pub enum Refused {
 }
 
 struct Shared {
-    limits: Limits,
+    limits: ArcSwap<Limits>,
     state: Mutex<State>,
 }
 
@@ -377,6 +384,18 @@ mod tests {
         guard.succeeded(ip);
         assert_eq!(guard.failed(ip, at(0)), None);
         assert!(guard.failed(ip, at(0)).is_some());
+    }
+
+    #[test]
+    fn new_limits_count_from_now_on_and_take_no_place_away() {
+        let guard = guard();
+        let held =
+            [guard.admit(addr("192.0.2.1"), at(0)).unwrap(), guard.admit(addr("192.0.2.1"), at(0)).unwrap()];
+        guard.limit(Limits { per_source: 1, ..Limits::default() });
+        assert_eq!(guard.waiting(), 2);
+        assert_eq!(guard.admit(addr("192.0.2.1"), at(0)).err(), Some(Refused::TooManyFromSource));
+        drop(held);
+        assert!(guard.admit(addr("192.0.2.1"), at(0)).is_ok());
     }
 
     #[test]

@@ -49,7 +49,7 @@ where
         }
     };
     let phase = Phase::new();
-    let stream = Deadlined::new(stream, phase.clone(), super::outer::deadlines(&jump.house.config));
+    let stream = Deadlined::new(stream, phase.clone(), super::outer::deadlines(&jump.house.config()));
     let (result, outcome) = watch::channel(None);
     let shared = Arc::new(Shared {
         jump,
@@ -115,7 +115,7 @@ fn host_config(jump: &Jump) -> Result<server::Config, String> {
     }
     let certificate =
         signers.host_ca.certify(&principals, &signers.host, Timestamp::now()).map_err(|e| e.to_string())?;
-    let method = if matches!(jump.house.config.inner_auth, InnerAuth::None) {
+    let method = if matches!(jump.house.config().inner_auth, InnerAuth::None) {
         MethodKind::None
     } else {
         MethodKind::PublicKey
@@ -260,13 +260,12 @@ impl server::Handler for Inner {
     async fn authentication_banner(&mut self) -> Result<Option<String>, russh::Error> {
         let jump = &self.shared.jump;
         let Ok(Some(key)) = jump.house.vault.get::<UserKey>(jump.caller.key()).await else { return Ok(None) };
-        let config = &jump.house.config;
-        let to = config.names.first().map_or("bastion", String::as_str);
-        Ok(notice(&key, &config.keys, Timestamp::now(), to).map(|said| format!("{said}\n")))
+        let config = jump.house.config();
+        Ok(notice(&key, &config.keys, Timestamp::now(), config.bastion()).map(|said| format!("{said}\n")))
     }
 
     async fn auth_none(&mut self, user: &str) -> Result<Auth, russh::Error> {
-        if matches!(self.shared.jump.house.config.inner_auth, InnerAuth::None) {
+        if matches!(self.shared.jump.house.config().inner_auth, InnerAuth::None) {
             return Ok(self.admit(user));
         }
         Ok(Auth::reject())

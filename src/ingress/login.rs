@@ -23,6 +23,7 @@ use crate::auth::{
     Authenticated, Enrolling, Invited, KeyVerified, Knock, LoginFault, Unauthenticated, any_invited,
     forget_key, looks_like_invitation, offered_key_known, remember,
 };
+use crate::config::Config;
 use crate::guard::Admitted;
 use crate::rotation::notice;
 use crate::session::House;
@@ -30,6 +31,8 @@ use crate::session::House;
 /// How far the login of one connection has come.
 pub(super) struct Gate {
     house: Arc<House>,
+    /// As it was when the connection came.
+    config: Arc<Config>,
     admitted: Option<Admitted>,
     source: SocketAddr,
     phase: Phase,
@@ -67,11 +70,12 @@ enum Door {
 
 impl Gate {
     pub(super) async fn new(house: Arc<House>, admitted: Admitted, phase: Phase) -> Self {
+        let config = house.config();
         let inviting = any_invited(&house.vault, Timestamp::now()).await;
-        let door = Door::Outside(Unauthenticated::new(&admitted, &house.config.keys));
+        let door = Door::Outside(Unauthenticated::new(&admitted, &config.keys));
         let source = admitted.addr();
         let (admitted, stranger) = (Some(admitted), Stranger::None);
-        Self { house, admitted, source, phase, door, inviting, stranger, refused: None }
+        Self { house, config, admitted, source, phase, door, inviting, stranger, refused: None }
     }
 
     /// What a stranger may begin with: the same for everyone.
@@ -103,7 +107,7 @@ impl Gate {
         if changed {
             self.void();
         }
-        let (vault, grace) = (&self.house.vault, self.house.config.keys.grace);
+        let (vault, grace) = (&self.house.vault, self.config.keys.grace);
         let worth_while = match &self.door {
             Door::Invited(invited) => invited.welcomes(vault, user, key, now).await,
             _ => offered_key_known(vault, Knock { user, key, source: self.source.ip(), grace }, now).await,
@@ -143,7 +147,7 @@ impl Gate {
         };
         match outside.key_verified(&self.house.vault, user, key, Timestamp::now()).await {
             Ok(verified) => {
-                let remember = self.house.config.mfa.remember;
+                let remember = self.config.mfa.remember;
                 match verified.without_code(&self.house.vault, remember, Timestamp::now()).await {
                     Ok(caller) => self.enter(caller, since).await,
                     Err(verified) => {
@@ -374,7 +378,7 @@ impl Gate {
     }
 
     async fn remember(&self, caller: &Authenticated) {
-        let Some(seconds) = self.house.config.mfa.remember.filter(|_| !caller.only_exchanges()) else {
+        let Some(seconds) = self.config.mfa.remember.filter(|_| !caller.only_exchanges()) else {
             return;
         };
         if let Err(error) = remember(&self.house.vault, caller, seconds).await {
@@ -456,8 +460,7 @@ impl Gate {
     /// What the owner of the key, which is proven, should know of its end.
     async fn notice(&self, key: &str) -> Option<String> {
         let key = self.house.vault.get::<UserKey>(key).await.ok().flatten()?;
-        let config = &self.house.config;
-        notice(&key, &config.keys, Timestamp::now(), config.names.first().map_or("bastion", String::as_str))
+        notice(&key, &self.config.keys, Timestamp::now(), self.config.bastion())
     }
 
     async fn failed(&self, user: &str, key: Option<&PublicKey>, reason: &str) {

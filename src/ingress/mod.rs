@@ -32,14 +32,15 @@ pub async fn serve_connection(house: Arc<House>, desk: Arc<dyn Desk>, admitted: 
         tracing::debug!(%error, "connection.gone");
         return;
     }
+    let settings = house.config();
     let phase = stream::Phase::new();
-    let stream = stream::Deadlined::new(tcp, phase.clone(), outer::deadlines(&house.config));
+    let stream = stream::Deadlined::new(tcp, phase.clone(), outer::deadlines(&settings));
     let gate = login::Gate::new(Arc::clone(&house), admitted, phase).await;
     let mut config = server_config(gate.first_methods());
     config.keys = vec![house.signers.host.russh_key()];
-    if !house.config.names.is_empty() {
+    if !settings.names.is_empty() {
         let signers = &house.signers;
-        match signers.host_ca.certify(&house.config.names, &signers.host, jiff::Timestamp::now()) {
+        match signers.host_ca.certify(&settings.names, &signers.host, jiff::Timestamp::now()) {
             Ok(certificate) => config.certificates = vec![certificate],
             Err(error) => tracing::error!(%error, "host.certificate_failed: serving the plain host key"),
         }

@@ -11,6 +11,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use arc_swap::ArcSwap;
 use data_encoding::HEXLOWER;
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
@@ -92,9 +93,20 @@ impl TapeError {
 /// All tapes of a bastion.
 pub struct Tapes {
     dir: PathBuf,
+    kept: ArcSwap<Kept>,
+    live: Mutex<HashMap<SessionId, Weak<Deck>>>,
+}
+
+/// Whom tapes are sealed to, and what they keep.
+struct Kept {
     keys: TapeKeys,
     terms: Terms,
-    live: Mutex<HashMap<SessionId, Weak<Deck>>>,
+}
+
+impl Kept {
+    fn swappable(keys: TapeKeys, terms: Terms) -> ArcSwap<Self> {
+        ArcSwap::from_pointee(Self { keys, terms })
+    }
 }
 
 /// What a check of a tape found.
@@ -115,7 +127,7 @@ impl Tapes {
     pub fn open(dir: &Path, keys: TapeKeys, terms: Terms) -> Result<(Self, Vec<Summary>), TapeError> {
         let make = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
         make.map_err(|e| TapeError::file(dir, e))?;
-        let tapes = Self { dir: dir.to_owned(), keys, terms, live: Mutex::default() };
+        let tapes = Self { dir: dir.to_owned(), kept: Kept::swappable(keys, terms), live: Mutex::default() };
         let mut truncated = Vec::new();
         tapes.sweep()?;
         for id in tapes.ids("tape")? {
@@ -128,12 +140,13 @@ impl Tapes {
 
     /// A directory, or a copy of one, to read from: nothing in it is changed.
     pub fn inspect(dir: &Path, keys: TapeKeys) -> Self {
-        Self {
-            dir: dir.to_owned(),
-            keys,
-            terms: Terms { limit: 0, mode: Mode::Strict },
-            live: Mutex::default(),
-        }
+        let kept = Kept::swappable(keys, Terms { limit: 0, mode: Mode::Strict });
+        Self { dir: dir.to_owned(), kept, live: Mutex::default() }
+    }
+
+    /// From now on new tapes are sealed to `keys` and kept on `terms`; those that are being written stay as they began.
+    pub fn keep(&self, keys: TapeKeys, terms: Terms) {
+        self.kept.store(Arc::new(Kept { keys, terms }));
     }
 
     /// A tape for the session `id`, which is known to the disk when this returns.
@@ -162,7 +175,8 @@ impl Tapes {
     pub(super) async fn begin(&self, header: Header, id: SessionId) -> Result<Tape, TapeError> {
         let (tape_file, key_file) = (self.path(id, "tape"), self.path(id, "key"));
         let key = Zeroizing::new(rand::random::<[u8; 32]>());
-        let wrapped = self.keys.wrap(&key)?;
+        let kept = self.kept.load_full();
+        let wrapped = kept.keys.wrap(&key)?;
         let files = Files { tape: tape_file.clone(), summary: self.path(id, "json"), key: key.clone() };
         let (dir, known) = (self.dir.clone(), header.clone());
         let undo = [tape_file.clone(), key_file.clone()];
@@ -179,7 +193,7 @@ impl Tapes {
             start().inspect_err(|_| drop(undo.map(fs::remove_file)))
         });
         let writer = writer.await.map_err(|e| TapeError::Failed(e.to_string()))??;
-        let (tape, deck) = start(header, writer, files, self.terms);
+        let (tape, deck) = start(header, writer, files, kept.terms);
         let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
         live.retain(|_, deck| deck.strong_count() > 0);
         live.insert(id, Arc::downgrade(&deck));
@@ -307,7 +321,7 @@ impl Tapes {
             return Err(TapeError::damaged(&key_path, 0, "it is gone: nobody can open the tape"));
         }
         // Where it is wrong helps more than that it is wrong: first the frames, then the digest.
-        let opened = self.keys.can_read();
+        let opened = self.kept.load().keys.can_read();
         let end = || TapeError::damaged(&path, length(&path), "the end of the tape is missing");
         if opened {
             let told = self.told(id)?;
@@ -321,7 +335,7 @@ impl Tapes {
                 return Err(lies("the summary does not say what the tape says: it was changed"));
             }
         } else {
-            self.keys.recognises(&key_path)?;
+            self.kept.load().keys.recognises(&key_path)?;
             if summary.status == SessionStatus::Closed && !frames::looks_complete(self.file(id)?) {
                 return Err(end());
             }
@@ -357,7 +371,7 @@ impl Tapes {
 
     /// Whether tapes can be read here.
     pub fn can_read(&self) -> bool {
-        self.keys.can_read()
+        self.kept.load().keys.can_read()
     }
 
     /// SHA-256 of the summary as it lies beside the tape, hex.
@@ -389,7 +403,7 @@ impl Tapes {
 
     #[cfg(test)]
     pub(super) fn wrapped(&self, key: &[u8; 32]) -> Vec<u8> {
-        self.keys.wrap(key).unwrap()
+        self.kept.load().keys.wrap(key).unwrap()
     }
 
     fn opened(&self, id: SessionId) -> Result<Frames, TapeError> {
@@ -411,7 +425,7 @@ impl Tapes {
         })?;
         let mut wrapped = Vec::new();
         file.take(LONGEST_KEY).read_to_end(&mut wrapped).map_err(|e| TapeError::file(&path, e))?;
-        self.keys.unwrap_key(&wrapped).map_err(|error| match error {
+        self.kept.load().keys.unwrap_key(&wrapped).map_err(|error| match error {
             TapeError::Keys(what) => TapeError::damaged(&path, 0, what),
             other => other,
         })

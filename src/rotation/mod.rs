@@ -167,21 +167,23 @@ impl Rotation {
     }
 }
 
-/// Takes every step when it is due, until `stop`. Run it as one task of the daemon.
-pub async fn keep(rotation: Rotation, stop: CancellationToken) {
+/// Takes every step when it is due, until `stop`. Run it as one task of the daemon. `of_now` is asked each time, since
+/// the terms may change.
+pub async fn keep(of_now: impl Fn() -> Rotation, stop: CancellationToken) {
+    let rotation = of_now();
     let mut changes = rotation.vault.changes();
     let mut next = told(rotation.settle(Timestamp::now()).await);
     loop {
         let pause = next.map_or(LONGEST_PAUSE, |at| until(at, Timestamp::now()).min(LONGEST_PAUSE));
         next = tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(pause) => told(rotation.settle(Timestamp::now()).await),
+            () = tokio::time::sleep(pause) => told(of_now().settle(Timestamp::now()).await),
             change = changes.recv() => match change {
                 Ok(Change { kind, id }) if kind == UserKey::KIND => {
-                    sooner(next, told(rotation.advance(&id, Timestamp::now()).await))
+                    sooner(next, told(of_now().advance(&id, Timestamp::now()).await))
                 }
                 Ok(_) => next,
-                Err(RecvError::Lagged(_)) => told(rotation.settle(Timestamp::now()).await),
+                Err(RecvError::Lagged(_)) => told(of_now().settle(Timestamp::now()).await),
                 Err(RecvError::Closed) => return,
             },
         };

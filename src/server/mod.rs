@@ -4,6 +4,7 @@
 //! `ingress` serves.
 
 mod bootstrap;
+mod reload;
 mod run;
 mod socket;
 mod upkeep;

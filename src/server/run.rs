@@ -1,6 +1,5 @@
 //! `keyward serve`: opens the house, accepts until told to stop, drains.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,18 +10,18 @@ use keystore::backend::Embedded;
 use keystore::seal::MasterKey;
 use keystore::signing::Signers;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::{socket, upkeep};
+use super::{reload, socket, upkeep};
 use crate::admin::{self, FrontDesk};
 use crate::audit::{Event, Keeping, SessionFacts, Trail};
-use crate::config::{self, Config};
+use crate::config::Config;
+use crate::guard::Guard;
 use crate::guard::lockdown::Lockdown;
-use crate::guard::{self, Guard};
 use crate::ingress::serve_connection;
 use crate::policy::Rulebook;
-use crate::recording::{self, Header, SessionStatus, Summary, TapeKeys, Tapes};
+use crate::recording::{Header, SessionStatus, Summary, Tapes};
 use crate::rotation;
 use crate::session::{Desk, House, Registry, recompile, watch};
 
@@ -45,8 +44,9 @@ fn during<E: std::fmt::Display>(doing: &'static str) -> impl FnOnce(E) -> ServeE
 pub async fn run(config: Config) -> Result<(), ServeError> {
     let house = Arc::new(open(config).await?);
     recompile(&house).await;
-    let listener = TcpListener::bind(house.config.listen).await.map_err(during("listening for SSH"))?;
-    let door = socket::bind(&house.config.socket).map_err(during("opening the administration socket"))?;
+    let config = house.config();
+    let listener = TcpListener::bind(config.listen).await.map_err(during("listening for SSH"))?;
+    let door = socket::bind(&config.socket).map_err(during("opening the administration socket"))?;
     let mut term = signal(SignalKind::terminate()).map_err(during("waiting for signals"))?;
     let mut int = signal(SignalKind::interrupt()).map_err(during("waiting for signals"))?;
     let hangup = signal(SignalKind::hangup()).map_err(during("waiting for signals"))?;
@@ -54,18 +54,19 @@ pub async fn run(config: Config) -> Result<(), ServeError> {
     let stop = CancellationToken::new();
     let tasks = tokio_util::task::TaskTracker::new();
     tasks.spawn(watch(Arc::clone(&house), stop.clone()));
-    tasks.spawn(rotation::keep(admin::rotation(&house), stop.clone()));
+    let workflows = Arc::clone(&house);
+    tasks.spawn(rotation::keep(move || admin::rotation(&workflows), stop.clone()));
     tasks.spawn(upkeep::keep(Arc::clone(&house), stop.clone()));
-    tasks.spawn(heed(hangup, house.config.path.clone(), stop.clone()));
+    tasks.spawn(reload::heed(hangup, Arc::clone(&house), stop.clone()));
     tasks.spawn(socket::serve(door, Arc::clone(&house), stop.clone()));
-    tracing::info!(address = %house.config.listen, "daemon.listening");
+    tracing::info!(address = %config.listen, "daemon.listening");
     tokio::select! {
         () = accept(listener, Arc::clone(&house)) => {}
         _ = term.recv() => {}
         _ = int.recv() => {}
     }
     tracing::info!("daemon.draining");
-    let patience = Duration::from_secs(house.config.drain_secs);
+    let patience = Duration::from_secs(house.config().drain_secs);
     if !house.registry.drain("The bastion is restarting; please connect again in a moment.", patience).await {
         tracing::warn!("daemon.drain_timed_out");
     }
@@ -77,25 +78,10 @@ pub async fn run(config: Config) -> Result<(), ServeError> {
     note(&house, Event::DaemonStopped { reason: "told to stop".to_owned() }).await?;
     // Last of all, so that nothing of this run lies behind it unsigned but its own event.
     house.trail.checkpoint(Timestamp::now()).await.map_err(during("signing the last checkpoint"))?;
-    if let Err(error) = std::fs::remove_file(&house.config.socket) {
+    if let Err(error) = std::fs::remove_file(&config.socket) {
         tracing::debug!(%error, "daemon.socket_left");
     }
     Ok(())
-}
-
-/// On SIGHUP, checks the configuration file and says what it found. Settings are taken at the next start; users, keys,
-/// instances and rules need no reload, they live in the store.
-async fn heed(mut hangup: Signal, path: PathBuf, stop: CancellationToken) {
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            heard = hangup.recv() => if heard.is_none() { return },
-        }
-        match Config::load(&path) {
-            Ok(_) => tracing::info!("config.valid: changed settings are taken at the next start"),
-            Err(fault) => tracing::error!(%fault, "config.faulty: the running daemon keeps its settings"),
-        }
-    }
 }
 
 async fn open(config: Config) -> Result<House, ServeError> {
@@ -109,22 +95,11 @@ async fn open(config: Config) -> Result<House, ServeError> {
         Keeping { reserve_bytes: config.audit.reserve_mb << 20, head_file: config.audit.head_file.clone() };
     let trail = Trail::open_keeping(&config.audit_dir(), auditor, keeping)
         .map_err(during("opening the audit trail"))?;
-    let terms = &config.recording;
-    let keys = TapeKeys::configured(terms.identity.as_deref(), &terms.recipients)
-        .map_err(during("reading the auditors' keys"))?;
-    let mode = match terms.mode {
-        config::Mode::Strict => recording::Mode::Strict,
-        config::Mode::BestEffort => recording::Mode::BestEffort,
-    };
-    let kept = recording::Terms { limit: terms.capture_limit_bytes, mode };
+    let (keys, kept) = reload::kept(&config).map_err(during("reading the auditors' keys"))?;
     let (tapes, rebuilt) =
         Tapes::open(&config.tapes_dir(), keys, kept).map_err(during("opening the recordings"))?;
-    let limits = guard::Limits {
-        max_startups: config.limits.max_startups,
-        per_source: config.limits.per_source,
-        ..guard::Limits::default()
-    };
-    let guard = Guard::locked_down_by(limits, Lockdown::at(&config.state_dir.join("lockdown")));
+    let guard =
+        Guard::locked_down_by(reload::limits(&config), Lockdown::at(&config.state_dir.join("lockdown")));
     if let Some(reason) = guard.lockdown().reason() {
         tracing::warn!(%reason, "lockdown: nobody is let in; end it with: keyward access deny-all --end");
     }
@@ -137,7 +112,7 @@ async fn open(config: Config) -> Result<House, ServeError> {
         signers: Arc::new(signers),
         registry: Registry::new(),
         started_at: Timestamp::now(),
-        config: Arc::new(config),
+        settings: ArcSwap::from_pointee(config),
         rulebook: ArcSwap::from_pointee(rulebook),
     };
     note(&house, Event::DaemonStarted { version: env!("CARGO_PKG_VERSION").to_owned() }).await?;

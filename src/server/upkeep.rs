@@ -23,7 +23,7 @@ pub(super) async fn keep(house: Arc<House>, stop: CancellationToken) {
         // A checkpoint is an event itself: one that covers nothing else is not worth signing.
         let unsigned = house.trail.head().seq.saturating_sub(house.trail.signed());
         let hourly = unsigned > 1 && now.as_second() - signed_at.as_second() >= HOUR;
-        if hourly || unsigned > house.config.audit.checkpoint_events {
+        if hourly || unsigned > house.config().audit.checkpoint_events {
             signed_at = now;
             if let Err(error) = house.trail.checkpoint(now).await {
                 tracing::error!(%error, "audit.checkpoint_failed");
@@ -38,7 +38,7 @@ pub(super) async fn keep(house: Arc<House>, stop: CancellationToken) {
 
 /// Looks at the disk; says once that it fills.
 async fn disk(house: &Arc<House>, warned: bool) -> bool {
-    let (trail, dir) = (Arc::clone(&house.trail), house.config.state_dir.clone());
+    let (trail, dir) = (Arc::clone(&house.trail), house.config().state_dir.clone());
     let looked = tokio::task::spawn_blocking(move || {
         let room = disk_left(&dir)?;
         if let Err(error) = trail.renew_reserve(room.bytes) {

@@ -30,8 +30,20 @@ pub struct House {
     pub registry: Arc<Registry>,
     /// When the daemon started.
     pub started_at: jiff::Timestamp,
-    /// The validated configuration.
-    pub config: Arc<Config>,
+    /// The validated configuration, as it was last read: see [`House::config`].
+    pub settings: ArcSwap<Config>,
     /// The compiled rules; [`super::watch`] replaces them when a rule changes.
     pub rulebook: ArcSwap<Rulebook>,
+}
+
+impl House {
+    /// The configuration of now. Hold it for as long as several of its settings must fit together: SIGHUP replaces it.
+    pub fn config(&self) -> Arc<Config> {
+        self.settings.load_full()
+    }
+
+    /// The bastion as its users name it.
+    pub fn bastion(&self) -> String {
+        self.settings.load().bastion().to_owned()
+    }
 }

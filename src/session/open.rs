@@ -217,7 +217,7 @@ impl Ongoing {
 
     /// Whether the user is still to be told that somebody watches; says yes once.
     pub(super) fn must_tell_watched(&self) -> bool {
-        self.house.config.recording.tell_watched && !self.told.swap(true, Ordering::Relaxed)
+        self.house.config().recording.tell_watched && !self.told.swap(true, Ordering::Relaxed)
     }
 
     /// The trail hears of what the user starts on a channel before the instance does.

@@ -222,17 +222,6 @@ fn a_full_disk_ends_what_cannot_be_recorded_and_nothing_else() {
 }
 
 #[test]
-fn a_hangup_signal_ends_no_session() {
-    let rig = Rig::with_alice();
-    let hup = Command::new("kill").args(["-HUP", &rig.pid().to_string()]).status().unwrap();
-    assert!(hup.success());
-    wait_for("the answer in the log", || {
-        fs::read_to_string(rig.path("log")).unwrap().contains("config.valid")
-    });
-    assert_eq!(text(rig.ssh("alice", "echo alive").stdout), "alive\n");
-}
-
-#[test]
 fn no_kill_9_leaves_a_change_without_its_event() {
     let mut rig = Rig::bastion();
     let keyward = format!(

@@ -27,6 +27,7 @@ mod interop;
 mod jump;
 mod leaver;
 mod login;
+mod reload;
 mod reports;
 mod rig;
 mod rotation;

@@ -58,7 +58,7 @@ impl Tapes {
 
     /// Whether no channel ever opened.
     fn is_blank(&self, id: SessionId, summary: &Summary) -> bool {
-        if self.keys.can_read() {
+        if self.kept.load().keys.can_read() {
             return self.told(id).is_ok_and(|told| told.channels.is_empty());
         }
         // Without the identity a summary that was made anew knows of no channel.
