@@ -13,6 +13,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use keystore::Recording;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, broadcast, watch};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
@@ -27,13 +29,37 @@ use super::tapes::TapeError;
 use writing::{Batch, write};
 
 /// What happens to a session whose tape can no longer be written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Mode {
     /// It ends.
     #[default]
     Strict,
     /// It goes on; the ledger says what is lost.
     BestEffort,
+}
+
+impl Mode {
+    /// Its name, as people type it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Strict => Recording::Strict.as_str(),
+            Self::BestEffort => Recording::BestEffort.as_str(),
+        }
+    }
+
+    pub(super) fn is_strict(&self) -> bool {
+        *self == Self::Strict
+    }
+}
+
+impl From<Recording> for Mode {
+    fn from(said: Recording) -> Self {
+        match said {
+            Recording::Strict => Self::Strict,
+            Recording::BestEffort => Self::BestEffort,
+        }
+    }
 }
 
 /// A running tape. Clones write to the same tape; when the last one is dropped unsealed, it ends as killed.
@@ -84,8 +110,10 @@ pub(super) struct Files {
 /// How much a tape keeps, and what if it cannot.
 #[derive(Debug, Clone, Copy)]
 pub struct Terms {
-    /// Bytes kept of a channel without a terminal.
+    /// Bytes kept each way of a channel without a terminal.
     pub limit: u64,
+    /// What is typed at a terminal is kept too, once the terminal showed it.
+    pub typed: bool,
     /// What happens to a session whose tape can no longer be written.
     pub mode: Mode,
 }
@@ -110,6 +138,8 @@ struct State {
 
 /// Starts a tape on `writer`; the task that writes it runs until it is sealed.
 pub(super) fn start(header: Header, writer: Writer, files: Files, terms: Terms) -> (Tape, Arc<Deck>) {
+    let mut ledger = Ledger::new(terms.limit);
+    ledger.keeps_typed = terms.typed;
     let state = State {
         pending: Records::default(),
         full: Vec::new(),
@@ -118,7 +148,7 @@ pub(super) fn start(header: Header, writer: Writer, files: Files, terms: Terms) 
         latest: 0,
         operations: VecDeque::new(),
         in_flight: 0,
-        ledger: Ledger::new(terms.limit),
+        ledger,
         counted: BTreeSet::new(),
         failed: None,
         end: None,
@@ -377,6 +407,10 @@ impl Deck {
         let kept = state.ledger.observe(channel, direction, message);
         let millis = self.millis();
         self.note_operations(&mut state, channel, millis);
+        for line in state.ledger.typed(channel) {
+            let typed = Record { millis, channel, what: What::Input, payload: Vec::new() };
+            self.append(&mut state, typed, &line);
+        }
         let (what, payload) = match (kept, direction, message) {
             (Kept::Count, ..) => {
                 state.counted.insert(channel);

@@ -116,7 +116,7 @@ async fn open(config: Config) -> Result<House, ServeError> {
         config::Mode::Strict => recording::Mode::Strict,
         config::Mode::BestEffort => recording::Mode::BestEffort,
     };
-    let kept = recording::Terms { limit: terms.capture_limit_bytes, mode };
+    let kept = recording::Terms { limit: terms.capture_limit_bytes, typed: terms.input, mode };
     let (tapes, rebuilt) =
         Tapes::open(&config.tapes_dir(), keys, kept).map_err(during("opening the recordings"))?;
     let limits = guard::Limits {

@@ -30,4 +30,5 @@ mod login;
 mod reports;
 mod rig;
 mod rotation;
+mod smuggling;
 mod unasked;
