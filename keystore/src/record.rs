@@ -466,6 +466,40 @@ pub enum Target {
     },
 }
 
+/// What happens to a session whose recording fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Recording {
+    /// It ends.
+    Strict,
+    /// It goes on; the ledger says what is lost.
+    BestEffort,
+}
+
+impl Recording {
+    /// Its name in `--recording`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Strict => "strict",
+            Self::BestEffort => "best-effort",
+        }
+    }
+}
+
+impl FromStr for Recording {
+    type Err = InvalidName;
+    fn from_str(given: &str) -> Result<Self, InvalidName> {
+        match given {
+            "strict" => Ok(Self::Strict),
+            "best-effort" | "best_effort" => Ok(Self::BestEffort),
+            _ => {
+                let (what, given) = ("kind of recording", given.chars().take(300).collect());
+                Err(InvalidName { what, given, rule: "use strict or best-effort" })
+            }
+        }
+    }
+}
+
 /// An access rule.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rule {
@@ -485,6 +519,9 @@ pub struct Rule {
     pub from: Vec<IpNet>,
     /// The rule means nothing after this.
     pub expires_at: Option<Timestamp>,
+    /// What happens to a session whose recording fails; as the bastion is configured, where the rule does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recording: Option<Recording>,
     /// When it was added.
     pub added_at: Timestamp,
 }

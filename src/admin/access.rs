@@ -28,7 +28,7 @@ pub(super) async fn run(
         Access::List => {
             let rules: Vec<Rule> = house.vault.list().await?;
             let rows = rules.iter().map(row);
-            let header = ["RULE", "EFFECT", "WHO", "WHERE", "LOGINS", "CAN", "FROM", "EXPIRES"];
+            let header = ["RULE", "EFFECT", "WHO", "WHERE", "LOGINS", "CAN", "FROM", "EXPIRES", "RECORDING"];
             out.either(&rules, table(&header, rows, out.width())).await
         }
         Access::Review => review::run(house, out).await,
@@ -76,21 +76,24 @@ pub(super) async fn run(
             if !allowed && !sees_all(caller) {
                 return out_of_reach(&user, &destination, source, out).await;
             }
+            let recording = house.tapes.mode_for(decision.recording);
             let can: Vec<_> = decision.can.iter().map(|c| c.as_str()).collect();
             let value = json!({
                 "user": user.name, "instance": instance.name, "login": destination.login, "source_ip": source,
                 "allowed": allowed, "can": can, "rules": decision.rules, "denied_by": decision.denied_by,
                 "until": decision.until, "reason": barred,
+                "recording": if allowed { Some(recording.as_str()) } else { None },
             });
             let to = format!("{}@{}", destination.login, instance.name);
             let text = match barred {
                 Some(why) => format!("denied: {why}"),
                 None if allowed => {
                     format!(
-                        "allowed: {} on {to} for {}, by {}",
+                        "allowed: {} on {to} for {}, by {}; recording {}",
                         can.join(","),
                         user.name,
-                        decision.rules.join(",")
+                        decision.rules.join(","),
+                        recording.as_str()
                     )
                 }
                 None if decision.denied_by.is_empty() => {
@@ -207,6 +210,9 @@ async fn add(
     if expires_at.is_some_and(|end| end <= now) {
         return Err(Fault::usage("--expires lies in the past; nothing was changed"));
     }
+    if effect == Effect::Deny && terms.recording.is_some() {
+        return Err(Fault::usage("--recording belongs to a rule that allows; nothing was changed"));
+    }
     let rule = Rule {
         id: house.vault.next_id("R").await?,
         effect,
@@ -216,6 +222,7 @@ async fn add(
         can: terms.can.into_iter().collect(),
         from: terms.from.into_iter().map(|net| net.0).collect(),
         expires_at,
+        recording: terms.recording,
         added_at: now,
     };
     if rule.logins.is_empty() || rule.can.is_empty() {
@@ -266,7 +273,12 @@ fn row(rule: &Rule) -> Vec<String> {
     let from = rule.from.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
     let from = if from.is_empty() { "anywhere".to_owned() } else { from };
     let expires = rule.expires_at.map_or_else(|| "never".to_owned(), short_time);
-    vec![rule.id.clone(), effect.into(), who, place, logins, can, from, expires]
+    let recording = match (rule.effect, rule.recording) {
+        (Effect::Deny, _) => "-",
+        (Effect::Allow, Some(recording)) => recording.as_str(),
+        (Effect::Allow, None) => "default",
+    };
+    vec![rule.id.clone(), effect.into(), who, place, logins, can, from, expires, recording.to_owned()]
 }
 
 /// Where `caller` may go now: one entry for each instance and login.

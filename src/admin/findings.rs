@@ -126,6 +126,7 @@ mod tests {
             can: [keystore::Capability::Shell].into(),
             from: Vec::new(),
             expires_at: None,
+            recording: None,
             added_at: Timestamp::UNIX_EPOCH,
         }
     }

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::render::{plain, short_time, table};
 use super::{Caller, Fault, Output, SessionFilter, Sessions, replay};
-use crate::recording::{SessionId, SessionStatus, Summary, TapeError};
+use crate::recording::{Mode, SessionId, SessionStatus, Summary, TapeError};
 use crate::session::House;
 
 pub(super) async fn run(
@@ -222,6 +222,9 @@ fn described(summary: &Summary, width: Option<u16>) -> String {
         status(summary.status),
         lasted(summary),
     );
+    if header.recording == Mode::BestEffort {
+        text.push_str("terms    best-effort: it goes on if its recording fails, and the ledger says so\n");
+    }
     for (name, value) in [("reason", &summary.reason), ("sha256", &summary.digest)] {
         if let Some(value) = value {
             text.push_str(&format!("{name:<8} {}\n", plain(value)));

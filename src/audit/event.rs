@@ -309,6 +309,9 @@ pub enum Event {
         facts: SessionFacts,
         /// Ids of the rules that allowed it.
         rules: Vec<String>,
+        /// `best_effort` where it goes on if its recording fails.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        recording: Option<String>,
     },
     /// A session ended; `digest` is the SHA-256 of its tape.
     SessionClosed {
@@ -395,6 +398,9 @@ pub enum Event {
         /// SHA-256 of the content, hex.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         sha256: Option<String>,
+        /// SHA-256 of the protocol's stream, hex, where files do not pass whole (rsync, git).
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        stream_sha256: Option<String>,
     },
     /// A file was written to an instance.
     FileWritten {
@@ -411,6 +417,9 @@ pub enum Event {
         /// SHA-256 of the content, hex.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         sha256: Option<String>,
+        /// SHA-256 of the protocol's stream, hex, where files do not pass whole (rsync, git).
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        stream_sha256: Option<String>,
     },
     /// A recorder failed; its session was refused or cut.
     RecordingFailed {
@@ -556,7 +565,7 @@ mod tests {
             instance: "db-1".to_owned(),
             login: "ubuntu".to_owned(),
         };
-        let event = Event::SessionOpened { facts, rules: vec!["R1".to_owned()] };
+        let event = Event::SessionOpened { facts, rules: vec!["R1".to_owned()], recording: None };
         let json = serde_json::to_value(&event).unwrap();
         assert_eq!(json["event"], "session_opened");
         assert_eq!(json["instance"], "db-1");

@@ -38,7 +38,10 @@ fn added(user: &str) -> Event {
 async fn three_events(dir: &Path) -> Trail {
     let trail = trail(dir).await;
     trail.append(added("alice"), at(0)).await.unwrap();
-    trail.append(Event::SessionOpened { facts: facts("s1"), rules: Vec::new() }, at(10)).await.unwrap();
+    trail
+        .append(Event::SessionOpened { facts: facts("s1"), rules: Vec::new(), recording: None }, at(10))
+        .await
+        .unwrap();
     let closed = Event::SessionClosed {
         facts: facts("s1"),
         status: "closed".to_owned(),
@@ -62,7 +65,10 @@ async fn a_clean_trail_verifies_and_names_its_tapes() {
     let dir = tempfile::tempdir().unwrap();
     let trail = three_events(dir.path()).await;
     trail.checkpoint(at(30)).await.unwrap();
-    trail.append(Event::SessionOpened { facts: facts("s2"), rules: Vec::new() }, at(40)).await.unwrap();
+    trail
+        .append(Event::SessionOpened { facts: facts("s2"), rules: Vec::new(), recording: None }, at(40))
+        .await
+        .unwrap();
     let found = verify(dir.path()).unwrap();
     assert_eq!((found.entries, found.checkpoints, found.torn_tail), (5, 1, false));
     assert_eq!(found.head.unwrap().hash, trail.head().hash);

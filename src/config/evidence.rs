@@ -12,10 +12,12 @@ pub struct Recording {
     pub identity: Option<PathBuf>,
     /// Further age X25519 recipients (`age1…`) of new tapes.
     pub recipients: Vec<String>,
-    /// Bytes kept of a channel without a terminal.
+    /// Bytes kept each way of a channel without a terminal.
     pub capture_limit_bytes: u64,
     /// What happens to a session whose tape can no longer be written: `strict` ends it, `best_effort` lets it go on.
     pub mode: Mode,
+    /// Whether lines typed at a terminal are kept too, once the terminal showed them.
+    pub input: bool,
     /// Whether a user is told that her session is being watched.
     pub tell_watched: bool,
 }
@@ -56,6 +58,7 @@ impl Default for Recording {
             recipients: Vec::new(),
             capture_limit_bytes: 16 << 20,
             mode: Mode::Strict,
+            input: false,
             tell_watched: true,
         }
     }

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use jiff::Timestamp;
-use keystore::{Capability, Instance, InstanceName, Login, Role, Rule, UserName};
+use keystore::{Capability, Instance, InstanceName, Login, Recording, Role, Rule, UserName};
 
 use crate::auth::Authenticated;
 
@@ -29,6 +29,7 @@ pub struct Facts<'a> {
 pub struct Rulebook {
     policies: cedar_policy::PolicySet,
     ends: BTreeMap<String, Option<Timestamp>>,
+    recordings: BTreeMap<String, Option<Recording>>,
 }
 
 impl Rulebook {
@@ -39,14 +40,15 @@ impl Rulebook {
     /// would allow too much.
     pub fn compile(rules: &[Rule]) -> Result<Self, PolicyError> {
         let mut policies = cedar_policy::PolicySet::new();
-        let mut ends = BTreeMap::new();
+        let (mut ends, mut recordings) = (BTreeMap::new(), BTreeMap::new());
         for rule in rules {
             policies
                 .add(cedar::policy(rule)?)
                 .map_err(|e| PolicyError::Rule { rule: rule.id.clone(), why: e.to_string() })?;
             ends.insert(rule.id.clone(), rule.expires_at);
+            recordings.insert(rule.id.clone(), rule.recording);
         }
-        Ok(Self { policies, ends })
+        Ok(Self { policies, ends, recordings })
     }
 
     /// What `facts.user` may do as `login` on `instance` at `now`.
@@ -83,9 +85,20 @@ impl Rulebook {
             };
             rules.extend(answer.rules);
         }
+        decision.recording = self.strictest(&rules);
         decision.rules = rules.into_iter().collect();
         decision.denied_by = denied_by.into_iter().collect();
         decision
+    }
+
+    /// Of several rules the strictest: one that says nothing stands for the bastion's own default.
+    fn strictest(&self, rules: &BTreeSet<String>) -> Option<Recording> {
+        let said: Vec<_> = rules.iter().map(|rule| self.recordings.get(rule).copied().flatten()).collect();
+        match () {
+            () if said.contains(&Some(Recording::Strict)) => Some(Recording::Strict),
+            () if said.contains(&None) => None,
+            () => said.first().copied().flatten(),
+        }
     }
 
     /// The proof that a login may open a session as `login` on `instance`.
@@ -149,6 +162,8 @@ pub struct Decision {
     pub denied_by: Vec<String>,
     /// When the first of `can` ends, if the rules say so.
     pub until: Option<Timestamp>,
+    /// What happens if recording fails; as the bastion is configured, if the rules do not say.
+    pub recording: Option<Recording>,
 }
 
 /// Proof that the rules let this login open a session. Only [`Rulebook::authorize`] makes one:
@@ -227,6 +242,11 @@ impl Authorized {
     /// The ids of the rules that allow it.
     pub fn rules(&self) -> &[String] {
         &self.decision.rules
+    }
+
+    /// What happens to the session if its recording fails; as the bastion is configured, if the rules do not say.
+    pub fn recording(&self) -> Option<Recording> {
+        self.decision.recording
     }
 
     /// When a right of this session ends, if the rules say so; decide again then.

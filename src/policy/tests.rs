@@ -16,6 +16,7 @@ fn rule(id: &str, effect: Effect) -> Rule {
         can: [Capability::Shell, Capability::Exec, Capability::Sftp].into(),
         from: vec![],
         expires_at: None,
+        recording: None,
         added_at: at(0),
     }
 }
@@ -57,6 +58,22 @@ fn decide(rules: &[Rule], asked: Asked) -> Decision {
 
 fn allowed(rules: &[Rule], asked: Asked) -> bool {
     !decide(rules, asked).can.is_empty()
+}
+
+#[test]
+fn of_several_rules_the_strictest_says_how_it_is_recorded() {
+    use keystore::Recording::{BestEffort, Strict};
+    let said = |terms: &[Option<keystore::Recording>]| {
+        let rules: Vec<Rule> = (1..)
+            .zip(terms)
+            .map(|(n, recording)| Rule { recording: *recording, ..rule(&format!("R{n}"), Effect::Allow) })
+            .collect();
+        decide(&rules, asked()).recording
+    };
+    assert_eq!(said(&[]), None);
+    assert_eq!(said(&[Some(BestEffort)]), Some(BestEffort));
+    assert_eq!(said(&[Some(BestEffort), None]), None);
+    assert_eq!(said(&[Some(BestEffort), None, Some(Strict)]), Some(Strict));
 }
 
 #[test]

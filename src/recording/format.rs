@@ -13,6 +13,7 @@ use super::ledger::ChannelSummary;
 use super::message::{ChannelMessage, Direction};
 use super::operations::Operation;
 use super::summary::SessionEnd;
+use super::tape::Mode;
 
 /// What stands in clear at the start of a tape.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +32,9 @@ pub struct Header {
     pub key: String,
     /// When the session started.
     pub started_at: Timestamp,
+    /// What happens if it cannot be written any more, where that is not the end of the session.
+    #[serde(default, skip_serializing_if = "Mode::is_strict")]
+    pub recording: Mode,
     /// Rewritten at its end in large frames, each of which can be read without the one before.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub packed: bool,

@@ -1,17 +1,18 @@
 //! The ledger: for each channel, the bytes relayed against the bytes kept, and the reason where they differ.
 //!
 //! Decides what is kept. Terminal output is kept whole; what commands without a terminal read and write is kept up to a
-//! limit, then counted and hashed; forwards are counted and hashed; of sftp the operations are kept; what is typed at a
-//! terminal is only counted.
+//! limit each way, then counted and hashed; forwards are counted and hashed; of sftp the operations are kept; what is
+//! typed at a terminal is counted, and kept only where that is wanted and the terminal showed it.
+
+mod channel;
 
 use std::collections::BTreeMap;
 
-use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use super::message::{ChannelMessage, Direction};
-use super::operations::{Observer, Operation};
+use super::operations::Operation;
+use channel::Channel;
 
 /// How much of a channel lies on the tape.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +22,8 @@ pub enum Capture {
     Full,
     /// Structured operations.
     Operations,
+    /// All output; of what came in no more than its size.
+    Output,
     /// Size and SHA-256.
     Digest,
     /// Nothing.
@@ -43,7 +46,7 @@ pub struct ChannelSummary {
     pub exit_signal: Option<String>,
     /// Whether it has a terminal.
     pub terminal: bool,
-    /// Bytes relayed: output where there is a terminal, both ways elsewhere.
+    /// Bytes relayed: output, and typing that is kept, where there is a terminal; both ways elsewhere.
     pub relayed_bytes: u64,
     /// Bytes of those that lie on the tape.
     pub captured_bytes: u64,
@@ -72,13 +75,15 @@ impl ChannelSummary {
     pub fn gaps(&self) -> Vec<(u64, String)> {
         let mut gaps = Vec::new();
         let missing = self.relayed_bytes - self.captured_bytes.min(self.relayed_bytes);
-        if self.capture != Capture::Full || missing > 0 {
-            gaps.push((missing, self.reason.clone().unwrap_or_else(|| "no reason is known".to_owned())));
-        }
         // Output and input together are what was relayed, except at a terminal.
         let typed = (self.bytes_in + self.bytes_out).saturating_sub(self.relayed_bytes);
+        let reason = || self.reason.clone().unwrap_or_else(|| "no reason is known".to_owned());
+        if missing > 0 || self.capture != Capture::Full && typed == 0 {
+            gaps.push((missing, reason()));
+        }
         if typed > 0 {
-            gaps.push((typed, TYPED.to_owned()));
+            let own = missing == 0 && self.capture != Capture::Full;
+            gaps.push((typed, if own { reason() } else { TYPED.to_owned() }));
         }
         gaps
     }
@@ -96,24 +101,14 @@ pub(super) enum Kept {
 pub(super) struct Ledger {
     channels: BTreeMap<u32, Channel>,
     limit: u64,
-}
-
-struct Channel {
-    summary: ChannelSummary,
-    hash_in: Sha256,
-    hash_out: Sha256,
-    /// Payload goes on the tape.
-    storing: bool,
-    observer: Option<Observer>,
-    done: Vec<Operation>,
-    /// A terminal was asked for before anything was started.
-    pty: bool,
+    /// What is typed at a terminal is kept once the terminal showed it.
+    pub(super) keeps_typed: bool,
 }
 
 impl Ledger {
-    /// `limit`: bytes of output kept for each channel that has no terminal.
+    /// `limit`: bytes kept each way of a channel that has no terminal.
     pub(super) fn new(limit: u64) -> Self {
-        Self { channels: BTreeMap::new(), limit }
+        Self { channels: BTreeMap::new(), limit, keeps_typed: false }
     }
 
     pub(super) fn opened(&mut self, number: u32) {
@@ -121,9 +116,7 @@ impl Ledger {
     }
 
     pub(super) fn forward(&mut self, number: u32, target: &str) {
-        let channel = self.channel(number);
-        channel.begin("forward", Some(target.to_owned()));
-        channel.only(Capture::Digest, "payload of forwards is counted and hashed, not stored");
+        self.channel(number).forward(target);
     }
 
     pub(super) fn observe(&mut self, number: u32, direction: Direction, message: &ChannelMessage) -> Kept {
@@ -151,8 +144,7 @@ impl Ledger {
         why: &str,
     ) {
         let channel = self.channel(number);
-        channel.only(Capture::None, &format!("recording failed: {why}"));
-        channel.observer = None;
+        channel.lost(why);
         if self.observe(number, direction, message) == Kept::Payload {
             tracing::debug!("tape.lost_payload_counted_as_kept");
         }
@@ -160,16 +152,29 @@ impl Ledger {
 
     /// The operations that a message has completed.
     pub(super) fn operations(&mut self, number: u32) -> Vec<Operation> {
-        self.channels.get_mut(&number).map(|channel| std::mem::take(&mut channel.done)).unwrap_or_default()
+        self.channels.get_mut(&number).map(Channel::take_operations).unwrap_or_default()
+    }
+
+    /// The lines typed at a terminal that a message has shown, if they are kept.
+    pub(super) fn typed(&mut self, number: u32) -> Vec<Vec<u8>> {
+        let keeps = self.keeps_typed;
+        let lines = self.channels.get_mut(&number).map(Channel::take_typed).unwrap_or_default();
+        if !keeps {
+            return Vec::new();
+        }
+        self.typed_kept(number, lines.iter().map(|line| line.len() as u64).sum());
+        lines
+    }
+
+    /// So many bytes that were typed lie on the tape.
+    pub(super) fn typed_kept(&mut self, number: u32, bytes: u64) {
+        self.channel(number).typed_kept(bytes);
     }
 
     /// The channel is over: ends the operations that are still open.
     pub(super) fn closed(&mut self, number: u32) {
-        if let Some(channel) = self.channels.get_mut(&number)
-            && let Some(observer) = channel.observer.take()
-        {
-            observer.end(&mut channel.done);
-            channel.summary.operations += channel.done.len() as u64;
+        if let Some(channel) = self.channels.get_mut(&number) {
+            channel.end_observer();
         }
     }
 
@@ -191,181 +196,9 @@ impl Ledger {
     }
 }
 
-impl Channel {
-    fn new(number: u32) -> Self {
-        let summary = ChannelSummary {
-            channel: number,
-            kind: "session".to_owned(),
-            command: None,
-            exit_status: None,
-            exit_signal: None,
-            terminal: false,
-            relayed_bytes: 0,
-            captured_bytes: 0,
-            capture: Capture::Full,
-            reason: None,
-            bytes_in: 0,
-            bytes_out: 0,
-            operations: 0,
-            sha256_in: None,
-            sha256_out: None,
-        };
-        let (hash_in, hash_out) = (Sha256::new(), Sha256::new());
-        Self { summary, hash_in, hash_out, storing: true, observer: None, done: Vec::new(), pty: false }
-    }
-
-    fn input(&mut self, bytes: &[u8], limit: u64) -> Kept {
-        self.summary.bytes_in += bytes.len() as u64;
-        // What is typed at a terminal holds passwords that no screen showed, and a hash would let them be guessed.
-        if self.summary.terminal {
-            return Kept::Count;
-        }
-        self.hash_in.update(bytes);
-        self.observed(Direction::ToInstance, bytes);
-        self.keep(bytes, limit)
-    }
-
-    fn output(&mut self, bytes: &[u8], limit: u64) -> Kept {
-        self.summary.bytes_out += bytes.len() as u64;
-        self.hash_out.update(bytes);
-        self.observed(Direction::ToUser, bytes);
-        self.keep(bytes, limit)
-    }
-
-    /// Reads operations from the bytes. A stream that is not what it seemed is kept from here on: capture may widen.
-    fn observed(&mut self, direction: Direction, bytes: &[u8]) {
-        let Some(observer) = &mut self.observer else { return };
-        let before = self.done.len();
-        let passed = observer.pass(direction, bytes, &mut self.done);
-        self.summary.operations += (self.done.len() - before) as u64;
-        let Err(deviates) = passed else { return };
-        self.closed_early();
-        if !self.storing {
-            self.only(
-                Capture::Digest,
-                &format!(
-                    "{} after {} bytes: those were counted and hashed, what follows is kept",
-                    deviates.0, self.summary.relayed_bytes
-                ),
-            );
-            self.storing = true;
-        }
-    }
-
-    fn closed_early(&mut self) {
-        if let Some(observer) = self.observer.take() {
-            let before = self.done.len();
-            observer.end(&mut self.done);
-            self.summary.operations += (self.done.len() - before) as u64;
-        }
-    }
-
-    fn keep(&mut self, bytes: &[u8], limit: u64) -> Kept {
-        let size = bytes.len() as u64;
-        self.summary.relayed_bytes += size;
-        // A shell without a terminal is still a shell: its output is what a person saw.
-        let limited = !self.summary.terminal && self.summary.kind != "shell";
-        let over = limited && self.summary.captured_bytes + size > limit;
-        if over && self.storing {
-            let told = matches!(self.observer, Some(Observer::Scp(_)));
-            let capture = if told { Capture::Operations } else { Capture::Digest };
-            let before = self.summary.reason.take().map(|why| format!("{why}; ")).unwrap_or_default();
-            let reason = format!("{before}over {limit} bytes: the rest is counted and hashed, not stored");
-            self.only(capture, &reason);
-        }
-        if !self.storing {
-            return Kept::Count;
-        }
-        self.summary.captured_bytes += size;
-        Kept::Payload
-    }
-
-    fn request(&mut self, direction: Direction, message: &ChannelMessage) {
-        match (message, direction) {
-            // Only before anything is started, as sshd has it: a later one would hide what comes from the user.
-            (ChannelMessage::Pty { .. }, Direction::ToInstance) if self.summary.kind == "session" => {
-                (self.pty, self.summary.terminal) = (true, true);
-            }
-            (ChannelMessage::Shell, Direction::ToInstance) => {
-                self.begin("shell", None);
-            }
-            (ChannelMessage::Exec(command), Direction::ToInstance) => {
-                let command = String::from_utf8_lossy(command);
-                let began = self.begin("exec", Some(shortened(&command)));
-                self.observer = self.observer.take().or_else(|| {
-                    // At a terminal nobody speaks a protocol.
-                    if began && !self.summary.terminal { Observer::of_command(&command) } else { None }
-                });
-            }
-            (ChannelMessage::Subsystem(name), Direction::ToInstance) if name == "sftp" => self.sftp(),
-            (ChannelMessage::Subsystem(name), Direction::ToInstance) => {
-                self.begin("subsystem", Some(shortened(name)));
-            }
-            (ChannelMessage::ExitStatus(status), Direction::ToUser) => {
-                self.summary.exit_status = Some(*status)
-            }
-            (ChannelMessage::ExitSignal { signal, .. }, Direction::ToUser) => {
-                self.summary.exit_signal = Some(signal.clone());
-            }
-            _ => {}
-        }
-    }
-
-    /// A shell or command after a refused `sftp` is kept in full again: capture may widen, never narrow, or a peer
-    /// could hide a shell behind a subsystem request that the instance refuses.
-    fn begin(&mut self, kind: &str, command: Option<String>) -> bool {
-        let first = matches!(self.summary.kind.as_str(), "session" | "sftp");
-        if !first {
-            return false;
-        }
-        self.closed_early();
-        self.summary.kind = kind.to_owned();
-        self.summary.command = command;
-        // Nobody types at a subsystem, whatever was asked for before it.
-        self.summary.terminal = self.pty && matches!(kind, "shell" | "exec");
-        self.summary.capture = Capture::Full;
-        self.summary.reason = None;
-        self.storing = true;
-        true
-    }
-
-    fn sftp(&mut self) {
-        if self.summary.kind == "session" && self.begin("sftp", None) {
-            self.observer = Some(Observer::sftp());
-            self.only(Capture::Operations, "the content of files is counted and hashed, not stored");
-        }
-    }
-
-    fn only(&mut self, capture: Capture, reason: &str) {
-        self.summary.capture = capture;
-        self.summary.reason = Some(reason.to_owned());
-        self.storing = false;
-    }
-
-    fn summary(&self) -> ChannelSummary {
-        let mut summary = self.summary.clone();
-        let hex = |hash: &Sha256| Some(HEXLOWER.encode(&hash.clone().finalize()));
-        if self.summary.capture != Capture::Full {
-            summary.sha256_out = hex(&self.hash_out);
-            summary.sha256_in = hex(&self.hash_in);
-        }
-        summary
-    }
-}
-
-/// A command line as the ledger shows it; the whole of it lies on the tape.
-fn shortened(command: &str) -> String {
-    let mut short: String = command.chars().take(LONGEST_COMMAND).collect();
-    if short.len() < command.len() {
-        short.push('…');
-    }
-    short
-}
-
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
 fn is_zero(count: &u64) -> bool {
     *count == 0
 }
 
-const LONGEST_COMMAND: usize = 2048;
 const TYPED: &str = "typed at a terminal: counted, not kept, since it holds passwords that no screen showed";

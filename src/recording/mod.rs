@@ -6,6 +6,7 @@
 //! showed.
 
 mod cast;
+mod commands;
 mod disk;
 mod format;
 mod frames;
@@ -18,11 +19,13 @@ mod player;
 mod scp;
 mod screen;
 mod sftp;
+mod sniff;
 mod summary;
 mod tape;
 mod tapes;
 mod told;
 mod transcript;
+mod typed;
 
 pub use cast::{Cast, CastEvent, cast_header, cast_line, json_record};
 pub use disk::{Room, disk_left};

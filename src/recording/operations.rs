@@ -4,15 +4,15 @@
 //! make grow is bounded, and a stream that is not what it should be is given up with the byte where it went wrong:
 //! the ledger then keeps what follows, or somebody could talk through what looks like a transfer.
 
-use std::path::Path;
-
 use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::commands::{name, programs};
 use super::message::Direction;
 use super::scp::Scp;
 use super::sftp::Sftp;
+use super::sniff::is_rsync;
 
 /// What was done to a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,6 +63,9 @@ pub struct Operation {
     /// SHA-256 of that content, hex, where it passed once, in order and to the end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
+    /// SHA-256 of all bytes of the protocol that went this way, hex, where single files do not pass whole (rsync, git).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stream_sha256: Option<String>,
     /// Why it failed or is not known whole.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<String>,
@@ -70,7 +73,22 @@ pub struct Operation {
 
 impl Operation {
     pub(super) fn new(deed: Deed, by: &str, path: String) -> Self {
-        Self { deed, by: by.to_owned(), path, to: None, bytes: 0, sha256: None, fault: None }
+        Self {
+            deed,
+            by: by.to_owned(),
+            path,
+            to: None,
+            bytes: 0,
+            sha256: None,
+            stream_sha256: None,
+            fault: None,
+        }
+    }
+
+    /// Says more of why it is not known whole.
+    pub(super) fn doubt(&mut self, why: &str) {
+        let before = self.fault.take().map(|fault| format!("{fault}; ")).unwrap_or_default();
+        self.fault = Some(format!("{before}{why}"));
     }
 
     /// One line for people; may hold control characters of the path.
@@ -84,6 +102,9 @@ impl Operation {
         }
         if let Some(sha256) = &self.sha256 {
             line.push_str(&format!(", SHA-256 {sha256}"));
+        }
+        if let Some(sha256) = &self.stream_sha256 {
+            line.push_str(&format!(", SHA-256 of the stream {sha256}"));
         }
         if let Some(fault) = &self.fault {
             line.push_str(&format!(" ({fault})"));
@@ -132,40 +153,57 @@ impl Content {
 
 /// What a channel's bytes are read as.
 pub(super) enum Observer {
-    /// The sftp subsystem.
+    /// The sftp subsystem, or its server as a command.
     Sftp(Box<Sftp>),
     /// `scp -t` and `scp -f`, the old protocol.
     Scp(Box<Scp>),
-    /// `rsync --server` and git: known by their command, counted to the end.
-    Whole { operation: Operation, direction: Direction },
+    /// `rsync --server` and git: counted and hashed to the end.
+    Whole(Box<Whole>),
 }
 
 /// A stream that is not what it should be.
 pub(super) struct Deviates(pub(super) &'static str);
 
+/// What a command line says of the transfer that it starts.
+pub(super) enum Told {
+    /// It is read as this; the line does more, so its words may not be the whole truth.
+    Read { observer: Observer, alone: bool },
+    /// A transfer whose protocol is not read, and why.
+    Unread(&'static str),
+}
+
 impl Observer {
-    /// The observer for a command line, if it is one that moves files.
-    pub(super) fn of_command(command: &str) -> Option<Self> {
-        let words = shlex::split(command)?;
-        let program = words.first().and_then(|word| Path::new(word).file_name()).and_then(|n| n.to_str())?;
-        let rest: Vec<&str> = words.iter().skip(1).map(String::as_str).collect();
-        match program {
-            "scp" => Scp::of(&rest).map(|scp| Self::Scp(Box::new(scp))),
-            "rsync" if rest.first() == Some(&"--server") => {
-                let sends = rest.contains(&"--sender");
-                let paths = rest.iter().skip_while(|word| **word != ".").skip(1).copied().collect::<Vec<_>>();
-                Some(Self::whole(sends, "rsync", paths.join(" ")))
+    /// What a command line tells of files that it moves, if anything.
+    pub(super) fn of_command(command: &str) -> Option<Told> {
+        let programs = programs(command);
+        let alone = programs.len() == 1;
+        let mut told = programs.iter().filter_map(|words| Self::of_program(words));
+        let first = told.next()?;
+        Some(match first {
+            Ok(_) if told.next().is_some() => {
+                Told::Unread("several transfers in one command line are not read")
             }
-            "git-upload-pack" => Some(Self::whole(true, "git", rest.last()?.to_string())),
-            "git-upload-archive" => Some(Self::whole(true, "git", rest.last()?.to_string())),
-            "git-receive-pack" => Some(Self::whole(false, "git", rest.last()?.to_string())),
-            "git" => match rest.as_slice() {
-                ["upload-pack" | "upload-archive", .., path] => {
-                    Some(Self::whole(true, "git", (*path).into()))
-                }
-                ["receive-pack", .., path] => Some(Self::whole(false, "git", (*path).into())),
+            Ok(observer) => Told::Read { observer, alone },
+            Err(why) => Told::Unread(why),
+        })
+    }
+
+    fn of_program(words: &[String]) -> Option<Result<Self, &'static str>> {
+        let program = name(words.first()?);
+        let rest: Vec<&str> = words.iter().skip(1).map(String::as_str).collect();
+        let whole = |sends, by, path: &str| Some(Ok(Self::whole(Some(sends), by, path.to_owned())));
+        match program {
+            "scp" => Scp::of(&rest).map(|read| read.map(|scp| Self::Scp(Box::new(scp)))),
+            "sftp-server" | "internal-sftp" => Some(Ok(Self::sftp())),
+            "rsync" if rest.contains(&"--server") => Some(rsync(&rest)),
+            "git-upload-pack" | "git-upload-archive" => whole(true, "git", rest.last()?),
+            "git-receive-pack" => whole(false, "git", rest.last()?),
+            "git" => match rest.iter().position(|word| GIT_SERVES.contains(word)).map(|at| rest.split_at(at))
+            {
+                Some((_, [serves, .., path])) => whole(*serves != "receive-pack", "git", path),
                 _ => None,
             },
+            "rz" | "sz" | "lrz" | "lsz" | "kermit" | "unison" => Some(Err("its protocol is not read")),
             _ => None,
         }
     }
@@ -174,12 +212,12 @@ impl Observer {
         Self::Sftp(Box::default())
     }
 
-    fn whole(sends: bool, by: &str, path: String) -> Self {
-        let (deed, direction) =
-            if sends { (Deed::Read, Direction::ToUser) } else { (Deed::Written, Direction::ToInstance) };
-        let mut operation = Operation::new(deed, by, path);
-        operation.fault = Some("all bytes of the protocol together, not single files".to_owned());
-        Self::Whole { operation, direction }
+    pub(super) fn whole(sends: Option<bool>, by: &'static str, path: String) -> Self {
+        let deed = sends.map(|sends| if sends { Deed::Read } else { Deed::Written });
+        // `rsync -s` names the files in the stream.
+        let names = (by == "rsync" && path.is_empty() && deed.is_some()).then(Vec::new);
+        let content = [Content::new(), Content::new()];
+        Self::Whole(Box::new(Whole { by, path, deed, names, content }))
     }
 
     /// Bytes that pass; what they complete goes to `done`.
@@ -192,12 +230,7 @@ impl Observer {
         match self {
             Self::Sftp(sftp) => sftp.pass(direction, bytes, done),
             Self::Scp(scp) => scp.pass(direction, bytes, done),
-            Self::Whole { operation, direction: counted } => {
-                if direction == *counted {
-                    operation.bytes += bytes.len() as u64;
-                }
-                Ok(())
-            }
+            Self::Whole(whole) => whole.pass(direction, bytes),
         }
     }
 
@@ -206,10 +239,76 @@ impl Observer {
         match self {
             Self::Sftp(sftp) => sftp.end(done),
             Self::Scp(scp) => scp.end(done),
-            Self::Whole { operation, .. } => done.push(operation),
+            Self::Whole(whole) => done.push(whole.operation()),
         }
     }
 }
+
+fn rsync(words: &[&str]) -> Result<Observer, &'static str> {
+    if words.contains(&"--daemon") {
+        return Err("rsync as a daemon names its files in the stream, which is not read");
+    }
+    let paths: Vec<&str> = words.iter().skip_while(|word| **word != ".").skip(1).copied().collect();
+    Ok(Observer::whole(Some(words.contains(&"--sender")), "rsync", paths.join(" ")))
+}
+
+/// A protocol that is not read, but counted and hashed as a whole. What rsync sends are differences to what the other
+/// side has, so that the digest of a file never passes; the digest of the stream proves what did.
+pub(super) struct Whole {
+    by: &'static str,
+    path: String,
+    /// Not known where no command line told.
+    deed: Option<Deed>,
+    /// The beginning of the stream that still names the files.
+    names: Option<Vec<u8>>,
+    /// From the user, from the instance.
+    content: [Content; 2],
+}
+
+impl Whole {
+    fn pass(&mut self, direction: Direction, bytes: &[u8]) -> Result<(), Deviates> {
+        let [up, down] = &mut self.content;
+        let passed = if direction == Direction::ToInstance { &mut *up } else { down };
+        let begins = passed.bytes == 0 && !bytes.is_empty();
+        passed.next(bytes);
+        if let Some(names) = self.names.as_mut().filter(|_| direction == Direction::ToInstance) {
+            names.extend_from_slice(bytes);
+            if let Some(end) = names.windows(2).position(|two| two == [0, 0]) {
+                let words: Vec<&[u8]> =
+                    names.get(..end).unwrap_or_default().split(|byte| *byte == 0).collect();
+                let paths = words.iter().skip_while(|word| **word != b".").skip(1).map(|word| bounded(word));
+                self.path = bounded(paths.collect::<Vec<_>>().join(" ").as_bytes());
+                self.names = None;
+            } else if names.len() > 4 * LONGEST_PATH {
+                return Err(Deviates("this is not rsync"));
+            }
+            return Ok(());
+        }
+        match self.by {
+            "rsync" if begins && bytes.len() >= 4 && !is_rsync(bytes) => Err(Deviates("this is not rsync")),
+            "git" if begins && bytes.len() >= 4 && !is_git(bytes) => Err(Deviates("this is not git")),
+            _ => Ok(()),
+        }
+    }
+
+    fn operation(self) -> Operation {
+        let [up, down] = self.content;
+        let deed = self.deed.unwrap_or(if up.bytes > down.bytes { Deed::Written } else { Deed::Read });
+        let mut operation = Operation::new(deed, self.by, self.path);
+        let stream = if deed == Deed::Written { up } else { down };
+        operation.bytes = stream.bytes;
+        operation.stream_sha256 = Some(HEXLOWER.encode(&stream.hash.finalize()));
+        operation.fault = Some("all bytes of the protocol together, not single files".to_owned());
+        operation
+    }
+}
+
+/// A pkt-line (gitprotocol-common), also as a fault.
+fn is_git(bytes: &[u8]) -> bool {
+    bytes.iter().take(4).all(u8::is_ascii_hexdigit)
+}
+
+const GIT_SERVES: [&str; 3] = ["upload-pack", "upload-archive", "receive-pack"];
 
 /// Text of a peer, bounded.
 pub(super) fn bounded(bytes: &[u8]) -> String {

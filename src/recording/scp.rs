@@ -29,8 +29,11 @@ enum Step {
 }
 
 impl Scp {
-    /// For `scp` with these words, if it is the server's side.
-    pub(super) fn of(words: &[&str]) -> Option<Self> {
+    /// For `scp` with these words; none if it is not the server's side.
+    ///
+    /// # Errors
+    /// It is, and cannot be read.
+    pub(super) fn of(words: &[&str]) -> Option<Result<Self, &'static str>> {
         let flag = |letter: char| {
             let flags = |word: &&&str| word.starts_with('-') && !word.starts_with("--");
             words.iter().filter(flags).any(|word| word.contains(letter))
@@ -38,11 +41,19 @@ impl Scp {
         let sender = match (flag('t'), flag('f')) {
             (true, false) => Direction::ToInstance,
             (false, true) => Direction::ToUser,
-            _ => return None,
+            (true, true) => return Some(Err("scp both ways at once is not read")),
+            (false, false) => return None,
         };
         let target = (*words.last()?).to_owned();
         let into_directory = flag('d') || flag('r') || target.ends_with('/');
-        Some(Self { sender, target, into_directory, inside: Vec::new(), step: Step::Line(Vec::new()) })
+        let inside = Vec::new();
+        Some(Ok(Self { sender, target, into_directory, inside, step: Step::Line(Vec::new()) }))
+    }
+
+    /// For a stream that is scp and whose command is not known: its files have names and no folder.
+    pub(super) fn unnamed(sender: Direction) -> Self {
+        let (target, inside) = (String::new(), Vec::new());
+        Self { sender, target, into_directory: true, inside, step: Step::Line(Vec::new()) }
     }
 
     pub(super) fn pass(
@@ -111,7 +122,9 @@ impl Scp {
     fn line(&mut self, line: &[u8]) -> Result<(), Deviates> {
         let text = bounded(line);
         match line.first() {
-            Some(b'T' | 1 | 2) => {}
+            Some(b'T' | 1) => {}
+            // The receiving side ends here: what follows is read by something else.
+            Some(2) => return Err(Deviates("scp gave up")),
             Some(b'E') => {
                 self.inside.pop();
             }
@@ -138,20 +151,20 @@ impl Scp {
     }
 
     fn path(&self, name: &str) -> String {
-        if !self.into_directory && self.inside.is_empty() {
-            return self.target.clone();
+        let from_instance = self.sender == Direction::ToUser;
+        if self.inside.is_empty() {
+            // One of many that a pattern means lies beside the pattern.
+            let many = from_instance && !self.target.ends_with(name);
+            return match self.target.rsplit_once('/') {
+                _ if !from_instance && self.into_directory => join(&self.target, [name]),
+                Some((folder, _)) if many => join(folder, [name]),
+                None if many => name.to_owned(),
+                _ => self.target.clone(),
+            };
         }
-        let mut path = self.target.trim_end_matches('/').to_owned();
         // Reading `dir` sends `dir` itself as the first directory.
-        let skip = usize::from(self.sender == Direction::ToUser && self.target.ends_with(self.first()));
-        if self.sender == Direction::ToUser && self.inside.is_empty() {
-            return path;
-        }
-        for part in self.inside.iter().skip(skip).map(String::as_str).chain([name]) {
-            path.push('/');
-            path.push_str(part);
-        }
-        path
+        let skip = usize::from(from_instance && self.target.ends_with(self.first()));
+        join(&self.target, self.inside.iter().skip(skip).map(String::as_str).chain([name]))
     }
 
     fn first(&self) -> &str {
@@ -165,6 +178,17 @@ impl Scp {
     fn operation(&self, path: String) -> Operation {
         Operation::new(self.deed(), "scp", path)
     }
+}
+
+fn join<'a>(folder: &str, parts: impl IntoIterator<Item = &'a str>) -> String {
+    let mut path = folder.trim_end_matches('/').to_owned();
+    for part in parts {
+        if !folder.is_empty() || !path.is_empty() {
+            path.push('/');
+        }
+        path.push_str(part);
+    }
+    path
 }
 
 /// `C0644 SIZE NAME`.
@@ -182,7 +206,7 @@ mod tests {
     use super::*;
 
     fn passed(words: &[&str], direction: Direction, bytes: &[u8]) -> Vec<Operation> {
-        let mut scp = Scp::of(words).unwrap();
+        let mut scp = Scp::of(words).unwrap().unwrap();
         let mut done = Vec::new();
         for byte in bytes {
             assert!(scp.pass(direction, &[*byte], &mut done).is_ok());
@@ -216,8 +240,24 @@ mod tests {
     }
 
     #[test]
+    fn each_file_that_a_pattern_means_is_named() {
+        let done =
+            passed(&["-f", "/etc/*.conf"], Direction::ToUser, b"C0644 1 a.conf\nx\0C0644 1 b.conf\ny\0");
+        let paths: Vec<&str> = done.iter().map(|o| o.path.as_str()).collect();
+        assert_eq!(paths, ["/etc/a.conf", "/etc/b.conf"]);
+    }
+
+    #[test]
+    fn what_follows_the_end_of_one_copy_is_not_taken_for_its_files() {
+        let mut scp = Scp::of(&["-t", "/tmp/harmless"]).unwrap().unwrap();
+        let mut done = Vec::new();
+        assert!(scp.pass(Direction::ToInstance, b"\x02done\nC0644 1 x\ny\0", &mut done).is_err());
+        assert!(done.is_empty());
+    }
+
+    #[test]
     fn a_shell_behind_the_name_scp_is_no_scp() {
-        let mut scp = Scp::of(&["-t", "x"]).unwrap();
+        let mut scp = Scp::of(&["-t", "x"]).unwrap().unwrap();
         assert!(scp.pass(Direction::ToInstance, b"id; cat /etc/shadow\n", &mut Vec::new()).is_err());
         assert!(Scp::of(&["file", "host:"]).is_none());
     }

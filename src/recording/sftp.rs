@@ -4,10 +4,13 @@
 //! never held. Packets, open files and unanswered requests are bounded; what exceeds them is no sftp. Nor is an answer
 //! that nobody asked for, an id that is asked with twice, or a handle that was not given: they could name a wrong file.
 
+mod packets;
+
 use std::collections::{HashMap, HashSet};
 
 use super::message::Direction;
 use super::operations::{Content, Deed, Deviates, LONGEST_PATH, Operation, bounded};
+use packets::{Fields, Packets, attributes};
 
 #[derive(Default)]
 pub(super) struct Sftp {
@@ -46,15 +49,6 @@ struct Open {
     read: Content,
     written: Content,
     fault: Option<String>,
-}
-
-/// One direction, cut into packets. `head` holds what was seen of the packet, up to [`HEAD`]; the rest is content.
-#[derive(Default)]
-struct Packets {
-    head: Vec<u8>,
-    /// Bytes of the packet that are still to come, once its length is known.
-    left: Option<u64>,
-    content: Option<(Vec<u8>, u64, u64)>,
 }
 
 impl Sftp {
@@ -341,73 +335,6 @@ fn finish(open: Open, fault: Option<String>, done: &mut Vec<Operation>) {
     }
 }
 
-impl Packets {
-    fn end(&mut self) {
-        self.head.clear();
-        (self.left, self.content) = (None, None);
-    }
-
-    /// Whether the head is whole and content follows.
-    fn content_begins(&self) -> bool {
-        matches!(self.head.first(), Some(&WRITE | &DATA)) && self.head.len() >= self.head_ends()
-    }
-
-    /// How long the head is, as far as it is known from what there is of it.
-    fn head_ends(&self) -> usize {
-        match self.head.first() {
-            None => 1,
-            // Kind, id, length of the data.
-            Some(&DATA) => 9,
-            // Kind, id, handle, offset, length of the data.
-            Some(&WRITE) => match self.head.get(5..9).and_then(|size| <[u8; 4]>::try_from(size).ok()) {
-                Some(size) => 9 + (u32::from_be_bytes(size) as usize).min(HEAD) + 12,
-                None => 9,
-            },
-            Some(_) => usize::MAX,
-        }
-    }
-}
-
-struct Fields<'a>(&'a [u8]);
-
-impl<'a> Fields<'a> {
-    fn number(&mut self) -> Option<u32> {
-        let (number, rest) = self.0.split_first_chunk::<4>()?;
-        self.0 = rest;
-        Some(u32::from_be_bytes(*number))
-    }
-    fn long(&mut self) -> Option<u64> {
-        let (number, rest) = self.0.split_first_chunk::<8>()?;
-        self.0 = rest;
-        Some(u64::from_be_bytes(*number))
-    }
-    fn text(&mut self) -> Option<&'a [u8]> {
-        let size = self.number()? as usize;
-        let (text, rest) = self.0.split_at_checked(size)?;
-        self.0 = rest;
-        Some(text)
-    }
-}
-
-/// What an ATTRS field changes (§5).
-fn attributes(fields: &mut Fields<'_>) -> String {
-    let flags = fields.number().unwrap_or(0);
-    let mut said = Vec::new();
-    if flags & 1 != 0 {
-        said.push(format!("size {}", fields.long().unwrap_or(0)));
-    }
-    if flags & 2 != 0 {
-        said.push(format!("owner {}:{}", fields.number().unwrap_or(0), fields.number().unwrap_or(0)));
-    }
-    if flags & 4 != 0 {
-        said.push(format!("mode {:04o}", fields.number().unwrap_or(0) & 0o7777));
-    }
-    if flags & 8 != 0 {
-        said.push("times".to_owned());
-    }
-    said.join(", ")
-}
-
 const INIT: u8 = 1;
 const VERSION: u8 = 2;
 const OPEN: u8 = 3;
@@ -435,108 +362,4 @@ const MOST_ASKED: usize = 4096;
 const MOST_OPEN: usize = 1024;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn packet(kind: u8, id: u32, fields: &[&[u8]]) -> Vec<u8> {
-        let mut body = vec![kind];
-        body.extend(id.to_be_bytes());
-        fields.iter().for_each(|field| body.extend_from_slice(field));
-        [u32::try_from(body.len()).unwrap().to_be_bytes().as_slice(), &body].concat()
-    }
-
-    fn text(text: &[u8]) -> Vec<u8> {
-        [u32::try_from(text.len()).unwrap().to_be_bytes().as_slice(), text].concat()
-    }
-
-    /// Both directions, a byte at a time.
-    fn passed(said: &[(Direction, Vec<u8>)]) -> Result<Vec<Operation>, &'static str> {
-        let (mut sftp, mut done) = (Box::<Sftp>::default(), Vec::new());
-        for (direction, bytes) in said {
-            for byte in bytes {
-                sftp.pass(*direction, &[*byte], &mut done).map_err(|deviates| deviates.0)?;
-            }
-        }
-        sftp.end(&mut done);
-        Ok(done)
-    }
-
-    use Direction::{ToInstance as UP, ToUser as DOWN};
-
-    #[test]
-    fn a_file_that_is_written_is_named_sized_and_hashed() {
-        let hello = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
-        let done = passed(&[
-            (UP, packet(OPEN, 1, &[&text(b"/tmp/x"), &[0; 8]])),
-            (DOWN, packet(HANDLE, 1, &[&text(b"h")])),
-            (UP, packet(WRITE, 2, &[&text(b"h"), &0u64.to_be_bytes(), &text(b"hel")])),
-            (UP, packet(WRITE, 3, &[&text(b"h"), &3u64.to_be_bytes(), &text(b"lo")])),
-            (DOWN, packet(STATUS, 2, &[&[0; 4]])),
-            (DOWN, packet(STATUS, 3, &[&[0; 4]])),
-            (UP, packet(CLOSE, 4, &[&text(b"h")])),
-            (DOWN, packet(STATUS, 4, &[&[0; 4]])),
-        ]);
-        let done = done.unwrap();
-        let [file] = done.as_slice() else { panic!("{done:?}") };
-        assert_eq!((file.deed, file.path.as_str(), file.bytes), (Deed::Written, "/tmp/x", 5));
-        assert_eq!(file.sha256.as_deref(), Some(hello));
-    }
-
-    #[test]
-    fn a_refused_write_is_no_whole_file() {
-        let done = passed(&[
-            (UP, packet(OPEN, 1, &[&text(b"/full"), &[0; 8]])),
-            (DOWN, packet(HANDLE, 1, &[&text(b"h")])),
-            (UP, packet(WRITE, 2, &[&text(b"h"), &0u64.to_be_bytes(), &text(b"hel")])),
-            (DOWN, packet(STATUS, 2, &[&4u32.to_be_bytes(), &text(b"disk full")])),
-        ]);
-        let done = done.unwrap();
-        assert!(done[0].sha256.is_none() && done[0].fault.as_deref().unwrap().contains("disk full"));
-    }
-
-    #[test]
-    fn a_shell_behind_the_subsystem_is_no_sftp() {
-        assert!(passed(&[(UP, b"cat /etc/shadow\n".to_vec())]).is_err());
-        assert!(passed(&[(UP, packet(77, 1, &[b"id"]))]).is_err());
-        assert!(passed(&[(DOWN, packet(DATA, 9, &[&text(b"hidden")]))]).is_err());
-    }
-
-    #[test]
-    fn a_wrong_file_cannot_be_named_by_an_id_or_a_handle() {
-        let open = |id, path: &[u8]| (UP, packet(OPEN, id, &[&text(path), &[0; 8]]));
-        let write = (UP, packet(WRITE, 2, &[&text(b"h"), &0u64.to_be_bytes(), &text(b"x")]));
-        let given = (DOWN, packet(HANDLE, 1, &[&text(b"h")]));
-        assert!(passed(&[open(1, b"/etc/shadow"), open(1, b"/tmp/x")]).is_err());
-        assert!(passed(&[open(1, b"/tmp/x"), write.clone()]).is_err());
-        assert!(passed(&[open(1, b"/tmp/x"), given.clone(), given.clone()]).is_err());
-        assert!(passed(&[(UP, packet(CLOSE, 1, &[&text(b"h")]))]).is_err());
-        assert!(passed(&[open(1, b"/tmp/x"), given.clone(), write]).is_ok());
-        // An id may be asked with again once it is answered; a directory has a handle too.
-        let closed = [(UP, packet(CLOSE, 1, &[&text(b"h")])), (DOWN, packet(STATUS, 1, &[&[0; 4]]))];
-        let opened = [(UP, packet(OPENDIR, 1, &[&text(b"/srv")])), given];
-        assert!(passed(&[opened, closed].concat()).is_ok());
-    }
-
-    #[test]
-    fn versions_are_told_once_and_what_is_not_answered_is_told() {
-        let init = (UP, [5u32.to_be_bytes().as_slice(), &[INIT, 0, 0, 0, 3]].concat());
-        let version = (DOWN, [5u32.to_be_bytes().as_slice(), &[VERSION, 0, 0, 0, 3]].concat());
-        let removal = (UP, packet(REMOVE, 1, &[&text(b"/b")]));
-        let done = passed(&[init, version.clone(), removal.clone()]).unwrap();
-        assert_eq!((done[0].deed, done[0].fault.as_deref()), (Deed::Removed, Some("not answered")));
-        assert!(passed(&[version.clone(), version]).is_err());
-    }
-
-    #[test]
-    fn a_rename_and_a_removal_are_operations() {
-        let done = passed(&[
-            (UP, packet(RENAME, 1, &[&text(b"/a"), &text(b"/b")])),
-            (DOWN, packet(STATUS, 1, &[&[0; 4]])),
-            (UP, packet(REMOVE, 2, &[&text(b"/b")])),
-            (DOWN, packet(STATUS, 2, &[&3u32.to_be_bytes(), &text(b"denied")])),
-        ]);
-        let done = done.unwrap();
-        assert_eq!((done[0].deed, done[0].to.as_deref()), (Deed::Renamed, Some("/b")));
-        assert_eq!((done[1].deed, done[1].fault.is_some()), (Deed::Removed, true));
-    }
-}
+mod tests;

@@ -5,33 +5,61 @@
 //! A write that fails ends the tape, and [`Tape::failed`] tells whoever holds it; with [`Mode::BestEffort`] the session
 //! goes on and the ledger counts what is lost. A tape that ended is packed (see [`super::pack`]).
 
+mod writing;
+
 use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use keystore::Recording;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, broadcast, watch};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use super::format::{Header, Note, Record, Records, What};
-use super::frames::{Plain, Writer};
+use super::frames::Writer;
 use super::ledger::{ChannelSummary, Kept, Ledger};
 use super::message::{ChannelMessage, Direction};
 use super::operations::Operation;
-use super::pack::pack;
 use super::summary::{SessionEnd, SessionStatus, Summary};
-use super::tapes::{TapeError, write_beside};
+use super::tapes::TapeError;
+use writing::{Batch, write};
 
 /// What happens to a session whose tape can no longer be written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Mode {
     /// It ends.
     #[default]
     Strict,
     /// It goes on; the ledger says what is lost.
     BestEffort,
+}
+
+impl Mode {
+    /// Its name, as people type it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Strict => Recording::Strict.as_str(),
+            Self::BestEffort => Recording::BestEffort.as_str(),
+        }
+    }
+
+    pub(super) fn is_strict(&self) -> bool {
+        *self == Self::Strict
+    }
+}
+
+impl From<Recording> for Mode {
+    fn from(said: Recording) -> Self {
+        match said {
+            Recording::Strict => Self::Strict,
+            Recording::BestEffort => Self::BestEffort,
+        }
+    }
 }
 
 /// A running tape. Clones write to the same tape; when the last one is dropped unsealed, it ends as killed.
@@ -82,8 +110,10 @@ pub(super) struct Files {
 /// How much a tape keeps, and what if it cannot.
 #[derive(Debug, Clone, Copy)]
 pub struct Terms {
-    /// Bytes kept of a channel without a terminal.
+    /// Bytes kept each way of a channel without a terminal.
     pub limit: u64,
+    /// What is typed at a terminal is kept too, once the terminal showed it.
+    pub typed: bool,
     /// What happens to a session whose tape can no longer be written.
     pub mode: Mode,
 }
@@ -108,6 +138,8 @@ struct State {
 
 /// Starts a tape on `writer`; the task that writes it runs until it is sealed.
 pub(super) fn start(header: Header, writer: Writer, files: Files, terms: Terms) -> (Tape, Arc<Deck>) {
+    let mut ledger = Ledger::new(terms.limit);
+    ledger.keeps_typed = terms.typed;
     let state = State {
         pending: Records::default(),
         full: Vec::new(),
@@ -116,7 +148,7 @@ pub(super) fn start(header: Header, writer: Writer, files: Files, terms: Terms) 
         latest: 0,
         operations: VecDeque::new(),
         in_flight: 0,
-        ledger: Ledger::new(terms.limit),
+        ledger,
         counted: BTreeSet::new(),
         failed: None,
         end: None,
@@ -375,6 +407,10 @@ impl Deck {
         let kept = state.ledger.observe(channel, direction, message);
         let millis = self.millis();
         self.note_operations(&mut state, channel, millis);
+        for line in state.ledger.typed(channel) {
+            let typed = Record { millis, channel, what: What::Input, payload: Vec::new() };
+            self.append(&mut state, typed, &line);
+        }
         let (what, payload) = match (kept, direction, message) {
             (Kept::Count, ..) => {
                 state.counted.insert(channel);
@@ -445,131 +481,6 @@ impl State {
     /// Bytes that wait to be written.
     fn unsynced(&self) -> usize {
         self.full.iter().map(Records::len).sum::<usize>() + self.pending.len()
-    }
-}
-
-/// What is written next: a frame for each of the records.
-struct Batch {
-    records: Vec<Records>,
-    /// It is the last.
-    end: Option<(SessionEnd, Timestamp)>,
-}
-
-/// Writes frames until the tape ends, then the summary.
-async fn write(deck: Arc<Deck>, mut writer: Writer) {
-    loop {
-        deck.wake.notified().await;
-        // A little patience makes one sync of many messages. A full buffer or the end cuts it short.
-        drop(tokio::time::timeout(INTERVAL, deck.now.notified()).await);
-        let Batch { records, end } = deck.batch();
-        let count: u64 = records.iter().map(|records| records.count).sum();
-        if count == 0 {
-            continue;
-        }
-        let last = end.is_some();
-        let written = tokio::task::spawn_blocking(move || {
-            let frames = records.len();
-            let each = records.iter().enumerate();
-            let mut each = each.map(|(at, records)| Plain { records, last: last && at + 1 == frames });
-            let written = each.try_for_each(|plain| writer.frame(&plain));
-            if written.is_err() {
-                // The digest then covers the file as it is; if even this fails, verification will say so.
-                if let Err(error) = writer.cut_back() {
-                    tracing::error!(%error, "tape.cut_back_failed");
-                }
-            }
-            (writer, written)
-        });
-        let failure = match written.await {
-            Ok((back, written)) => {
-                writer = back;
-                written.err().map(|e| e.to_string())
-            }
-            Err(lost) => {
-                deck.fail(&lost.to_string());
-                return;
-            }
-        };
-        match &failure {
-            None => {
-                deck.lock().in_flight = 0;
-                deck.room.notify_waiters();
-                deck.synced.send_modify(|synced| *synced += count);
-            }
-            Some(why) => deck.fail(why),
-        }
-        if failure.is_some() || last {
-            let whole = failure.is_none();
-            let digest = if whole { packed(&deck, &writer).await } else { writer.digest() };
-            return finish(&deck, digest, (end, failure)).await;
-        }
-    }
-}
-
-/// Packs the tape that has ended; if that fails, it stays as it is. Returns its digest.
-async fn packed(deck: &Arc<Deck>, writer: &Writer) -> String {
-    let (digest, length) = (writer.digest(), writer.length());
-    let deck = Arc::clone(deck);
-    match tokio::task::spawn_blocking(move || pack(&deck.header, &deck.files, length)).await {
-        Ok(Ok(Some(digest))) => digest,
-        Ok(Ok(None)) => digest,
-        Ok(Err(error)) => {
-            tracing::warn!(%error, "tape.not_packed");
-            digest
-        }
-        Err(error) => {
-            tracing::error!(%error, "tape.not_packed");
-            digest
-        }
-    }
-}
-
-/// Waits for the end if the tape failed before it, and writes the summary. A tape that failed has no end: its session
-/// counts as killed, however it ended, or verification would take it for one whose end was cut off.
-async fn finish(
-    deck: &Deck,
-    digest: String,
-    (end, failure): (Option<(SessionEnd, Timestamp)>, Option<String>),
-) {
-    let (mut end, at) = loop {
-        match end.clone().or_else(|| deck.lock().end.clone()) {
-            Some(end) => break end,
-            None => deck.wake.notified().await,
-        }
-    };
-    if let Some(why) = failure
-        && end.status != SessionStatus::Killed
-    {
-        let reason = Some(format!("recording failed: {why}"));
-        end = SessionEnd { status: SessionStatus::Killed, reason };
-    }
-    let mut summary = Summary::of(deck.header.clone(), deck.lock().ledger.summaries());
-    summary.ended_at = Some(at);
-    summary.status = end.status;
-    summary.reason = end.reason;
-    summary.digest = Some(digest);
-    let mut written = written_beside(deck, &summary).await;
-    deck.ended.send_replace(Some(summary.clone()));
-    // On a full disk the summary waits here for room, and is told from memory; if the daemon ends first, it is made again
-    // at the next start, from the tape.
-    while !written {
-        tokio::time::sleep(INTERVAL).await;
-        written = written_beside(deck, &summary).await;
-    }
-}
-
-async fn written_beside(deck: &Deck, summary: &Summary) -> bool {
-    let (summary, file) = (summary.clone(), deck.files.summary.clone());
-    match tokio::task::spawn_blocking(move || write_beside(&file, &summary)).await {
-        Ok(Ok(())) => true,
-        Ok(Err(error)) => {
-            tracing::debug!(%error, "tape.summary_waits");
-            false
-        }
-        Err(error) => {
-            tracing::error!(%error, "tape.summary_failed");
-            true
-        }
     }
 }
 

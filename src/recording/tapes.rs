@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use arc_swap::ArcSwap;
 use data_encoding::HEXLOWER;
 use jiff::Timestamp;
+use keystore::Recording;
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
@@ -140,7 +141,7 @@ impl Tapes {
 
     /// A directory, or a copy of one, to read from: nothing in it is changed.
     pub fn inspect(dir: &Path, keys: TapeKeys) -> Self {
-        let kept = Kept::swappable(keys, Terms { limit: 0, mode: Mode::Strict });
+        let kept = Kept::swappable(keys, Terms { limit: 0, typed: false, mode: Mode::Strict });
         Self { dir: dir.to_owned(), kept, live: Mutex::default() }
     }
 
@@ -167,9 +168,15 @@ impl Tapes {
             source_ip: authorized.source().ip().to_string(),
             key: authorized.key().to_owned(),
             started_at: now,
+            recording: self.mode_for(authorized.recording()),
             packed: false,
         };
         self.begin(header, id).await
+    }
+
+    /// What happens to a session whose tape can no longer be written, if the rules say this of it.
+    pub fn mode_for(&self, said: Option<Recording>) -> Mode {
+        said.map_or(self.kept.load().terms.mode, Mode::from)
     }
 
     pub(super) async fn begin(&self, header: Header, id: SessionId) -> Result<Tape, TapeError> {
@@ -193,7 +200,8 @@ impl Tapes {
             start().inspect_err(|_| drop(undo.map(fs::remove_file)))
         });
         let writer = writer.await.map_err(|e| TapeError::Failed(e.to_string()))??;
-        let (tape, deck) = start(header, writer, files, kept.terms);
+        let terms = Terms { mode: header.recording, ..kept.terms };
+        let (tape, deck) = start(header, writer, files, terms);
         let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
         live.retain(|_, deck| deck.strong_count() > 0);
         live.insert(id, Arc::downgrade(&deck));

@@ -9,6 +9,7 @@ use super::tape::{Files, start};
 use super::*;
 
 mod hostile;
+mod smuggled;
 
 fn header(id: SessionId) -> Header {
     Header {
@@ -19,6 +20,7 @@ fn header(id: SessionId) -> Header {
         source_ip: "192.0.2.7".to_owned(),
         key: "SHA256:x".to_owned(),
         started_at: Timestamp::UNIX_EPOCH,
+        recording: Mode::Strict,
         packed: false,
     }
 }
@@ -36,7 +38,7 @@ fn pty() -> ChannelMessage {
     ChannelMessage::Pty { term, cols: 100, rows: 30, px_width: 0, px_height: 0, modes }
 }
 
-const TERMS: Terms = Terms { limit: 1000, mode: Mode::Strict };
+const TERMS: Terms = Terms { limit: 1000, typed: false, mode: Mode::Strict };
 
 /// All records of a tape.
 fn records(tapes: &Tapes, id: SessionId) -> Vec<Record> {

@@ -62,6 +62,9 @@ impl Telling {
                 if let Some((direction, message)) = what.message(&record.payload) {
                     self.ledger.observe(record.channel, direction, &message);
                     drop(self.ledger.operations(record.channel));
+                    if *what == What::Input {
+                        self.ledger.typed_kept(record.channel, record.payload.len() as u64);
+                    }
                 }
             }
         }

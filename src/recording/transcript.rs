@@ -98,6 +98,8 @@ impl Transcript {
             }
             What::Output => self.stream(record, Source::Output, done),
             What::Stderr => self.stream(record, Source::Stderr, done),
+            // What was typed at a screen is what the screen shows.
+            What::Input if self.screens.contains_key(&channel) => {}
             What::Input => self.stream(record, Source::Input, done),
             What::Closed(_) => self.close(channel, done),
             _ => {}

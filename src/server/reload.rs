@@ -70,7 +70,7 @@ pub(super) fn kept(config: &Config) -> Result<(TapeKeys, recording::Terms), Tape
         config::Mode::Strict => recording::Mode::Strict,
         config::Mode::BestEffort => recording::Mode::BestEffort,
     };
-    Ok((keys, recording::Terms { limit: terms.capture_limit_bytes, mode }))
+    Ok((keys, recording::Terms { limit: terms.capture_limit_bytes, typed: terms.input, mode }))
 }
 
 /// How many strangers are borne.

@@ -14,7 +14,7 @@ use crate::audit::{Event, SessionFacts};
 use crate::auth::Authenticated;
 use crate::egress::{self, EgressError, FromInstance, Proofs, ToInstance, Upstream};
 use crate::policy::Authorized;
-use crate::recording::{ChannelSummary, Deed, Operation, SessionEnd, SessionId, SessionStatus, Tape};
+use crate::recording::{ChannelSummary, Deed, Mode, Operation, SessionEnd, SessionId, SessionStatus, Tape};
 
 /// Where the caller wants to go.
 #[derive(Debug, Clone)]
@@ -158,7 +158,11 @@ async fn begin(
         }
     };
     let id = id.to_string();
-    let opened = Event::SessionOpened { facts: facts(&authorized, &id), rules: authorized.rules().to_vec() };
+    let opened = Event::SessionOpened {
+        facts: facts(&authorized, &id),
+        rules: authorized.rules().to_vec(),
+        recording: (tape.mode() == Mode::BestEffort).then(|| "best_effort".to_owned()),
+    };
     let allowed = access_allowed(&authorized, &id);
     // One sync for both: the first is queued before the second.
     let (allowed, opened) = tokio::join!(house.trail.append(allowed, now), house.trail.append(opened, now));
@@ -251,10 +255,12 @@ impl Ongoing {
     pub(super) async fn operated(&self, operation: Operation) {
         let (user, session) = (self.authorized.user().to_string(), self.id.clone());
         let instance = self.instance().to_owned();
-        let Operation { deed, path, bytes, sha256, .. } = operation;
+        let Operation { deed, path, bytes, sha256, stream_sha256, .. } = operation;
         let event = match deed {
-            Deed::Read => Event::FileRead { user, session, instance, path, bytes, sha256 },
-            Deed::Written => Event::FileWritten { user, session, instance, path, bytes, sha256 },
+            Deed::Read => Event::FileRead { user, session, instance, path, bytes, sha256, stream_sha256 },
+            Deed::Written => {
+                Event::FileWritten { user, session, instance, path, bytes, sha256, stream_sha256 }
+            }
             _ => return,
         };
         self.note(event).await;

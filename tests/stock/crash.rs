@@ -260,3 +260,67 @@ fn no_kill_9_leaves_a_change_without_its_event() {
     }
     rig.ok(&["logs", "verify"]);
 }
+
+#[test]
+fn a_best_effort_rule_lets_a_session_outlive_its_recording_and_a_strict_neighbour_ends() {
+    let mut rig = Rig::with_alice();
+    rig.add_user("bob");
+    let login = rig.login.clone();
+    let allow = |user: &str, more: &[&str]| {
+        let rule = ["access", "allow", "--user", user, "--instance", "db-1", "--login", &login];
+        rig.run(&[rule.as_slice(), more].concat()).status.code()
+    };
+    assert_eq!(allow("bob", &["--recording", "loose"]), Some(2));
+    assert_eq!(allow("bob", &["--recording", "best-effort"]), Some(0));
+    let deny = ["access", "deny", "--user", "bob", "--instance", "db-1", "--login", &login];
+    assert_eq!(rig.run(&[deny.as_slice(), &["--recording", "strict"]].concat()).status.code(), Some(2));
+    let listed = rig.ok(&["access", "list"]);
+    assert!(listed.contains("best-effort") && listed.contains("default"), "{listed}");
+    let explained = |user: &str| rig.ok(&["access", "explain", user, &format!("{login}@db-1")]);
+    assert!(explained("bob").contains("recording best-effort"), "{}", explained("bob"));
+    assert!(explained("alice").contains("recording strict"), "{}", explained("alice"));
+    // Of several rules the strictest counts.
+    assert_eq!(allow("bob", &["--recording", "strict", "--can", "exec"]), Some(0));
+    assert!(explained("bob").contains("recording strict"));
+    rig.ok(&["access", "remove", "R3"]);
+    rig.kill_9();
+
+    let tapes = rig.path("bastion/state/tapes");
+    fs::create_dir_all(&tapes).unwrap();
+    let Some(disk) = SmallDisk::mount(tapes, "1m") else {
+        eprintln!("skipped: only root can mount the small disk that this test fills");
+        return;
+    };
+    rig.serve();
+    let mut strict = rig.client("ssh", "alice");
+    strict.args(["db-1", "cat"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut strict = strict.stderr(Stdio::piped()).spawn().unwrap();
+    wait_for("the strict session", || {
+        rig.json(&["sessions", "list", "--live"])[0]["channels"][0]["kind"] == "exec"
+    });
+    let loud = rig.ssh("bob", "head -c 8000000 /dev/urandom; echo the end");
+    assert!(loud.status.success() && loud.stdout.ends_with(b"the end\n") && loud.stdout.len() == 8_000_008);
+    let mut random = vec![0; 400_000];
+    std::io::Read::read_exact(&mut fs::File::open("/dev/urandom").unwrap(), &mut random).unwrap();
+    // It may end while it is written to.
+    std::io::Write::write_all(strict.stdin.as_mut().unwrap(), &random).ok();
+    let told = text(strict.wait_with_output().unwrap().stderr);
+    assert!(told.contains("Recording failed, so your session cannot go on."), "{told}");
+    let failed = rig.events("recording_failed");
+    let mut users: Vec<_> = failed.iter().map(|event| event["user"].as_str().unwrap()).collect();
+    users.sort_unstable();
+    assert_eq!(users, ["alice", "bob"]);
+    let opened = rig.events("session_opened");
+    let terms = |user: &str| opened.iter().find(|e| e["user"] == user).unwrap()["recording"].clone();
+    assert_eq!((terms("bob").as_str(), terms("alice").as_str()), (Some("best_effort"), None));
+    let sessions = rig.json(&["sessions", "list", "--user", "bob"]);
+    let (session, channel) = (&sessions[0], &sessions[0]["channels"][0]);
+    assert_eq!(
+        (session["recording"].as_str(), channel["capture"].as_str()),
+        (Some("best_effort"), Some("none"))
+    );
+    assert!(channel["reason"].as_str().unwrap().contains("recording failed"), "{channel}");
+    assert!(rig.ok(&["sessions", "show", session["id"].as_str().unwrap()]).contains("best-effort"));
+    rig.kill_9();
+    drop(disk);
+}

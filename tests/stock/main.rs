@@ -31,4 +31,5 @@ mod reload;
 mod reports;
 mod rig;
 mod rotation;
+mod smuggling;
 mod unasked;

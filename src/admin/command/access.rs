@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use keystore::{Capability, InstanceName, Login, Role, UserName};
+use keystore::{Capability, InstanceName, Login, Recording, Role, UserName};
 use serde::{Deserialize, Serialize};
 
 use crate::admin::words::{Destination, Label, Network, When};
@@ -83,4 +83,7 @@ pub struct RuleTerms {
     /// When the rule ends: a date, RFC 3339 time, or from now: 12h
     #[arg(long)]
     pub expires: Option<When>,
+    /// If recording fails, a session ends (strict) or goes on (best-effort); default: as configured
+    #[arg(long)]
+    pub recording: Option<Recording>,
 }
