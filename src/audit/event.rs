@@ -519,6 +519,20 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         at_start: Vec<String>,
     },
+    /// The file of heads was not there, and begins with the next checkpoint. A second time: somebody removed it.
+    HeadFileBegun {
+        /// Where it lies.
+        file: String,
+    },
+    /// The disk of the state directory fills: told once at each crossing, and when the trail lives on its reserve.
+    DiskLow {
+        /// Hundredths that are taken.
+        percent_used: u64,
+        /// Bytes that may still be written.
+        bytes_left: u64,
+        /// Whether the trail's reserve is still there.
+        reserve: bool,
+    },
     /// The chain up to `through` was signed.
     CheckpointSigned {
         /// Sequence number of the last event it covers.

@@ -70,5 +70,4 @@ pub(super) fn read(file: &Path, key: &PublicKey) -> Result<Vec<(u64, String)>, F
     Ok(heads)
 }
 
-const GONE: &str =
-    "the file of heads is gone; one that was configured only now comes with the next checkpoint";
+const GONE: &str = "the file of heads is gone; the daemon begins one at its start";

@@ -168,6 +168,17 @@ impl Trail {
         Ok(journal::renew_reserve(&journal_dir(&self.dir), self.keeping.reserve_bytes)?)
     }
 
+    /// Begins the file of heads, if one is configured and not there: says so, and signs the chain at once.
+    ///
+    /// # Errors
+    /// As [`Trail::checkpoint`].
+    pub async fn begin_heads(&self, now: Timestamp) -> Result<(), AuditError> {
+        let Some(file) = self.keeping.head_file.clone().filter(|file| !file.exists()) else { return Ok(()) };
+        tracing::warn!(file = %file.display(), "audit.head_file_begun");
+        self.append(Event::HeadFileBegun { file: file.display().to_string() }, now).await?;
+        self.checkpoint(now).await.map(drop)
+    }
+
     /// Follows the trail from its beginning; at its end, ask again for what was appended since.
     pub fn follow(&self) -> Follow {
         Follow(journal::read(&journal_dir(&self.dir)))

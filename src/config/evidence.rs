@@ -41,13 +41,15 @@ pub struct Audit {
     pub checkpoint_events: u64,
     /// Each signed head is also appended here: a file on another disk, where whoever rewrites this one does not look.
     pub head_file: Option<PathBuf>,
+    /// Hundredths of the disk that are taken when `status` and an event warn.
+    pub disk_warn_percent: u64,
     /// Megabytes set aside so that the trail can go on when the disk is full.
     pub reserve_mb: u64,
 }
 
 impl Default for Audit {
     fn default() -> Self {
-        Self { checkpoint_events: 1000, head_file: None, reserve_mb: 16 }
+        Self { checkpoint_events: 1000, head_file: None, disk_warn_percent: 80, reserve_mb: 16 }
     }
 }
 

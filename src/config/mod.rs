@@ -202,6 +202,7 @@ impl Raw {
         self.keys.check(self.key_max_age_days).map_err(|(key, what)| source.fault(key, what))?;
         self.mfa.check().map_err(|(key, what)| source.fault(key, what))?;
         within("audit.checkpoint_events", self.audit.checkpoint_events, 1..=1_000_000)?;
+        within("audit.disk_warn_percent", self.audit.disk_warn_percent, 1..=99)?;
         within("audit.reserve_mb", self.audit.reserve_mb, 0..=4096)?;
         within("drain_secs", self.drain_secs, 0..=86_400)?;
         if self.login.login_secs < self.login.key_secs {

@@ -126,6 +126,7 @@ async fn open(config: Config) -> Result<House, ServeError> {
     for tape in untold.map_err(during("recovering the recordings"))? {
         note(&house, ended(tape)).await?;
     }
+    house.trail.begin_heads(Timestamp::now()).await.map_err(during("beginning the file of heads"))?;
     Ok(house)
 }
 

@@ -6,14 +6,16 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
-use crate::recording::disk_left;
+use crate::audit::Event;
+use crate::recording::{Room, disk_left};
 use crate::session::House;
 
 /// Keeps until `stop`. Run it as one task of the daemon.
 pub(super) async fn keep(house: Arc<House>, stop: CancellationToken) {
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let (mut signed_at, mut ticks, mut warned) = (Timestamp::now(), 0u64, false);
+    let (mut signed_at, mut ticks) = (Timestamp::now(), 0u64);
+    let mut alarm = Alarm::new(house.config().audit.disk_warn_percent);
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -31,37 +33,69 @@ pub(super) async fn keep(house: Arc<House>, stop: CancellationToken) {
         }
         ticks += 1;
         if ticks % DISK_EVERY == 1 {
-            warned = disk(&house, warned).await;
+            disk(&house, &mut alarm).await;
         }
     }
 }
 
-/// Looks at the disk; says once that it fills.
-async fn disk(house: &Arc<House>, warned: bool) -> bool {
+/// Looks at the disk; says once at each crossing that it fills.
+async fn disk(house: &Arc<House>, alarm: &mut Alarm) {
     let (trail, dir) = (Arc::clone(&house.trail), house.config().state_dir.clone());
     let looked = tokio::task::spawn_blocking(move || {
         let room = disk_left(&dir)?;
-        if let Err(error) = trail.renew_reserve(room.bytes) {
+        let reserve = trail.renew_reserve(room.bytes).unwrap_or_else(|error| {
             tracing::error!(%error, "audit.reserve_failed");
-        }
-        Ok::<_, std::io::Error>(room)
+            trail.has_reserve()
+        });
+        Ok::<_, std::io::Error>((room, reserve))
     });
-    match looked.await {
-        Ok(Ok(room)) if room.percent_used >= FULL_FROM => {
-            if !warned {
-                tracing::warn!(percent = room.percent_used, bytes_left = room.bytes, "disk.filling");
+    let fault = match looked.await {
+        Ok(Ok((room, reserve))) => {
+            let Some(event) = alarm.hears(room, reserve) else { return };
+            tracing::warn!(percent = room.percent_used, bytes_left = room.bytes, reserve, "disk.low");
+            match house.trail.append(event, Timestamp::now()).await {
+                Ok(_receipt) => return,
+                Err(error) => error.to_string(),
             }
-            true
         }
-        Ok(Ok(_)) => false,
-        Ok(Err(error)) => {
-            tracing::error!(%error, "disk.unknown");
-            warned
-        }
-        Err(error) => {
-            tracing::error!(%error, "disk.unknown");
-            warned
-        }
+        Ok(Err(error)) => error.to_string(),
+        Err(error) => error.to_string(),
+    };
+    tracing::error!(%fault, "disk.not_told");
+}
+
+/// Whether the disk is low, and who knows.
+struct Alarm {
+    /// Hundredths of the disk that are taken when it is low.
+    from: u64,
+    level: Level,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Level {
+    Fine,
+    Low,
+    /// Even the trail's reserve is used up.
+    Spent,
+}
+
+impl Alarm {
+    fn new(from: u64) -> Self {
+        Self { from, level: Level::Fine }
+    }
+
+    /// The event, where things got worse.
+    fn hears(&mut self, room: Room, reserve: bool) -> Option<Event> {
+        let low = room.percent_used >= self.from;
+        // A disk that goes up and down around the mark is told once.
+        let still = self.level == Level::Low && room.percent_used + SLACK >= self.from;
+        let level = match (reserve, low || still) {
+            (false, _) => Level::Spent,
+            (true, true) => Level::Low,
+            (true, false) => Level::Fine,
+        };
+        let worse = level > std::mem::replace(&mut self.level, level);
+        worse.then_some(Event::DiskLow { percent_used: room.percent_used, bytes_left: room.bytes, reserve })
     }
 }
 
@@ -69,5 +103,34 @@ const TICK: Duration = Duration::from_secs(1);
 const HOUR: i64 = 3600;
 /// Ticks between looks at the disk.
 const DISK_EVERY: u64 = 30;
-/// Hundredths of the disk that are taken when a warning is due.
-const FULL_FROM: u64 = 80;
+/// Hundredths by which the disk must be better before it is low again.
+const SLACK: u64 = 2;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(figures: &[(u64, bool)]) -> Vec<u64> {
+        let mut alarm = Alarm::new(80);
+        let heard = figures.iter().filter_map(|(percent_used, reserve)| {
+            alarm.hears(Room { bytes: 5, size: 100, percent_used: *percent_used }, *reserve)
+        });
+        let percent = |event| match event {
+            Event::DiskLow { percent_used, .. } => percent_used,
+            other => panic!("{other:?}"),
+        };
+        heard.map(percent).collect()
+    }
+
+    #[test]
+    fn a_disk_that_fills_is_told_once_at_each_crossing() {
+        assert_eq!(told(&[(79, true), (80, true), (95, true), (79, true), (81, true)]), [80]);
+        assert_eq!(told(&[(80, true), (60, true), (85, true)]), [80, 85]);
+        assert_eq!(told(&[(99, true), (100, false), (100, false), (99, true), (100, false)]), [99, 100, 100]);
+    }
+
+    #[test]
+    fn a_disk_with_room_is_not_told() {
+        assert_eq!(told(&[(0, true), (79, true), (78, true)]), [] as [u64; 0]);
+    }
+}

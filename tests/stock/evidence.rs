@@ -1,5 +1,6 @@
 //! The red team: whatever is edited, cut, swapped, removed or rolled back is named, exit code 10. And what a crash loses.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -195,6 +196,27 @@ fn every_file_that_is_rolled_back_is_named_and_the_whole_state_against_its_heads
 }
 
 #[test]
+fn a_file_of_heads_begins_at_the_start_and_its_removal_is_told() {
+    let mut rig = Rig::with_alice();
+    rig.stop();
+    let (config, heads) = (rig.path("bastion/keyward.toml"), rig.path("heads"));
+    // The disk of any machine is fuller than this.
+    let more = format!("\n[audit]\nhead_file = {heads:?}\ndisk_warn_percent = 1\n");
+    fs::write(&config, fs::read_to_string(&config).unwrap() + &more).unwrap();
+    rig.serve();
+    assert!(rig.run(&["logs", "verify"]).status.success(), "whole at once");
+    crate::rig::wait_for("the alarm", || rig.events("disk_low").len() == 1);
+    assert!(rig.ok(&["status"]).contains("WARNING: the disk is "));
+    fs::remove_file(&heads).unwrap();
+    assert_eq!(rig.run(&["logs", "verify"]).status.code(), Some(10), "gone");
+    rig.stop();
+    fs::remove_file(&heads).unwrap();
+    rig.serve();
+    assert!(rig.run(&["logs", "verify"]).status.success());
+    assert_eq!(rig.events("head_file_begun").len(), 2, "the trail tells that it began twice");
+}
+
+#[test]
 fn a_folder_that_was_written_anew_with_a_signer_of_its_own_is_caught() {
     let scene = scene();
     let other = Rig::with_alice();
@@ -244,46 +266,84 @@ fn a_checkpoint_is_proved_with_openssh_alone() {
     assert!(proved.status.success(), "{}", text(proved.stderr));
 }
 
-/// `KEYWARD_KILLS` rounds; the 200 take a quarter of an hour.
+/// `KEYWARD_KILLS` rounds, each with a session, an upload, changes by an admin and checkpoints under way.
 #[test]
 fn a_kill_at_any_moment_loses_no_more_than_the_bound_and_says_so() {
-    let rounds = std::env::var("KEYWARD_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(8u64);
-    let mut rig = Rig::with_alice();
-    let mut most = 0;
+    let rounds = std::env::var("KEYWARD_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(16u64);
+    let mut rig =
+        Rig::with_alice_and("[mfa]\nremember = \"1h\"\n[audit]\ncheckpoint_events = 3\nreserve_mb = 1\n");
+    // The code is asked for once.
+    rig.ssh("alice", "true");
+    crate::rig::write(&rig.path("up"), 3_000_000);
+    let (mut most, mut known) = (0, BTreeSet::new());
     for round in 0..rounds {
-        if round % 8 == 7 {
-            rig.recover("alice");
-        }
         let out = rig.path("seen");
         let mut live = rig.client("ssh", "alice");
         let live = live.args(["db-1", "while seq 1 50; do sleep 0.01; done"]);
         let live = live.stdout(fs::File::create(&out).unwrap()).stderr(Stdio::null());
         let mut live = live.spawn().unwrap();
         crate::rig::wait_for("output", || fs::metadata(&out).unwrap().len() > 0);
-        std::thread::sleep(Duration::from_millis(37 * round * round % 611));
+        let mut copy = rig.client("scp", "alice");
+        copy.args(["-q", if round % 2 == 0 { "-O" } else { "-s" }]).arg(rig.path("up"));
+        let copy = copy.arg(format!("db-1:{}", rig.path("there").display())).stderr(Stdio::null());
+        let mut copy = copy.spawn().unwrap();
+        let admin = (0..).map(|n| {
+            let name = format!("u{round}-{n}");
+            (rig.keyward(&["users", "add", &name]), name)
+        });
+        let admin: Vec<_> = admin.take(40).collect();
+        let admin = std::thread::spawn(move || {
+            let done = admin.into_iter().map_while(|(mut add, name)| {
+                add.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success().then_some(name)
+            });
+            done.collect::<Vec<_>>()
+        });
+        let mut moment = [0; 2];
+        std::io::Read::read_exact(&mut fs::File::open("/dev/urandom").unwrap(), &mut moment).unwrap();
+        std::thread::sleep(Duration::from_millis(u64::from(u16::from_le_bytes(moment)) % 700));
         rig.kill_9();
         live.wait().unwrap();
+        copy.wait().unwrap();
+        let added = admin.join().unwrap();
         rig.serve();
-        let sessions = rig.json(&["sessions", "list"]);
-        let session = sessions.as_array().unwrap().last().unwrap();
-        assert_eq!(session["status"], "truncated");
-        let id = session["id"].as_str().unwrap();
-        let seen = fs::read(&out).unwrap();
-        let kept = session["channels"][0]["captured_bytes"].as_u64().unwrap_or(0);
-        let lost = (seen.len() as u64).saturating_sub(kept);
-        most = most.max(lost);
-        assert!(lost <= 64 << 10, "round {round}: {lost} of {} bytes lost", seen.len());
-        let cast = rig.ok(&["sessions", "play", id, "--speed", "1000"]).replace("\r\n", "\n");
-        let same = cast.len().min(seen.len());
-        assert!(
-            cast.as_bytes()[..same] == seen[..same],
-            "round {round}: what is on the tape is what was seen"
-        );
-        rig.ok(&["logs", "verify"]);
-        let gaps = rig.ok(&["sessions", "gaps"]);
-        assert!(gaps.contains(id) && gaps.contains("stopped in the middle"), "{gaps}");
+        most = most.max(checked(&rig, &mut known, &fs::read(&out).unwrap()));
+        let users = rig.json(&["users", "list"]);
+        let users: BTreeSet<_> =
+            users.as_array().unwrap().iter().map(|u| u["name"].as_str().unwrap()).collect();
+        // What was said to be done is done, whenever the kill came.
+        assert!(added.iter().all(|name| users.contains(name.as_str())), "round {round}: {added:?}");
     }
+    rig.stop();
+    let state = rig.path("bastion/state");
+    rig.ok(&["logs", "verify", "--state", state.to_str().unwrap()]);
     println!("{rounds} kills, at most {most} bytes lost");
+}
+
+/// After a kill: everything verifies, and of the session that was `seen` no more is lost than may be. Returns how much.
+fn checked(rig: &Rig, known: &mut BTreeSet<String>, seen: &[u8]) -> u64 {
+    rig.ok(&["logs", "verify"]);
+    let sessions = rig.json(&["sessions", "list"]);
+    let of = |session: &serde_json::Value| session["id"].as_str().unwrap().to_owned();
+    let sessions = sessions.as_array().unwrap();
+    let new: Vec<_> = sessions.iter().filter(|session| !known.contains(&of(session))).collect();
+    known.extend(sessions.iter().map(of));
+    let looped = |session: &serde_json::Value| {
+        session["channels"][0]["command"].as_str().is_some_and(|command| command.starts_with("while seq"))
+    };
+    let Some(session) = new.iter().find(|session| looped(session)) else {
+        panic!("the session that was seen is not there: {new:?}");
+    };
+    assert_eq!(session["status"], "truncated");
+    let kept = session["channels"][0]["captured_bytes"].as_u64().unwrap_or(0);
+    let lost = (seen.len() as u64).saturating_sub(kept);
+    assert!(lost <= 64 << 10, "{lost} of {} bytes lost", seen.len());
+    let id = of(session);
+    let cast = rig.ok(&["sessions", "play", &id, "--speed", "1000"]).replace("\r\n", "\n");
+    let same = cast.len().min(seen.len());
+    assert!(cast.as_bytes()[..same] == seen[..same], "what is on the tape is what was seen");
+    let gaps = rig.ok(&["sessions", "gaps"]);
+    assert!(gaps.contains(&id) && gaps.contains("stopped in the middle"), "{gaps}");
+    lost
 }
 
 /// On a disk of 48 MB: sessions end, the trail goes on. Needs root, who can make such a disk; elsewhere it is skipped.
