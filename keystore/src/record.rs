@@ -16,7 +16,7 @@ use crate::ssh::{HashAlg, PublicKey};
 
 mod factor;
 
-pub use factor::{Invitation, Remembered, SecondFactor};
+pub use factor::{Invitation, NextFactor, Remembered, SecondFactor};
 
 /// A record kept in the vault under `KIND/id`.
 pub trait Record: Serialize + serde::de::DeserializeOwned + Send + Sync + 'static {

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use clap::Parser;
 use futures_util::future::{BoxFuture, FutureExt};
 use jiff::Timestamp;
-use keystore::{KeyStatus, Role, UserKey};
+use keystore::{KeyStatus, Role, SecondFactor, UserKey};
 use tokio::sync::mpsc;
 
 use super::{
     Access, Caller, Chunk, Command, Fault, Instances, Logs, Output, Recording, Sessions, SshKeys, Visitor,
 };
 use super::{access, execute, keys};
-use crate::auth::Authenticated;
+use crate::auth::{Authenticated, mfa};
 use crate::policy::Facts;
 use crate::rotation::notice;
 use crate::session::{Ask, Desk, House, LoggedIn, still_in};
@@ -152,6 +152,8 @@ async fn page(house: &House, visitor: &Visitor, out: &mut Output) -> Result<(), 
         .filter_map(|key| notice(key, &config.keys, now, config.bastion()))
         .chain(owned.iter().filter(|k| k.status_at(now) == KeyStatus::Pending).map(|k| waits(k, bastion)))
         .collect();
+    let factor = house.vault.get::<SecondFactor>(visitor.user.as_str()).await?;
+    told.extend(factor.as_ref().and_then(mfa::clock_notice));
     told.push(String::new());
     if visitor.only_exchanges {
         told.push(keys::listed(&owned, &BTreeSet::new(), now, out.width()));

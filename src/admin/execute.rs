@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use super::{Access, Caller, Command, Fault, Instances, Mfa, Output, Sessions, SshKeys, Users, Visitor};
-use super::{access, instances, keys, logs, sessions, users};
+use super::{access, factors, instances, keys, logs, sessions, users};
 use crate::session::{House, LoggedIn, still_in};
 
 /// Carries out `command` and returns its exit code. What failed is written to `out`'s standard error.
@@ -63,6 +63,7 @@ pub fn permitted(caller: &Caller, command: &Command) -> Result<(), Fault> {
         Command::Sessions(Sessions::Kill { .. }) => false,
         Command::Sessions(_) => true,
         Command::Users(Users::List | Users::Show { .. })
+        | Command::Mfa(Mfa::List)
         | Command::SshKeys(SshKeys::List { .. } | SshKeys::Report { .. })
         | Command::Instances(Instances::List | Instances::Show { .. })
         | Command::Access(Access::List | Access::Review | Access::Audit | Access::Export { .. }) => true,
@@ -99,7 +100,7 @@ async fn dispatch(house: &House, caller: &Caller, command: Command, out: &mut Ou
         Command::Recording(command) => super::status::recording(house, caller, command, out).await,
         Command::Users(command) => users::users(house, caller, command, out).await,
         Command::SshKeys(command) => keys::run(house, caller, command, out).await,
-        Command::Mfa(command) => users::factors(house, caller, command, out).await,
+        Command::Mfa(command) => factors::run(house, caller, command, out).await,
         Command::Instances(command) => instances::run(house, caller, command, out).await,
         Command::Access(command) => access::run(house, caller, command, out).await,
         Command::Sessions(command) => sessions::run(house, caller, command, out).await,

@@ -9,6 +9,7 @@ mod blast;
 mod command;
 mod desk;
 mod execute;
+mod factors;
 mod findings;
 mod instances;
 mod keys;

@@ -55,7 +55,7 @@ pub(super) fn user_removed(caller: &Caller, user: &UserName) -> Event {
     Event::UserRemoved { user: user.to_string(), by: caller.name() }
 }
 pub(super) fn mfa_enrolled(caller: &Caller, user: &UserName) -> Event {
-    Event::MfaEnrolled { user: user.to_string(), by: Some(caller.name()) }
+    Event::MfaEnrolled { user: user.to_string(), by: Some(caller.name()), pending: true }
 }
 pub(super) fn recovery_codes_replaced(caller: &Caller, user: &UserName) -> Event {
     let what = Some("recovery codes".to_owned());

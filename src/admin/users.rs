@@ -1,4 +1,4 @@
-//! `users …` and `mfa …`.
+//! `users …`.
 //!
 //! Removing a user leaves nothing behind that a later user of the same name would inherit: keys are revoked, the
 //! second factor and the user's own rules go.
@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 
 use super::blast::{self, Whose};
 use super::render::{short_time, table};
-use super::{Caller, Fault, Kind, Mfa, Output, Users, access, keys, trail};
+use super::{Caller, Fault, Kind, Output, Users, access, factors, keys, trail};
 use crate::audit::Event;
-use crate::auth::{self, mfa};
+use crate::auth;
 use crate::session::House;
 
 pub(super) async fn users(
@@ -52,23 +52,21 @@ pub(super) async fn users(
                     format!("Added the service {name}. Next: keyward ssh-keys add --user {name} --file FILE")
                 }
             };
-            out.either(&shown(&user, now), next).await
+            out.either(&shown(&user, "none", now), next).await
         }
         Users::List => {
-            let users: Vec<User> = house.vault.list().await?;
-            let rows = users.iter().map(|user| row(user, now));
-            let text =
-                table(&["USER", "ROLES", "KIND", "STATE", "ADDED", "EXPIRES", "FROM"], rows, out.width());
-            out.either(&users.iter().map(|u| shown(u, now)).collect::<Vec<_>>(), text).await
+            let (users, held): (Vec<User>, Vec<SecondFactor>) =
+                (house.vault.list().await?, house.vault.list().await?);
+            let factor = |user: &User| factors::standing(held.iter().find(|f| f.user == user.name));
+            let text = table(&HEADER, users.iter().map(|user| row(user, factor(user), now)), out.width());
+            out.either(&users.iter().map(|u| shown(u, factor(u), now)).collect::<Vec<_>>(), text).await
         }
         Users::Show { name } => {
             let user = found(house, &name).await?;
-            let text = table(
-                &["USER", "ROLES", "KIND", "STATE", "ADDED", "EXPIRES", "FROM"],
-                [row(&user, now)],
-                out.width(),
-            );
-            out.either(&shown(&user, now), text).await
+            let factor = house.vault.get::<SecondFactor>(name.as_str()).await?;
+            let factor = factors::standing(factor.as_ref());
+            let text = table(&HEADER, [row(&user, factor, now)], out.width());
+            out.either(&shown(&user, factor, now), text).await
         }
         Users::Invite { name } => invite(house, caller, &name, out).await,
         Users::Suspend { name, reason } => {
@@ -81,7 +79,10 @@ pub(super) async fn users(
             trail::takes(house, trail::user_suspended(caller, &name, &reason), now, suspended).await?;
             out.note(format!("Suspended {name}. Undo: keyward users resume {name}")).await?;
             let touched = blast::touched(house, Whose::User(name.clone()), now).await?;
-            let value = json!({ "user": shown(&found(house, &name).await?, now), "touched": touched });
+            let user = found(house, &name).await?;
+            let factor = house.vault.get::<SecondFactor>(name.as_str()).await?;
+            let user = shown(&user, factors::standing(factor.as_ref()), now);
+            let value = json!({ "user": user, "touched": touched });
             out.either(&value, touched.told(out.width())).await
         }
         Users::Resume { name } => {
@@ -198,7 +199,7 @@ fn state(user: &User, now: Timestamp) -> &'static str {
     }
 }
 
-fn row(user: &User, now: Timestamp) -> Vec<String> {
+fn row(user: &User, factor: &str, now: Timestamp) -> Vec<String> {
     let roles = user.roles.iter().map(Role::as_str).collect::<Vec<_>>().join(",");
     let kind = if user.kind == UserKind::Human { "human" } else { "service" };
     let expires = user.expires_at.map_or_else(|| "-".to_owned(), short_time);
@@ -208,83 +209,20 @@ fn row(user: &User, now: Timestamp) -> Vec<String> {
         roles,
         kind.into(),
         state(user, now).into(),
+        if user.kind == UserKind::Human { factor.to_owned() } else { "-".to_owned() },
         short_time(user.added_at),
         expires,
         if user.from.is_empty() { "anywhere".to_owned() } else { from },
     ]
 }
 
-fn shown(user: &User, now: Timestamp) -> Value {
+fn shown(user: &User, factor: &str, now: Timestamp) -> Value {
     let mut value = json!(user);
     if let Some(fields) = value.as_object_mut() {
         fields.insert("status".to_owned(), state(user, now).into());
+        fields.insert("second_factor".to_owned(), factor.into());
     }
     value
 }
 
-pub(super) async fn factors(
-    house: &House,
-    caller: &Caller,
-    command: Mfa,
-    out: &mut Output,
-) -> Result<(), Fault> {
-    let now = Timestamp::now();
-    match command {
-        Mfa::Enroll { name } => {
-            if found(house, &name).await?.kind == UserKind::Service {
-                return Err(Fault::conflict(format!("{name} is a service: it logs in with its key alone")));
-            }
-            if house.vault.get::<SecondFactor>(name.as_str()).await?.is_some() {
-                let says = format!("{name} is enrolled already. To start over: keyward mfa reset {name}");
-                return Err(Fault::conflict(says));
-            }
-            let enrolled = async {
-                mfa::enroll(&house.vault, &name, now).await.map_err(|e| Fault::error(e.to_string()))
-            };
-            let enrolment =
-                trail::gives(house, vec![trail::mfa_enrolled(caller, &name)], now, enrolled).await?;
-            let value = json!({
-                "user": name, "secret": enrolment.secret_base32, "uri": enrolment.uri,
-                "recovery_codes": enrolment.recovery_codes,
-            });
-            let drawn = out.width().and_then(|_| enrolment.qr()).map(|qr| format!("{qr}\n\n"));
-            let mut text = drawn.unwrap_or_default();
-            text.push_str(&format!(
-                "Scan the code, or type the secret into an authenticator app:\n\n  secret  {}\n  uri     {}\n\n{}",
-                enrolment.secret_base32,
-                enrolment.uri,
-                recovery(&enrolment.recovery_codes)
-            ));
-            out.either(&value, text).await
-        }
-        Mfa::Reset { name } => {
-            enrolled(house, &name).await?;
-            let reset = async {
-                let reset = mfa::reset(&house.vault, &name).await.map_err(|e| Fault::error(e.to_string()));
-                let forgotten = auth::forget_user(&house.vault, &name).await;
-                reset.and(Ok(forgotten?))
-            };
-            trail::takes(house, trail::mfa_reset(caller, &name), now, reset).await?;
-            out.note(format!("{name} has no second factor now. Next: keyward users invite {name}")).await
-        }
-        Mfa::RecoveryCodes { name } => {
-            enrolled(house, &name).await?;
-            let replaced = async {
-                mfa::new_recovery_codes(&house.vault, &name).await.map_err(|e| Fault::error(e.to_string()))
-            };
-            let event = trail::recovery_codes_replaced(caller, &name);
-            let codes = trail::gives(house, vec![event], now, replaced).await?;
-            out.either(&json!({ "user": name, "recovery_codes": codes }), recovery(&codes)).await
-        }
-    }
-}
-
-async fn enrolled(house: &House, name: &UserName) -> Result<SecondFactor, Fault> {
-    found(house, name).await?;
-    let factor = house.vault.get::<SecondFactor>(name.as_str()).await?;
-    factor.ok_or_else(|| Fault::error(mfa::MfaError::NotEnrolled(name.clone()).to_string()))
-}
-
-fn recovery(codes: &[String]) -> String {
-    format!("Recovery codes, each good once; shown only now:\n\n  {}", codes.join("\n  "))
-}
+const HEADER: [&str; 8] = ["USER", "ROLES", "KIND", "STATE", "CODE", "ADDED", "EXPIRES", "FROM"];

@@ -53,6 +53,16 @@ pub enum Event {
         /// Who did it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         by: Option<String>,
+        /// It waits for its first code: [`Event::MfaConfirmed`].
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        pending: bool,
+    },
+    /// A login was completed with the first code of a second factor; one that it replaces is gone.
+    MfaConfirmed {
+        /// The user it is about.
+        user: String,
+        /// Where the peer came from.
+        source_ip: String,
     },
     /// A code was wrong or spent.
     MfaFailed {

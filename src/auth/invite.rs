@@ -108,7 +108,7 @@ impl KeyVerified {
             Ok(factor) => {
                 let Self { user, fingerprint, source, terms, .. } = self;
                 let by = Invited { user, source, terms, invitation: hash(code), voided: false };
-                Ok(Enrolling { by, fingerprint, key: None, factor })
+                Ok(Enrolling { by, fingerprint, key: None, factor, confirms: None })
             }
             Err(fault) => Err((self, fault)),
         }
@@ -180,7 +180,7 @@ impl Invited {
             Ok((held, factor)) => {
                 let fingerprint = UserKey::fingerprint_of(key);
                 let key = (!held).then(|| key.clone());
-                Ok(Enrolling { by: self, fingerprint, key, factor })
+                Ok(Enrolling { by: self, fingerprint, key, factor, confirms: None })
             }
             Err(fault) => Err((self, fault)),
         }
@@ -226,6 +226,8 @@ pub struct Enrolling {
     /// `None`: it is the user's already.
     key: Option<PublicKey>,
     factor: Factor,
+    /// As in [`Authenticated`].
+    confirms: Option<Timestamp>,
 }
 
 /// What confirms the enrolment.
@@ -275,8 +277,8 @@ impl Enrolling {
         }
         let judged = async {
             match &mut self.factor {
-                Factor::Held => mfa::spend(vault, &self.by.user, code, now).await?,
-                Factor::Fresh(fresh) => mfa::confirm(&mut fresh.0, code, now)?,
+                Factor::Held => self.confirms = mfa::spend(vault, &self.by.user, code, now).await?,
+                Factor::Fresh(fresh) => mfa::try_out(&mut fresh.0, code, now)?,
             }
             unbarred(vault, &self.by.user, now).await
         };
@@ -322,6 +324,7 @@ impl Enrolling {
             source: self.by.source,
             at: now,
             reach: Reach::Everything,
+            confirms: self.confirms,
         })
     }
 

@@ -178,7 +178,7 @@ impl KeyVerified {
             return Err((self, LoginFault::UserChanged));
         }
         match self.complete(vault, code, now).await {
-            Ok((user, reach)) => Ok(self.spent(user, reach, now)),
+            Ok((user, reach, confirms)) => Ok(Authenticated { confirms, ..self.spent(user, reach, now) }),
             Err(fault) => Err((self, fault)),
         }
     }
@@ -193,12 +193,18 @@ impl KeyVerified {
             source,
             at: now,
             reach,
+            confirms: None,
         }
     }
 
-    async fn complete(&self, vault: &Vault, code: &str, now: Timestamp) -> Result<(User, Reach), LoginFault> {
+    async fn complete(
+        &self,
+        vault: &Vault,
+        code: &str,
+        now: Timestamp,
+    ) -> Result<(User, Reach, Option<Timestamp>), LoginFault> {
         // RFC 6238 §5.2: an accepted code is spent. Persist first, then let the login through.
-        mfa::spend(vault, &self.user, code, now).await?;
+        let confirms = mfa::spend(vault, &self.user, code, now).await?;
         // For a pending key this is the proof that makes it active (`keystore::lifecycle`).
         let reach = vault
             .update(&self.fingerprint, |key: &mut UserKey| {
@@ -210,7 +216,7 @@ impl KeyVerified {
         let user = vault.get::<User>(self.user.as_str()).await?.ok_or(LoginFault::UnknownUser)?;
         match user.barred(now) {
             Some(why) => Err(LoginFault::Barred(why)),
-            None => Ok((user, reach)),
+            None => Ok((user, reach, confirms)),
         }
     }
 }
@@ -230,6 +236,8 @@ pub struct Authenticated {
     source: SocketAddr,
     at: Timestamp,
     reach: Reach,
+    /// It was made with the first code of the second factor that was enrolled then.
+    confirms: Option<Timestamp>,
 }
 
 /// How far a login goes.
@@ -264,6 +272,11 @@ impl Authenticated {
     /// When the login was complete.
     pub fn at(&self) -> Timestamp {
         self.at
+    }
+
+    /// Whether it was made with the first code of a second factor: then [`mfa::confirm`] it.
+    pub fn confirms(&self) -> bool {
+        self.confirms.is_some()
     }
 
     /// Whether it is a service, which has nothing to say to the bastion itself.
@@ -400,5 +413,7 @@ fn usable(key: &UserKey, user: &str, grace: i64, now: Timestamp) -> Result<Reach
     }
 }
 
+#[cfg(test)]
+mod factors;
 #[cfg(test)]
 mod tests;

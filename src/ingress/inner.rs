@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use keystore::{Capability, Instance, Login, UserKey};
+use keystore::{Capability, Instance, Login, SecondFactor, UserKey};
 use russh::server::{self, Auth, ChannelOpenHandle, Handle, Msg, PublicKeyOffer, Session, VerifiedPublicKey};
 use russh::{Channel, ChannelId, ChannelOpenFailure, Disconnect, MethodKind, MethodSet, Pty};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -18,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use super::forward::{self, Target};
 use super::reception::{FromUser, ToUser, apologise};
 use super::stream::{Deadlined, Phase};
-use crate::auth::Authenticated;
+use crate::auth::{Authenticated, mfa};
 use crate::config::InnerAuth;
 use crate::egress::Listen;
 use crate::recording::SessionId;
@@ -261,7 +261,11 @@ impl server::Handler for Inner {
         let jump = &self.shared.jump;
         let Ok(Some(key)) = jump.house.vault.get::<UserKey>(jump.caller.key()).await else { return Ok(None) };
         let config = jump.house.config();
-        Ok(notice(&key, &config.keys, Timestamp::now(), config.bastion()).map(|said| format!("{said}\n")))
+        let end = notice(&key, &config.keys, Timestamp::now(), config.bastion());
+        let factor = jump.house.vault.get::<SecondFactor>(jump.caller.user().as_str()).await.ok().flatten();
+        let clock = factor.as_ref().and_then(mfa::clock_notice);
+        let said: String = end.into_iter().chain(clock).map(|said| format!("{said}\n")).collect();
+        Ok((!said.is_empty()).then_some(said))
     }
 
     async fn auth_none(&mut self, user: &str) -> Result<Auth, russh::Error> {

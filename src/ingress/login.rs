@@ -21,7 +21,7 @@ use super::stream::Phase;
 use crate::audit::Event;
 use crate::auth::{
     Authenticated, Enrolling, Invited, KeyVerified, Knock, LoginFault, Unauthenticated, any_invited,
-    forget_key, looks_like_invitation, offered_key_known, remember,
+    forget_key, looks_like_invitation, mfa, offered_key_known, remember,
 };
 use crate::config::Config;
 use crate::guard::Admitted;
@@ -333,7 +333,7 @@ impl Gate {
         let by = format!("{user} (invited)");
         let (fresh, key) = (confirmed.is_new_factor(), confirmed.new_key());
         let added = key.map(|key| Event::SshKeyAdded { user: user.clone(), key, by: by.clone() });
-        let factor = fresh.then(|| Event::MfaEnrolled { user: user.clone(), by: Some(by) });
+        let factor = fresh.then(|| Event::MfaEnrolled { user: user.clone(), by: Some(by), pending: false });
         let events = added.into_iter().chain(factor).collect();
         let enrol = confirmed.enrol(&self.house.vault, now);
         let enrolled = match self.house.trail.ahead_of(events, now, enrol).await {
@@ -418,6 +418,9 @@ impl Gate {
         if self.locked_down() {
             return self.keep_out(caller.user().as_str(), since).await;
         }
+        if caller.confirms() && !self.confirm(&caller).await {
+            return self.refuse(since, self.first_methods()).await;
+        }
         let event = Event::SshLoginSucceeded {
             user: caller.user().to_string(),
             source_ip: self.source.ip().to_string(),
@@ -433,6 +436,18 @@ impl Gate {
         self.phase.logged_in();
         self.door = Door::Inside(Arc::new(caller));
         Auth::Accept
+    }
+
+    /// The second factor counts from its first code on, and the one it replaces no more.
+    async fn confirm(&self, caller: &Authenticated) -> bool {
+        let (user, source_ip) = (caller.user().to_string(), self.source.ip().to_string());
+        let event = Event::MfaConfirmed { user, source_ip };
+        let confirm = mfa::confirm(&self.house.vault, caller);
+        let confirmed = self.house.trail.ahead_of(vec![event], Timestamp::now(), confirm).await;
+        if let Err(error) = &confirmed {
+            tracing::error!(%error, "mfa.not_confirmed");
+        }
+        confirmed.is_ok()
     }
 
     /// A key at work in two places at once is perhaps in two hands: the trail says so, nobody is cut.

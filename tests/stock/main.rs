@@ -21,6 +21,7 @@ mod desk;
 mod destinations;
 mod enrolment;
 mod evidence;
+mod factors;
 mod flow;
 mod forward;
 mod interop;

@@ -25,6 +25,45 @@ pub struct SecondFactor {
     pub failures: u32,
     /// When the last wrong code came.
     pub failed_at: Option<Timestamp>,
+    /// No login was completed with one of its codes yet.
+    #[serde(default)]
+    pub pending: bool,
+    /// The one that takes its place once a login was completed with one of its codes.
+    #[serde(default)]
+    pub next: Option<Box<NextFactor>>,
+    /// How far the authenticator's clock was off when last seen, in seconds; ahead is positive. `None`: not to speak of.
+    #[serde(default)]
+    pub drift: Option<i64>,
+}
+
+/// A second factor that waits for its first code.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NextFactor {
+    /// As [`SecondFactor::secret`].
+    pub secret: Vec<u8>,
+    /// As [`SecondFactor::enrolled_at`].
+    pub enrolled_at: Timestamp,
+    /// As [`SecondFactor::spent_step`].
+    pub spent_step: Option<u64>,
+    /// As [`SecondFactor::recovery`]; they count once it does.
+    pub recovery: Vec<[u8; 32]>,
+}
+
+impl SecondFactor {
+    /// Where it stands, in a word: `pending`, `enrolled`, or `replacing` while the next one waits.
+    pub fn standing(&self) -> &'static str {
+        match (self.pending, &self.next) {
+            (true, _) => "pending",
+            (false, Some(_)) => "replacing",
+            (false, None) => "enrolled",
+        }
+    }
+}
+
+impl Drop for NextFactor {
+    fn drop(&mut self) {
+        zeroize::Zeroize::zeroize(&mut self.secret);
+    }
 }
 
 impl Record for SecondFactor {

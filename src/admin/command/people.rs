@@ -144,11 +144,16 @@ pub enum SshKeys {
 /// `mfa …`
 #[derive(Debug, Clone, Subcommand, Serialize, Deserialize)]
 pub enum Mfa {
-    /// Enrol an authenticator; prints secret, QR code and recovery codes once
+    /// Enrol an authenticator; prints secret, QR code and recovery codes once. Its first code confirms it
     Enroll {
         /// The user
         name: UserName,
+        /// In place of the one in use, which goes on until the new one is confirmed
+        #[arg(long)]
+        replace: bool,
     },
+    /// Who has a second factor, and how it is: pending, enrolled, replacing
+    List,
     /// Forget the second factor; the user cannot log in until enrolled again
     Reset {
         /// The user
