@@ -11,16 +11,18 @@ use std::time::Duration;
 use jiff::Timestamp;
 use keystore::{Capability, Instance, Login, UserKey};
 use russh::server::{self, Auth, ChannelOpenHandle, Handle, Msg, PublicKeyOffer, Session, VerifiedPublicKey};
-use russh::{Channel, ChannelId, ChannelOpenFailure, Disconnect, MethodKind, MethodSet, Pty};
+use russh::{Channel, ChannelId, ChannelOpenFailure, MethodKind, MethodSet, Pty};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::forward::{self, Target};
+use super::goodbye::Goodbye;
 use super::reception::{FromUser, ToUser, apologise};
 use super::stream::{Deadlined, Phase};
 use crate::auth::Authenticated;
 use crate::config::InnerAuth;
-use crate::egress::Listen;
+use crate::egress::{Listen, Severable};
 use crate::recording::SessionId;
 use crate::rotation::notice;
 use crate::session::{Carries, House, Lane, Opened, Sides, Wanted, open, relay};
@@ -49,6 +51,8 @@ where
         }
     };
     let phase = Phase::new();
+    let sever = CancellationToken::new();
+    let stream = Severable::new(stream, &sever);
     let stream = Deadlined::new(stream, phase.clone(), super::outer::deadlines(&jump.house.config()));
     let (result, outcome) = watch::channel(None);
     let shared = Arc::new(Shared {
@@ -58,7 +62,7 @@ where
         phase,
         handle: OnceLock::new(),
         channels: AtomicU32::new(0),
-        room: Arc::new(Semaphore::new(MOST_CHANNELS)),
+        room: Arc::new(Semaphore::new(MOST_CHANNELS as usize)),
     });
     let handler = Inner {
         shared: Arc::clone(&shared),
@@ -76,6 +80,7 @@ where
     };
     let handle = running.handle();
     shared.handle.get_or_init(|| handle.clone());
+    let goodbye = Goodbye { handle, room: Arc::clone(&shared.room), places: MOST_CHANNELS, sever };
     drop(shared);
     tokio::select! {
         ended = &mut running => if let Err(error) = ended {
@@ -83,14 +88,7 @@ where
         },
         sentence = cut(outcome.clone()) => {
             // The channels say the sentence first; then the connection goes.
-            tokio::time::sleep(SENTENCE).await;
-            let goodbye = handle.disconnect(Disconnect::ByApplication, sentence, "en".to_owned());
-            if goodbye.await.is_err() {
-                tracing::debug!("inner.gone_before_goodbye");
-            }
-            if tokio::time::timeout(SENTENCE, &mut running).await.is_err() {
-                tracing::debug!("inner.did_not_end");
-            }
+            goodbye.say(sentence, SENTENCE, &mut running).await;
         }
     }
 }
@@ -120,7 +118,8 @@ fn host_config(jump: &Jump) -> Result<server::Config, String> {
     } else {
         MethodKind::PublicKey
     };
-    let mut config = super::server_config(MethodSet::from([method].as_slice()));
+    let mut config =
+        super::server_config(MethodSet::from([method].as_slice()), jump.house.config().transport);
     config.keys = vec![signers.host.russh_key()];
     config.certificates = vec![certificate];
     Ok(config)
@@ -245,10 +244,16 @@ async fn hold(shared: Arc<Shared>, login: Login) {
         }
         std::future::pending::<()>().await;
     };
+    let mut cut = opened.cut();
     tokio::select! {
         // Receivers live in the handler, in `serve` and in every channel's task.
         () = shared.result.closed() => {}
         () = offers => {}
+        _ = cut.happened() => {
+            // Nothing more happens on the instance, however long the user's side takes to hear why.
+            opened.upstream().hang_up().await;
+            shared.result.closed().await;
+        }
     }
     opened.close().await;
 }
@@ -489,6 +494,6 @@ pub(super) fn split(channel: Channel<Msg>, handle: Handle, id: ChannelId) -> (Fr
 /// How long a request that needs the session waits for it; a dial takes at most 20 s.
 const OPENING: Duration = Duration::from_secs(25);
 /// Sessions in one connection, as OpenSSH's MaxSessions bounds them.
-const MOST_CHANNELS: usize = 32;
+const MOST_CHANNELS: u32 = 32;
 /// Time for a sentence to reach the user before the connection goes.
 const SENTENCE: Duration = Duration::from_secs(1);
