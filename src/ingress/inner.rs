@@ -4,6 +4,7 @@
 //! The login is a signature of the key that opened the outer connection. The session is opened once, after that login;
 //! its channels wait for it. Forwards are [`super::forward`]'s.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -11,7 +12,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use keystore::{Capability, Instance, Login, UserKey};
 use russh::server::{self, Auth, ChannelOpenHandle, Handle, Msg, PublicKeyOffer, Session, VerifiedPublicKey};
-use russh::{Channel, ChannelId, ChannelOpenFailure, MethodKind, MethodSet, Pty};
+use russh::{Channel, ChannelId, ChannelOpenFailure, MethodKind, MethodSet, Pty, Sig};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -70,6 +71,7 @@ where
         login: None,
         refused: None,
         opening: None,
+        terminals: HashSet::new(),
     };
     let mut running = match server::run_stream(config, stream, handler).await {
         Ok(running) => running,
@@ -145,6 +147,8 @@ struct Inner {
     /// Fingerprint of the last key that was refused.
     refused: Option<String>,
     opening: Option<tokio::task::JoinHandle<()>>,
+    /// Channels that have a terminal.
+    terminals: HashSet<ChannelId>,
 }
 
 impl Inner {
@@ -380,7 +384,43 @@ impl server::Handler for Inner {
         Ok(self.opened().await.is_some_and(|opened| opened.authorized().may(Capability::Agent)))
     }
 
-    // Requests are answered here, in order; the relay reads them from the channel and decides (see `reception`).
+    // Requests are answered here, in order, also those that need no answer but ask for one; the relay reads them from the
+    // channel and decides (see `reception`).
+    async fn break_request(
+        &mut self,
+        channel: ChannelId,
+        _length: u32,
+        session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        // RFC 4335 §3: it means something on a terminal line alone.
+        if self.terminals.contains(&channel) {
+            return session.channel_success(channel);
+        }
+        session.channel_failure(channel)
+    }
+    async fn signal(
+        &mut self,
+        channel: ChannelId,
+        _signal: Sig,
+        session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        session.channel_success(channel)
+    }
+    async fn window_change_request(
+        &mut self,
+        channel: ChannelId,
+        _cols: u32,
+        _rows: u32,
+        _px_width: u32,
+        _px_height: u32,
+        session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        session.channel_success(channel)
+    }
+    async fn channel_close(&mut self, channel: ChannelId, _: &mut Session) -> Result<(), russh::Error> {
+        self.terminals.remove(&channel);
+        Ok(())
+    }
     async fn pty_request(
         &mut self,
         channel: ChannelId,
@@ -392,6 +432,9 @@ impl server::Handler for Inner {
         _modes: &[(Pty, u32)],
         session: &mut Session,
     ) -> Result<(), russh::Error> {
+        if self.terminals.len() < MOST_CHANNELS as usize {
+            self.terminals.insert(channel);
+        }
         session.channel_success(channel)
     }
     async fn env_request(

@@ -10,7 +10,7 @@ use keystore::{Capability, Instance, Login, User};
 use russh::server::{
     self, Auth, ChannelOpenHandle, Handle, Msg, PublicKeyOffer, Response, Session, VerifiedPublicKey,
 };
-use russh::{Channel, ChannelId, ChannelOpenFailure, Pty};
+use russh::{Channel, ChannelId, ChannelOpenFailure, Pty, Sig};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -199,6 +199,25 @@ impl server::Handler for Outer {
         session: &mut Session,
     ) -> Result<(), russh::Error> {
         session.channel_success(channel)
+    }
+    async fn window_change_request(
+        &mut self,
+        channel: ChannelId,
+        _cols: u32,
+        _rows: u32,
+        _px_width: u32,
+        _px_height: u32,
+        session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        session.channel_success(channel)
+    }
+    async fn signal(
+        &mut self,
+        channel: ChannelId,
+        _signal: Sig,
+        session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        session.channel_failure(channel)
     }
     async fn env_request(
         &mut self,
