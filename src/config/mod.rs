@@ -14,6 +14,7 @@ mod evidence;
 mod fault;
 mod lives;
 mod renewal;
+mod transport;
 
 pub use admission::{InnerAuth, Limits, LoginDeadlines};
 pub use evidence::{Audit, Mode, Recording};
@@ -21,6 +22,7 @@ pub use fault::ConfigError;
 use fault::{Source, malformed};
 pub use lives::Mfa;
 pub use renewal::Renewal;
+pub use transport::{Crypto, Transport};
 
 /// The validated configuration.
 #[derive(Debug, Clone)]
@@ -43,6 +45,8 @@ pub struct Config {
     pub login: LoginDeadlines,
     /// How many unauthenticated peers are borne.
     pub limits: Limits,
+    /// What every SSH connection negotiates.
+    pub transport: Transport,
     /// Whom tapes are sealed to, and how much they keep.
     pub recording: Recording,
     /// How long keys live, and when their owners are warned.
@@ -92,6 +96,7 @@ impl Config {
             inner_auth: raw.inner_auth,
             login: raw.login,
             limits: raw.limits,
+            transport: raw.transport,
             recording: raw.recording.resolved(&base),
             keys: raw.keys.terms(raw.key_max_age_days),
             mfa: raw.mfa.into(),
@@ -141,6 +146,8 @@ struct Raw {
     login: LoginDeadlines,
     #[serde(default)]
     limits: Limits,
+    #[serde(default)]
+    transport: Transport,
     #[serde(default)]
     recording: Recording,
     /// As `keys.max_age`, in days: from before there was a table for keys.
@@ -198,6 +205,7 @@ impl Raw {
         within("login.login_secs", self.login.login_secs, 5..=600)?;
         within("limits.max_startups", self.limits.max_startups as u64, 1..=100_000)?;
         within("limits.per_source", self.limits.per_source as u64, 1..=100_000)?;
+        within("transport.rekey_mb", self.transport.rekey_mb, 1..=65_536)?;
         within("key_max_age_days", self.key_max_age_days.unwrap_or(1).into(), 1..=3650)?;
         self.keys.check(self.key_max_age_days).map_err(|(key, what)| source.fault(key, what))?;
         self.mfa.check().map_err(|(key, what)| source.fault(key, what))?;
@@ -250,6 +258,19 @@ mod tests {
     fn a_value_out_of_range_is_named_with_table_and_line() {
         let said = said("listen = \"127.0.0.1:2222\"\n[login]\nkey_secs = 0\n");
         assert_eq!(said, "/x/k.toml:3: login.key_secs: 0 is out of range; use 5 to 600");
+    }
+
+    #[test]
+    fn a_word_for_the_cryptography_that_is_not_known_is_refused() {
+        let parse = |text: &str| Config::parse(Path::new("/x/k.toml"), text).unwrap().transport;
+        assert_eq!(
+            parse("listen = \"127.0.0.1:1\"\n"),
+            Transport { crypto: Crypto::Default, rekey_mb: 1024 }
+        );
+        let strict = "listen = \"127.0.0.1:1\"\n[transport]\ncrypto = \"strict\"\nrekey_mb = 1\n";
+        assert_eq!(parse(strict), Transport { crypto: Crypto::Strict, rekey_mb: 1 });
+        let said = said("listen = \"127.0.0.1:1\"\n[transport]\ncrypto = \"stirct\"\n");
+        assert!(said.starts_with("/x/k.toml:3: transport.crypto: ") && said.contains("strict"), "{said}");
     }
 
     #[test]

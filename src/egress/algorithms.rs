@@ -4,12 +4,17 @@
 use std::borrow::Cow;
 
 use russh::keys::{Algorithm, EcdsaCurve, HashAlg};
-use russh::{Preferred, cipher, compression, kex, mac};
+use russh::{Limits, Preferred, cipher, compression, kex, mac};
+
+use crate::config::{Crypto, Transport};
 
 /// The lists, best first. AES-128-GCM stands first because both sides' hardware is fastest at it.
-pub fn preferred() -> Preferred {
+pub fn preferred(transport: Transport) -> Preferred {
     Preferred {
-        kex: Cow::Borrowed(KEX),
+        kex: Cow::Borrowed(match transport.crypto {
+            Crypto::Default => KEX,
+            Crypto::Strict => POST_QUANTUM_KEX,
+        }),
         key: Cow::Borrowed(HOST_KEYS),
         host_key_certificates: Cow::Borrowed(&[]),
         cipher: Cow::Borrowed(CIPHERS),
@@ -18,12 +23,28 @@ pub fn preferred() -> Preferred {
     }
 }
 
+/// After how many bytes, and how long, the bastion asks for new keys.
+pub fn rekey_limits(transport: Transport) -> Limits {
+    let bytes = usize::try_from(transport.rekey_mb << 20).unwrap_or(usize::MAX);
+    Limits { rekey_read_limit: bytes, rekey_write_limit: bytes, ..Limits::default() }
+}
+
 const KEX: &[kex::Name] = &[
     kex::MLKEM768X25519_SHA256,
     kex::CURVE25519,
     kex::CURVE25519_PRE_RFC_8731,
     kex::DH_G16_SHA512,
     kex::DH_G18_SHA512,
+    kex::EXTENSION_SUPPORT_AS_CLIENT,
+    kex::EXTENSION_SUPPORT_AS_SERVER,
+    kex::EXTENSION_OPENSSH_STRICT_KEX_AS_CLIENT,
+    kex::EXTENSION_OPENSSH_STRICT_KEX_AS_SERVER,
+];
+
+/// What a quantum computer does not open (draft-ietf-sshm-mlkem-hybrid-kex). The last four are no key exchanges: they say
+/// what else is spoken (RFC 8308, OpenSSH's PROTOCOL §1.10).
+const POST_QUANTUM_KEX: &[kex::Name] = &[
+    kex::MLKEM768X25519_SHA256,
     kex::EXTENSION_SUPPORT_AS_CLIENT,
     kex::EXTENSION_SUPPORT_AS_SERVER,
     kex::EXTENSION_OPENSSH_STRICT_KEX_AS_CLIENT,

@@ -72,6 +72,7 @@ impl ToInstance {
                 half.window_change(cols, rows, px_width, px_height).await
             }
             ChannelMessage::Agent => half.agent_forward(false).await,
+            ChannelMessage::Break(length) => half.send_break(false, length).await,
             ChannelMessage::Signal(name) => half.signal(signal_of(&name)).await,
             // What only a server says (RFC 4254 §6.10) is not for the instance.
             ChannelMessage::ExitStatus(_)

@@ -6,6 +6,7 @@
 mod algorithms;
 mod channel;
 mod offer;
+mod severable;
 mod signal;
 mod trust;
 
@@ -18,16 +19,19 @@ use keystore::journal::Receipt;
 use keystore::signing::{CertTerms, InstanceCredential, UserCa};
 use russh::keys::HashAlg;
 use russh::keys::agent::AgentIdentity;
-use russh::{Disconnect, client};
+use russh::{AlgorithmKind, Disconnect, client};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
+use crate::config::Transport;
 use crate::policy::Authorized;
 use crate::recording::Tape;
 
-pub use algorithms::preferred;
+pub use algorithms::{preferred, rekey_limits};
 pub use channel::{FromInstance, ToInstance};
 pub use offer::{Offer, Offered};
+pub use severable::Severable;
 pub use signal::{signal_of, signal_text};
 
 use offer::Verifier;
@@ -47,6 +51,14 @@ pub enum EgressError {
     #[error("its host key does not match what is on record ({offered})")]
     HostKeyMismatch {
         /// Fingerprint of what was offered, or why its certificate does not count.
+        offered: String,
+    },
+    /// Operator: instance and bastion share no algorithm of this kind.
+    #[error("it has no {kind} in common with this bastion; it offers {offered}")]
+    NothingInCommon {
+        /// Of what.
+        kind: &'static str,
+        /// What the instance offers.
         offered: String,
     },
     /// Instance: it does not accept Keyward's certificate.
@@ -81,25 +93,42 @@ pub struct Proofs<'a> {
     pub receipt: &'a Receipt,
 }
 
-/// A signed-in connection to an instance. Closed by [`Upstream::hang_up`], or when dropped with its channels.
+/// What else a dial needs to know.
+#[derive(Debug, Clone, Copy)]
+pub struct Leg<'a> {
+    /// Id of the session that it is for.
+    pub session: &'a str,
+    /// What the connection negotiates.
+    pub transport: Transport,
+}
+
+/// A signed-in connection to an instance. Closed by [`Upstream::hang_up`], or when dropped.
 pub struct Upstream {
     handle: client::Handle<Verifier>,
     offers: Mutex<Option<mpsc::Receiver<Offer>>>,
+    /// Ends the stream under the connection.
+    sever: CancellationToken,
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        self.sever.cancel();
+    }
 }
 
 /// Dials the instance, checks its host key, and signs in as the authorised login. Gives up after 20 s.
-/// `session` is named in the certificate's key id.
+/// The session is named in the certificate's key id.
 ///
 /// # Errors
 /// See [`EgressError`]; a host key mismatch is fatal.
 pub async fn dial(
     proofs: Proofs<'_>,
     ca: &UserCa,
-    session: &str,
+    leg: Leg<'_>,
     now: Timestamp,
 ) -> Result<Upstream, EgressError> {
     let address = proofs.authorized.instance().address.to_string();
-    match tokio::time::timeout(DIAL, enter(proofs, ca, session, now)).await {
+    match tokio::time::timeout(DIAL, enter(proofs, ca, leg, now)).await {
         Ok(outcome) => outcome,
         Err(_) => Err(EgressError::Unreachable { address, why: "no answer within 20 seconds".to_owned() }),
     }
@@ -122,12 +151,12 @@ pub async fn dial_plain(proofs: Proofs<'_>, port: u16) -> Result<TcpStream, Egre
 async fn enter(
     proofs: Proofs<'_>,
     ca: &UserCa,
-    session: &str,
+    leg: Leg<'_>,
     now: Timestamp,
 ) -> Result<Upstream, EgressError> {
     let instance = proofs.authorized.instance();
     let trust = trust::Trust::read(instance, now)?;
-    let config = Arc::new(client_config(&trust));
+    let config = Arc::new(client_config(&trust, leg.transport));
     let fault = Arc::new(Mutex::new(None));
     let (offered, offers) = mpsc::channel(MOST_OFFERS);
     let verifier = Verifier { trust, fault: Arc::clone(&fault), offered };
@@ -137,16 +166,18 @@ async fn enter(
         .await
         .map_err(|e| unreachable(e.to_string()))?;
     tcp.set_nodelay(true).map_err(|e| unreachable(e.to_string()))?;
-    let mut handle = client::connect_stream(config, tcp, verifier).await.map_err(|e| {
-        let mismatch = fault.lock().unwrap_or_else(PoisonError::into_inner).take();
-        match mismatch {
-            Some(offered) => EgressError::HostKeyMismatch { offered },
-            None => unreachable(e.to_string()),
-        }
-    })?;
+    let sever = CancellationToken::new();
+    let mut handle =
+        client::connect_stream(config, Severable::new(tcp, &sever), verifier).await.map_err(|e| {
+            let mismatch = fault.lock().unwrap_or_else(PoisonError::into_inner).take();
+            match mismatch {
+                Some(offered) => EgressError::HostKeyMismatch { offered },
+                None => nothing_in_common(&e).unwrap_or_else(|| unreachable(e.to_string())),
+            }
+        })?;
 
     let credential = ca
-        .issue(terms(proofs.authorized, session), now)
+        .issue(terms(proofs.authorized, leg.session), now)
         .map_err(|e| EgressError::Certificate(e.to_string()))?;
     let certificate = credential.certificate().clone();
     let signed_in = handle
@@ -161,7 +192,22 @@ async fn enter(
     if !signed_in.success() {
         return Err(EgressError::NotAccepted);
     }
-    Ok(Upstream { handle, offers: Mutex::new(Some(offers)) })
+    Ok(Upstream { handle, offers: Mutex::new(Some(offers)), sever })
+}
+
+/// The fault where both sides' lists do not meet (RFC 4253 §7.1).
+fn nothing_in_common(error: &russh::Error) -> Option<EgressError> {
+    let russh::Error::NoCommonAlgo { kind, theirs, .. } = error else { return None };
+    let kind = match kind {
+        AlgorithmKind::Kex => "key exchange",
+        AlgorithmKind::Key => "kind of host key",
+        AlgorithmKind::Cipher => "cipher",
+        AlgorithmKind::Compression => "compression",
+        AlgorithmKind::Mac => "MAC",
+    };
+    // The peer's words, so not more of them than a line.
+    let offered = theirs.join(", ").chars().filter(|c| !c.is_control()).take(256).collect();
+    Some(EgressError::NothingInCommon { kind, offered })
 }
 
 /// Only what was granted: without `permit-pty` sshd gives no terminal, and so on (OpenSSH PROTOCOL.certkeys).
@@ -252,12 +298,21 @@ impl Upstream {
         self.handle.is_closed()
     }
 
-    /// Says goodbye and closes. An instance that is gone already is no fault.
+    /// Says goodbye and closes, whatever the instance does: it has [`LEAVE`]. One that is gone already is no fault.
     pub async fn hang_up(&self) {
-        let goodbye = self.handle.disconnect(Disconnect::ByApplication, "session over", "en");
-        if let Err(error) = goodbye.await {
-            tracing::debug!(%error, "instance was gone before the goodbye");
+        let leave = async {
+            let goodbye = self.handle.disconnect(Disconnect::ByApplication, "session over", "en");
+            if let Err(error) = goodbye.await {
+                tracing::debug!(%error, "instance was gone before the goodbye");
+            }
+            while !self.handle.is_closed() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        if tokio::time::timeout(LEAVE, leave).await.is_err() {
+            tracing::debug!("instance.severed");
         }
+        self.sever.cancel();
     }
 }
 
@@ -310,11 +365,12 @@ impl russh::Signer for CertificateSigner {
     }
 }
 
-fn client_config(trust: &trust::Trust) -> client::Config {
-    let mut preferred = preferred();
+fn client_config(trust: &trust::Trust, transport: Transport) -> client::Config {
+    let mut preferred = preferred(transport);
     trust.narrow(&mut preferred);
     client::Config {
         preferred,
+        limits: rekey_limits(transport),
         inactivity_timeout: None,
         keepalive_interval: Some(Duration::from_secs(30)),
         keepalive_max: 3,
@@ -325,4 +381,6 @@ fn client_config(trust: &trust::Trust) -> client::Config {
 
 /// Channels that an instance may offer before one is taken; more are refused.
 const MOST_OFFERS: usize = 64;
+/// How long an instance may take to let go.
+const LEAVE: Duration = Duration::from_secs(1);
 const DIAL: Duration = Duration::from_secs(20);

@@ -4,6 +4,7 @@
 //! The login is a signature of the key that opened the outer connection. The session is opened once, after that login;
 //! its channels wait for it. Forwards are [`super::forward`]'s.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -11,16 +12,18 @@ use std::time::Duration;
 use jiff::Timestamp;
 use keystore::{Capability, Instance, Login, SecondFactor, UserKey};
 use russh::server::{self, Auth, ChannelOpenHandle, Handle, Msg, PublicKeyOffer, Session, VerifiedPublicKey};
-use russh::{Channel, ChannelId, ChannelOpenFailure, Disconnect, MethodKind, MethodSet, Pty};
+use russh::{Channel, ChannelId, ChannelOpenFailure, MethodKind, MethodSet, Pty, Sig};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::forward::{self, Target};
+use super::goodbye::Goodbye;
 use super::reception::{FromUser, ToUser, apologise};
 use super::stream::{Deadlined, Phase};
 use crate::auth::{Authenticated, mfa};
 use crate::config::InnerAuth;
-use crate::egress::Listen;
+use crate::egress::{Listen, Severable};
 use crate::recording::SessionId;
 use crate::rotation::notice;
 use crate::session::{Carries, House, Lane, Opened, Sides, Wanted, open, relay};
@@ -49,6 +52,8 @@ where
         }
     };
     let phase = Phase::new();
+    let sever = CancellationToken::new();
+    let stream = Severable::new(stream, &sever);
     let stream = Deadlined::new(stream, phase.clone(), super::outer::deadlines(&jump.house.config()));
     let (result, outcome) = watch::channel(None);
     let shared = Arc::new(Shared {
@@ -58,7 +63,7 @@ where
         phase,
         handle: OnceLock::new(),
         channels: AtomicU32::new(0),
-        room: Arc::new(Semaphore::new(MOST_CHANNELS)),
+        room: Arc::new(Semaphore::new(MOST_CHANNELS as usize)),
     });
     let handler = Inner {
         shared: Arc::clone(&shared),
@@ -66,6 +71,7 @@ where
         login: None,
         refused: None,
         opening: None,
+        terminals: HashSet::new(),
     };
     let mut running = match server::run_stream(config, stream, handler).await {
         Ok(running) => running,
@@ -76,6 +82,7 @@ where
     };
     let handle = running.handle();
     shared.handle.get_or_init(|| handle.clone());
+    let goodbye = Goodbye { handle, room: Arc::clone(&shared.room), places: MOST_CHANNELS, sever };
     drop(shared);
     tokio::select! {
         ended = &mut running => if let Err(error) = ended {
@@ -83,14 +90,7 @@ where
         },
         sentence = cut(outcome.clone()) => {
             // The channels say the sentence first; then the connection goes.
-            tokio::time::sleep(SENTENCE).await;
-            let goodbye = handle.disconnect(Disconnect::ByApplication, sentence, "en".to_owned());
-            if goodbye.await.is_err() {
-                tracing::debug!("inner.gone_before_goodbye");
-            }
-            if tokio::time::timeout(SENTENCE, &mut running).await.is_err() {
-                tracing::debug!("inner.did_not_end");
-            }
+            goodbye.say(sentence, SENTENCE, &mut running).await;
         }
     }
 }
@@ -120,7 +120,8 @@ fn host_config(jump: &Jump) -> Result<server::Config, String> {
     } else {
         MethodKind::PublicKey
     };
-    let mut config = super::server_config(MethodSet::from([method].as_slice()));
+    let mut config =
+        super::server_config(MethodSet::from([method].as_slice()), jump.house.config().transport);
     config.keys = vec![signers.host.russh_key()];
     config.certificates = vec![certificate];
     Ok(config)
@@ -146,6 +147,8 @@ struct Inner {
     /// Fingerprint of the last key that was refused.
     refused: Option<String>,
     opening: Option<tokio::task::JoinHandle<()>>,
+    /// Channels that have a terminal.
+    terminals: HashSet<ChannelId>,
 }
 
 impl Inner {
@@ -245,10 +248,16 @@ async fn hold(shared: Arc<Shared>, login: Login) {
         }
         std::future::pending::<()>().await;
     };
+    let mut cut = opened.cut();
     tokio::select! {
         // Receivers live in the handler, in `serve` and in every channel's task.
         () = shared.result.closed() => {}
         () = offers => {}
+        _ = cut.happened() => {
+            // Nothing more happens on the instance, however long the user's side takes to hear why.
+            opened.upstream().hang_up().await;
+            shared.result.closed().await;
+        }
     }
     opened.close().await;
 }
@@ -379,7 +388,43 @@ impl server::Handler for Inner {
         Ok(self.opened().await.is_some_and(|opened| opened.authorized().may(Capability::Agent)))
     }
 
-    // Requests are answered here, in order; the relay reads them from the channel and decides (see `reception`).
+    // Requests are answered here, in order, also those that need no answer but ask for one; the relay reads them from the
+    // channel and decides (see `reception`).
+    async fn break_request(
+        &mut self,
+        channel: ChannelId,
+        _length: u32,
+        session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        // RFC 4335 §3: it means something on a terminal line alone.
+        if self.terminals.contains(&channel) {
+            return session.channel_success(channel);
+        }
+        session.channel_failure(channel)
+    }
+    async fn signal(
+        &mut self,
+        channel: ChannelId,
+        _signal: Sig,
+        session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        session.channel_success(channel)
+    }
+    async fn window_change_request(
+        &mut self,
+        channel: ChannelId,
+        _cols: u32,
+        _rows: u32,
+        _px_width: u32,
+        _px_height: u32,
+        session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        session.channel_success(channel)
+    }
+    async fn channel_close(&mut self, channel: ChannelId, _: &mut Session) -> Result<(), russh::Error> {
+        self.terminals.remove(&channel);
+        Ok(())
+    }
     async fn pty_request(
         &mut self,
         channel: ChannelId,
@@ -391,6 +436,9 @@ impl server::Handler for Inner {
         _modes: &[(Pty, u32)],
         session: &mut Session,
     ) -> Result<(), russh::Error> {
+        if self.terminals.len() < MOST_CHANNELS as usize {
+            self.terminals.insert(channel);
+        }
         session.channel_success(channel)
     }
     async fn env_request(
@@ -493,6 +541,6 @@ pub(super) fn split(channel: Channel<Msg>, handle: Handle, id: ChannelId) -> (Fr
 /// How long a request that needs the session waits for it; a dial takes at most 20 s.
 const OPENING: Duration = Duration::from_secs(25);
 /// Sessions in one connection, as OpenSSH's MaxSessions bounds them.
-const MOST_CHANNELS: usize = 32;
+const MOST_CHANNELS: u32 = 32;
 /// Time for a sentence to reach the user before the connection goes.
 const SENTENCE: Duration = Duration::from_secs(1);

@@ -6,6 +6,7 @@
 mod counter;
 mod elastic;
 mod forward;
+mod goodbye;
 mod inner;
 mod login;
 mod outer;
@@ -21,7 +22,10 @@ use std::time::Duration;
 use russh::MethodSet;
 use russh::server;
 use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
 
+use crate::config::Transport;
+use crate::egress::Severable;
 use crate::guard::Admitted;
 use crate::session::{Desk, House};
 
@@ -34,9 +38,11 @@ pub async fn serve_connection(house: Arc<House>, desk: Arc<dyn Desk>, admitted: 
     }
     let settings = house.config();
     let phase = stream::Phase::new();
-    let stream = stream::Deadlined::new(tcp, phase.clone(), outer::deadlines(&settings));
+    let sever = CancellationToken::new();
+    let stream = Severable::new(tcp, &sever);
+    let stream = stream::Deadlined::new(stream, phase.clone(), outer::deadlines(&settings));
     let gate = login::Gate::new(Arc::clone(&house), admitted, phase).await;
-    let mut config = server_config(gate.first_methods());
+    let mut config = server_config(gate.first_methods(), settings.transport);
     config.keys = vec![house.signers.host.russh_key()];
     if !settings.names.is_empty() {
         let signers = &house.signers;
@@ -45,7 +51,7 @@ pub async fn serve_connection(house: Arc<House>, desk: Arc<dyn Desk>, admitted: 
             Err(error) => tracing::error!(%error, "host.certificate_failed: serving the plain host key"),
         }
     }
-    let handler = outer::Outer::new(house, desk, gate);
+    let handler = outer::Outer::new(house, desk, gate, sever);
     let running = match server::run_stream(Arc::new(config), stream, handler).await {
         Ok(running) => running,
         Err(error) => {
@@ -58,14 +64,15 @@ pub async fn serve_connection(house: Arc<House>, desk: Arc<dyn Desk>, admitted: 
     }
 }
 
-fn server_config(methods: MethodSet) -> server::Config {
+fn server_config(methods: MethodSet, transport: Transport) -> server::Config {
     server::Config {
         server_id: russh::SshId::Standard(Cow::Borrowed("SSH-2.0-Keyward")),
         methods,
         // It sleeps on partial success too; refusals are made equal in time by the handler.
         auth_rejection_time: Duration::from_millis(5),
         auth_rejection_time_initial: Some(Duration::ZERO),
-        preferred: crate::egress::preferred(),
+        preferred: crate::egress::preferred(transport),
+        limits: crate::egress::rekey_limits(transport),
         max_auth_attempts: 10,
         inactivity_timeout: None,
         keepalive_interval: Some(Duration::from_secs(30)),

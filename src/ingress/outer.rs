@@ -10,7 +10,7 @@ use keystore::{Capability, Instance, Login, User};
 use russh::server::{
     self, Auth, ChannelOpenHandle, Handle, Msg, PublicKeyOffer, Response, Session, VerifiedPublicKey,
 };
-use russh::{Channel, ChannelId, ChannelOpenFailure, Disconnect, Pty};
+use russh::{Channel, ChannelId, ChannelOpenFailure, Pty, Sig};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -18,6 +18,7 @@ use uuid::Uuid;
 use super::counter::{self, Visit};
 use super::elastic::{Elastic, FirstBytes, first_bytes};
 use super::forward::{self, Plain};
+use super::goodbye::Goodbye;
 use super::inner::{self, Jump};
 use super::login::Gate;
 use super::refusal;
@@ -36,6 +37,8 @@ pub(super) struct Outer {
     room: Arc<Semaphore>,
     /// Cancelled when the handler is dropped, that is when the connection is over.
     over: CancellationToken,
+    /// Ends the stream under the connection.
+    sever: CancellationToken,
     /// Known from the login on.
     cut: Option<Cut>,
 }
@@ -49,9 +52,9 @@ pub(super) fn deadlines(config: &Config) -> Deadlines {
 }
 
 impl Outer {
-    pub(super) fn new(house: Arc<House>, desk: Arc<dyn Desk>, gate: Gate) -> Self {
-        let room = Arc::new(Semaphore::new(MOST_CHANNELS));
-        Self { house, desk, gate, room, over: CancellationToken::new(), cut: None }
+    pub(super) fn new(house: Arc<House>, desk: Arc<dyn Desk>, gate: Gate, sever: CancellationToken) -> Self {
+        let room = Arc::new(Semaphore::new(MOST_CHANNELS as usize));
+        Self { house, desk, gate, room, over: CancellationToken::new(), sever, cut: None }
     }
 
     fn caller(&self) -> Option<Arc<Authenticated>> {
@@ -109,15 +112,14 @@ impl server::Handler for Outer {
         };
         let mut registered = self.house.registry.enter(info);
         self.cut = Some(registered.cut.clone());
-        let (handle, over) = (session.handle(), self.over.clone());
+        let over = self.over.clone();
+        let (room, sever) = (Arc::clone(&self.room), self.sever.clone());
+        let goodbye = Goodbye { handle: session.handle(), room, places: MOST_CHANNELS, sever };
         tokio::spawn(async move {
             tokio::select! {
+                // The sessions inside say their sentence first.
                 sentence = registered.cut.happened() => {
-                    // The sessions inside say their sentence first.
-                    tokio::time::sleep(AFTER_SESSIONS).await;
-                    if handle.disconnect(Disconnect::ByApplication, sentence, "en".to_owned()).await.is_err() {
-                        tracing::debug!("connection.gone_before_goodbye");
-                    }
+                    goodbye.say(sentence, AFTER_SESSIONS, over.cancelled()).await;
                 }
                 () = over.cancelled() => {}
             }
@@ -197,6 +199,25 @@ impl server::Handler for Outer {
         session: &mut Session,
     ) -> Result<(), russh::Error> {
         session.channel_success(channel)
+    }
+    async fn window_change_request(
+        &mut self,
+        channel: ChannelId,
+        _cols: u32,
+        _rows: u32,
+        _px_width: u32,
+        _px_height: u32,
+        session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        session.channel_success(channel)
+    }
+    async fn signal(
+        &mut self,
+        channel: ChannelId,
+        _signal: Sig,
+        session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        session.channel_failure(channel)
     }
     async fn env_request(
         &mut self,
@@ -374,4 +395,4 @@ const FIRST_BYTES: Duration = Duration::from_secs(3);
 /// Time for the sessions inside a connection to end with their own sentence.
 const AFTER_SESSIONS: Duration = Duration::from_millis(2500);
 /// Channels in one outer connection.
-const MOST_CHANNELS: usize = 64;
+const MOST_CHANNELS: u32 = 64;

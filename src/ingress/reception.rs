@@ -56,6 +56,7 @@ impl Ear for FromUser {
                     }
                 }
                 ChannelMsg::AgentForward { .. } => ChannelMessage::Agent,
+                ChannelMsg::Break { length, .. } => ChannelMessage::Break(length),
                 ChannelMsg::Signal { signal } => ChannelMessage::Signal(signal_text(&signal)),
                 // X11 requests were refused when they came.
                 _ => continue,

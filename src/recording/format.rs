@@ -103,6 +103,7 @@ pub enum Note {
     ExitSignal { signal: String, core_dumped: bool, message: String },
     Success,
     Failure,
+    Break(u32),
 }
 
 impl Note {
@@ -132,6 +133,7 @@ impl Note {
             },
             ChannelMessage::Success => Self::Success,
             ChannelMessage::Failure => Self::Failure,
+            ChannelMessage::Break(length) => Self::Break(*length),
         })
     }
 

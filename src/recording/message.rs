@@ -113,6 +113,8 @@ pub enum ChannelMessage {
     Success,
     /// The last request was refused.
     Failure,
+    /// `break`, of so many milliseconds (RFC 4335).
+    Break(u32),
 }
 
 impl ChannelMessage {

@@ -12,7 +12,7 @@ use super::watch::lost_right;
 use super::{Cut, House, LiveInfo, Registered};
 use crate::audit::{Event, SessionFacts};
 use crate::auth::Authenticated;
-use crate::egress::{self, EgressError, FromInstance, Proofs, ToInstance, Upstream};
+use crate::egress::{self, EgressError, FromInstance, Leg, Proofs, ToInstance, Upstream};
 use crate::policy::Authorized;
 use crate::recording::{ChannelSummary, Deed, Mode, Operation, SessionEnd, SessionId, SessionStatus, Tape};
 
@@ -58,6 +58,9 @@ impl OpenFault {
                 "{name} shows a host key that is not on record; someone may be in between. Tell your administrator."
             ),
             Self::Egress(EgressError::Unreachable { .. }) => format!("{name} does not answer."),
+            Self::Egress(EgressError::NothingInCommon { kind, .. }) => {
+                format!("{name} has no {kind} in common with this bastion. Tell your administrator.")
+            }
             Self::Egress(EgressError::NotAccepted) => {
                 format!("{name} does not accept this bastion for {}.", wanted.login)
             }
@@ -101,8 +104,8 @@ pub async fn open(
     id: SessionId,
 ) -> Result<Opened, OpenFault> {
     let (ongoing, receipt) = begin(house, caller, wanted, id).await?;
-    let dialled =
-        egress::dial(ongoing.proofs(&receipt), &house.signers.user_ca, &ongoing.id, Timestamp::now()).await;
+    let leg = Leg { session: &ongoing.id, transport: house.config().transport };
+    let dialled = egress::dial(ongoing.proofs(&receipt), &house.signers.user_ca, leg, Timestamp::now()).await;
     match dialled {
         Ok(upstream) => Ok(Opened { ongoing, upstream }),
         Err(fault) => Err(ongoing.not_reached(fault).await),

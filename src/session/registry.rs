@@ -56,6 +56,11 @@ impl Live {
         self.end(sentence, Some(by.to_owned()));
     }
 
+    /// Whether it was cut already and is on its way out.
+    pub fn is_cut(&self) -> bool {
+        self.cut.borrow().is_some()
+    }
+
     fn end(&self, sentence: &str, by: Option<String>) {
         self.cut.send_if_modified(|current| {
             let first = current.is_none();

@@ -60,7 +60,7 @@ pub async fn recompile(house: &House) {
 }
 
 async fn decide_again(house: &House, now: Timestamp) {
-    for live in house.registry.live() {
+    for live in house.registry.live().into_iter().filter(|live| !live.is_cut()) {
         if let Some(sentence) = lost_right(house, &live.info, now).await {
             tracing::info!(user = %live.info.user, "session.right_lost");
             live.cut(&sentence);

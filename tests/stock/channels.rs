@@ -358,3 +358,80 @@ fn many_channels_at_once_are_each_whole() {
         }
     });
 }
+
+#[test]
+fn every_request_has_its_answer_in_order_known_or_not() {
+    let rig = Rig::with_alice();
+    let out = rig.paramiko(
+        "alice",
+        r#"
+def tap(t):
+    said = []; read = t.packetizer.read_message
+    def reads():
+        kind, m = read()
+        if kind in (3, 81, 82, 99, 100): said.append(kind)
+        return kind, m
+    t.packetizer.read_message = reads
+    return said
+def ask(t, chan, name, *parts):
+    m = paramiko.Message(); m.add_byte(b'\x62'); m.add_int(chan.remote_chanid); m.add_string(name); m.add_boolean(True)
+    for p in parts: m.add_int(p) if isinstance(p, int) else m.add_string(p)
+    t._send_user_message(m)
+def ask_all(t, name):
+    m = paramiko.Message(); m.add_byte(b'\x50'); m.add_string(name); m.add_boolean(True); t._send_user_message(m)
+def unknown(t, number):
+    m = paramiko.Message(); m.add_byte(bytes([number])); m.add_string('x'); t._send_user_message(m)
+def wait(said, count):
+    end = time.time() + 20
+    while len(said) < count:
+        if time.time() > end: break
+        time.sleep(0.02)
+    return said
+t = inner(); said = tap(t); chan = t.open_session()
+ask(t, chan, 'break', 500)                       # no terminal yet: 100
+ask(t, chan, 'nonsense@example.com', 'x')        # 100
+ask(t, chan, 'env', 'KW_A', 'b')                 # 99
+ask_all(t, 'nonsense@example.com')               # 82
+ask(t, chan, 'pty-req', 'vt220', 80, 24, 0, 0, '')  # 99
+unknown(t, 150)                                  # 3
+ask(t, chan, 'break', 500)                       # 99
+ask(t, chan, 'window-change', 81, 25, 0, 0)       # 99
+ask(t, chan, 'shell')                            # 99
+ask(t, chan, 'signal', 'USR2')                   # 99
+ask(t, chan, 'xon-xoff', 1)                      # 100
+ask(t, chan, 'break', 0)                         # 99
+print('inner', wait(said, 12))
+desk = tap(OUTER[-1]); chan = OUTER[-1].open_session()
+ask_all(OUTER[-1], 'tcpip-forward@example.com')
+ask(OUTER[-1], chan, 'break', 500)
+ask(OUTER[-1], chan, 'auth-agent-req@openssh.com')
+ask(OUTER[-1], chan, 'signal', 'INT')
+unknown(OUTER[-1], 199)
+ask(OUTER[-1], chan, 'env', 'A', 'b')
+print('outer', wait(desk, 6))
+"#,
+    );
+    let expected =
+        "inner [100, 100, 99, 82, 99, 3, 99, 99, 99, 99, 100, 99]\nouter [82, 100, 100, 100, 3, 100]\n";
+    assert_eq!(out, expected);
+}
+
+#[test]
+fn a_break_reaches_the_terminal_there() {
+    let mut rig = Rig::with_alice();
+    let config = fs::read_to_string(rig.path("sshd_config")).unwrap().replace("VERBOSE", "DEBUG1");
+    fs::write(rig.path("sshd_config"), config).unwrap();
+    rig.restart_sshd();
+    let mut ssh = rig.client("ssh", "alice");
+    ssh.args(["-tt", "db-1", "echo ready; read line; read line"]);
+    let mut ssh = ssh.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // What the stock client sends for ~B (RFC 4335).
+    let mut stdin = ssh.stdin.take().unwrap();
+    std::io::Write::write_all(&mut stdin, b"\n~B").unwrap();
+    let told = || fs::read_to_string(rig.path("sshd.log")).unwrap().contains("req break");
+    wait_for("the break to arrive", told);
+    std::io::Write::write_all(&mut stdin, b"\n").unwrap();
+    drop(stdin);
+    let output = ssh.wait_with_output().unwrap();
+    assert!(!text(output.stderr).contains("BREAK request failed"));
+}

@@ -262,6 +262,7 @@ impl Rig {
             .arg(&file)
             .stdin(Stdio::null())
             .env("RIG", self.dir.path())
+            .env("KEYWARD", env!("CARGO_BIN_EXE_keyward"))
             .env("PORT", self.port.to_string());
         let output = python.env("USER_NAME", user).env("LOGIN", &self.login).output().unwrap();
         assert!(output.status.success(), "{}{}", text(output.stdout), text(output.stderr));
