@@ -32,6 +32,7 @@ pub(super) async fn status(house: &House, out: &mut Output) -> Result<(), Fault>
     if !reserve {
         warnings.push("the audit trail's reserve is used up: free the disk".to_owned());
     }
+    warnings.extend(super::encryption::next_start(house));
     if let Some(reason) = &lockdown {
         warnings.push(format!("lockdown: {}. End it: keyward access deny-all --end", plain(reason)));
     }

@@ -27,6 +27,7 @@ mod interop;
 mod jump;
 mod leaver;
 mod login;
+mod master_key;
 mod reports;
 mod rig;
 mod rotation;
