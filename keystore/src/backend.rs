@@ -70,6 +70,17 @@ pub enum Outcome {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Lease(pub u64);
 
+/// What a compaction forgot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Compacted {
+    /// The last record that was forgotten.
+    pub through: Revision,
+    /// Its hash: the chain goes on from there.
+    pub head: String,
+    /// The record the store begins with now.
+    pub base: Revision,
+}
+
 /// A change that was committed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Changed {
@@ -121,4 +132,11 @@ pub trait Backend: Send + Sync + 'static {
 
     /// The newest committed revision.
     fn revision(&self) -> BoxFuture<'_, Result<Revision, BackendError>>;
+
+    /// How many records are kept that a compaction would forget, about.
+    fn history(&self) -> BoxFuture<'_, Result<u64, BackendError>>;
+
+    /// Forgets every value but the live ones: afterwards no other is in the store's files. Values and revisions stay
+    /// what they are, and readers go on; `None` where no history is kept. Interrupted, it has happened or it has not.
+    fn compact(&self) -> BoxFuture<'_, Result<Option<Compacted>, BackendError>>;
 }

@@ -19,6 +19,9 @@ use sha2::{Digest, Sha256};
 use tokio::sync::{mpsc, oneshot};
 
 mod read;
+mod rebase;
+
+pub(crate) use rebase::Rebased;
 
 pub use read::{Entry, Fault, Reader, Verified, read, verify};
 
@@ -99,13 +102,14 @@ impl Journal {
     /// # Errors
     /// [`JournalError::Fault`] if the chain does not hold; [`JournalError::Locked`] if it is open elsewhere.
     pub fn open(dir: &Path, options: Options) -> Result<Self, JournalError> {
-        Self::open_with(dir, options, |_| {})
+        Self::open_with(dir, options, read, |_| {})
     }
 
-    /// [`Journal::open`] that also shows every line it verified, in order.
-    pub(crate) fn open_with(
+    /// [`Journal::open`] of what `reading` reads, which also shows every line that it verified, in order.
+    fn open_with(
         dir: &Path,
         options: Options,
+        reading: fn(&Path) -> Reader,
         mut each: impl FnMut(Entry),
     ) -> Result<Self, JournalError> {
         std::fs::create_dir_all(dir).map_err(|e| io(dir, e))?;
@@ -121,7 +125,7 @@ impl Journal {
         if !renew_reserve(dir, options.reserve_bytes)? {
             tracing::warn!("journal.reserve.missing: the disk is full");
         }
-        let mut reader = read(dir);
+        let mut reader = reading(dir);
         for entry in reader.by_ref() {
             each(entry?);
         }
@@ -163,7 +167,7 @@ impl Journal {
     ) -> Result<Receipt, JournalError> {
         let (reply, answer) = oneshot::channel();
         let sender = self.inner.sender.as_ref().ok_or_else(gone)?;
-        sender.send(Job { payload: Box::new(payload), reply }).await.map_err(|_| gone())?;
+        sender.send(Job::Append(Box::new(payload), reply)).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
     }
 
@@ -174,7 +178,7 @@ impl Journal {
     ) -> Result<Answer, JournalError> {
         let (reply, answer) = oneshot::channel();
         let sender = self.inner.sender.as_ref().ok_or_else(gone)?;
-        sender.blocking_send(Job { payload: Box::new(payload), reply }).map_err(|_| gone())?;
+        sender.blocking_send(Job::Append(Box::new(payload), reply)).map_err(|_| gone())?;
         Ok(answer)
     }
 
@@ -193,6 +197,16 @@ fn chain_hash(prev: &str, seq: u64, payload: &[u8]) -> String {
     hasher.update(format!(" {seq} ").as_bytes());
     hasher.update(payload);
     HEXLOWER.encode(&hasher.finalize())
+}
+
+/// Writes the line of `payload` that follows `prev` to `out`, and says what it is called.
+fn line(prev: &Receipt, payload: &[u8], out: &mut Vec<u8>) -> Receipt {
+    let seq = prev.seq + 1;
+    let head = Receipt { seq, hash: chain_hash(&prev.hash, seq, payload) };
+    out.extend_from_slice(format!("{seq} {} ", head.hash).as_bytes());
+    out.extend_from_slice(payload);
+    out.push(b'\n');
+    head
 }
 
 fn segment_name(first: u64) -> String {
@@ -218,9 +232,12 @@ impl Drop for Inner {
 
 type Payload = Box<dyn for<'a> FnOnce(Position<'a>) -> Vec<u8> + Send>;
 
-struct Job {
-    payload: Payload,
-    reply: oneshot::Sender<Result<Receipt, JournalError>>,
+type Reply = oneshot::Sender<Result<Receipt, JournalError>>;
+
+enum Job {
+    Append(Payload, Reply),
+    /// See [`rebase`].
+    Rebase(Vec<Vec<u8>>, oneshot::Sender<Result<Rebased, JournalError>>),
 }
 
 struct Segment {
@@ -237,7 +254,7 @@ impl Segment {
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
         let file = options.open(&path).map_err(|e| io(&path, e))?;
         // The name must survive a power loss too, not only the bytes.
-        File::open(dir).and_then(|d| d.sync_all()).map_err(|e| io(dir, e))?;
+        sync_dir(dir)?;
         Ok(Self { path, file, length: 0 })
     }
 
@@ -270,38 +287,48 @@ struct Writer {
 
 impl Writer {
     fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
-        while let Some(first) = jobs.blocking_recv() {
-            self.commit(first, &mut jobs);
+        let mut next = jobs.blocking_recv();
+        while let Some(job) = next {
+            next = match job {
+                Job::Append(payload, reply) => self.commit((payload, reply), &mut jobs),
+                Job::Rebase(lines, reply) => {
+                    // Who asked may have gone away; what was done stays.
+                    drop(reply.send(self.rebase(&lines)));
+                    None
+                }
+            };
+            next = next.or_else(|| jobs.blocking_recv());
         }
     }
 
-    fn commit(&mut self, first: Job, jobs: &mut mpsc::Receiver<Job>) {
+    /// Writes what waits; gives back the job that cannot share its sync.
+    fn commit(&mut self, first: (Payload, Reply), jobs: &mut mpsc::Receiver<Job>) -> Option<Job> {
         let begins = self.head.seq + 1;
         let mut head = self.head.clone();
         let mut lines = Vec::new();
         let mut waiting = Vec::new();
         let mut next = Some(first);
-        while let Some(job) = next {
+        let mut other = None;
+        while let Some((payload, reply)) = next.take() {
             if let Some(why) = &self.poison {
-                answer(job.reply, Err(JournalError::Poisoned(why.clone())));
+                answer(reply, Err(JournalError::Poisoned(why.clone())));
             } else {
-                let seq = head.seq + 1;
-                let payload = (job.payload)(Position { seq, prev: &head.hash });
+                let payload = payload(Position { seq: head.seq + 1, prev: &head.hash });
                 if payload.contains(&b'\n') {
-                    answer(job.reply, Err(JournalError::NotOneLine));
+                    answer(reply, Err(JournalError::NotOneLine));
                 } else {
-                    head = Receipt { seq, hash: chain_hash(&head.hash, seq, &payload) };
-                    lines.extend_from_slice(format!("{seq} {} ", head.hash).as_bytes());
-                    lines.extend_from_slice(&payload);
-                    lines.push(b'\n');
-                    waiting.push((job.reply, head.clone()));
+                    head = line(&head, &payload, &mut lines);
+                    waiting.push((reply, head.clone()));
                 }
             }
             let full = waiting.len() >= BATCH_LINES || lines.len() >= BATCH_BYTES;
-            next = if full { None } else { jobs.try_recv().ok() };
+            match if full { None } else { jobs.try_recv().ok() } {
+                Some(Job::Append(payload, reply)) => next = Some((payload, reply)),
+                rebase => other = rebase,
+            }
         }
         if waiting.is_empty() {
-            return;
+            return other;
         }
         match self.write(begins, &lines) {
             Ok(()) => {
@@ -320,6 +347,7 @@ impl Writer {
                 self.poison = Some(why);
             }
         }
+        other
     }
 
     fn write(&mut self, first: u64, lines: &[u8]) -> Result<(), JournalError> {
@@ -399,7 +427,11 @@ fn cut(path: &Path, length: u64) -> Result<(), JournalError> {
     file.set_len(length).and_then(|()| file.sync_all()).map_err(|e| io(path, e))
 }
 
-fn answer(reply: oneshot::Sender<Result<Receipt, JournalError>>, with: Result<Receipt, JournalError>) {
+fn sync_dir(dir: &Path) -> Result<(), JournalError> {
+    File::open(dir).and_then(|d| d.sync_all()).map_err(|e| io(dir, e))
+}
+
+fn answer(reply: Reply, with: Result<Receipt, JournalError>) {
     // Who asked may have gone away; the line stays.
     drop(reply.send(with));
 }

@@ -6,6 +6,7 @@
 //! both the store and the audit trail.
 
 pub mod backend;
+pub mod failpoint;
 pub mod journal;
 pub mod lifecycle;
 pub mod record;
@@ -20,4 +21,4 @@ pub mod ssh {
 }
 
 pub use record::*;
-pub use vault::{Change, Error, Vault};
+pub use vault::{Batch, Change, Error, Rekeyed, Successor, Vault};

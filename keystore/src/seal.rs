@@ -29,6 +29,16 @@ pub enum MasterKeySource {
     Credential(String),
 }
 
+impl std::fmt::Display for MasterKeySource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "{}", path.display()),
+            Self::Env(name) => write!(f, "the environment variable {name}"),
+            Self::Credential(name) => write!(f, "the systemd credential {name}"),
+        }
+    }
+}
+
 /// The key that all records are sealed under.
 pub struct MasterKey {
     key: Zeroizing<[u8; 32]>,
@@ -83,6 +93,16 @@ impl MasterKey {
         Ok(Self { key })
     }
 
+    /// What the key is called where it must not be shown: 16 hex digits that say nothing about it (a hash of 256
+    /// random bits).
+    pub fn id(&self) -> String {
+        use sha2::{Digest as _, Sha256};
+        let mut hasher = Sha256::new();
+        hasher.update(b"keyward master key id\0");
+        hasher.update(self.key.as_slice());
+        HEXLOWER_PERMISSIVE.encode(hasher.finalize().get(..8).unwrap_or_default())
+    }
+
     /// The key from its source.
     ///
     /// # Errors
@@ -90,16 +110,16 @@ impl MasterKey {
     /// group or others.
     pub fn load(source: &MasterKeySource) -> Result<Self, SealError> {
         match source {
-            MasterKeySource::File(path) => Self::from_file(path, &path.display().to_string()),
+            MasterKeySource::File(path) => Self::from_file(path, &source.to_string()),
             MasterKeySource::Env(name) => {
-                let place = format!("the environment variable {name}");
+                let place = source.to_string();
                 match std::env::var(name) {
                     Ok(text) => Self::parse(&Zeroizing::new(text), &place),
                     Err(e) => Err(SealError::Missing { place, why: e.to_string() }),
                 }
             }
             MasterKeySource::Credential(name) => {
-                let place = format!("the systemd credential {name}");
+                let place = source.to_string();
                 let valid = !name.is_empty() && !name.contains('/') && name != "..";
                 match std::env::var_os("CREDENTIALS_DIRECTORY") {
                     Some(dir) if valid => Self::from_file(&Path::new(&dir).join(name), &place),

@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 
 use crate::record::{Login, Record};
 use crate::ssh::{Certificate, HashAlg, LineEnding, PublicKey};
-use crate::vault::{self, Vault};
+use crate::vault::{self, Batch, Vault};
 
 mod user_key;
 
@@ -57,16 +57,16 @@ pub enum SigningError {
 }
 
 impl Signers {
-    /// Makes and stores all signing keys.
+    /// Makes and stores all signing keys, all or none.
     ///
     /// # Errors
     /// [`SigningError::Vault`] with [`vault::Error::Exists`] if the store has signing keys.
     pub async fn create(vault: &Vault) -> Result<Self, SigningError> {
+        let mut batch = Batch::default();
         for name in NAMES {
-            let mut seed = Zeroizing::new([0; 32]);
-            fill(seed.as_mut_slice())?;
-            vault.insert(&Secret { name: name.to_owned(), seed: *seed }).await?;
+            batch = batch.insert(&Secret::fresh(name.to_owned())?)?;
         }
+        vault.commit(batch).await?;
         Self::load(vault).await
     }
 
@@ -244,6 +244,14 @@ const NAMES: [&str; 4] = [USER_CA, HOST_CA, HOST, AUDIT];
 struct Secret {
     name: String,
     seed: [u8; 32],
+}
+
+impl Secret {
+    fn fresh(name: String) -> Result<Self, SigningError> {
+        let mut secret = Self { name, seed: [0; 32] };
+        fill(&mut secret.seed)?;
+        Ok(secret)
+    }
 }
 
 impl Drop for Secret {

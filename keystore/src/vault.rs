@@ -1,16 +1,23 @@
 //! Records, sealed: the typed face of the store.
 //!
 //! Every value is sealed before it reaches a [`Backend`] and bound to its key name, so a value moved to another name
-//! does not open. All changes are compare-and-set.
+//! does not open. All changes are compare-and-set. The master key can change while it is open (`rekey`).
 
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 
 use bytes::Bytes;
 use tokio::sync::broadcast;
 
-use crate::backend::{Backend, BackendError, Guard, Outcome, Transaction, Write};
+use crate::backend::{Backend, BackendError, Compacted, Guard, Outcome, Transaction, Versioned, Write};
 use crate::record::Record;
 use crate::seal::{MasterKey, SealError};
+
+mod batch;
+mod rekey;
+
+pub use batch::Batch;
+use rekey::Keys;
+pub use rekey::{Rekeyed, Successor};
 
 /// A record that changed: which, not how. Receivers that lag read everything again.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +53,19 @@ pub enum Error {
     /// A value did not open under the master key.
     #[error(transparent)]
     Seal(#[from] SealError),
+    /// The master key is another one than the store is sealed under.
+    #[error(
+        "the store is sealed under {needs}; what is in {place} is master key {found}. Name the right one as master_key \
+         in keyward.toml"
+    )]
+    OtherMasterKey {
+        /// The one it needs, in words: its id, and where it was when it became the store's, as far as that is known.
+        needs: String,
+        /// Where the one that was given came from.
+        place: String,
+        /// Its id.
+        found: String,
+    },
     /// A value opened but is not what this version writes.
     #[error("the record {name} cannot be read: {why}")]
     Unreadable {
@@ -59,7 +79,9 @@ pub enum Error {
 /// The store of records.
 pub struct Vault {
     backend: Arc<dyn Backend>,
-    master: MasterKey,
+    keys: RwLock<Arc<Keys>>,
+    /// Held shared from before a value is sealed until it is committed; alone while the master key changes.
+    turn: tokio::sync::RwLock<()>,
     changes: broadcast::Sender<Change>,
 }
 
@@ -68,7 +90,7 @@ impl Vault {
     /// ([`Vault::check_master_key`]).
     pub fn new(backend: Arc<dyn Backend>, master: MasterKey) -> Self {
         let (changes, _) = broadcast::channel(1024);
-        Self { backend, master, changes }
+        Self { backend, keys: RwLock::new(Keys::only(master)), turn: tokio::sync::RwLock::default(), changes }
     }
 
     /// Writes the sealed mark that later proves the master key. Fails with [`Error::Exists`] on a store that has one.
@@ -76,19 +98,23 @@ impl Vault {
     /// # Errors
     /// [`Error::Backend`] if the store does not answer; nothing has changed then.
     pub async fn initialise(&self) -> Result<(), Error> {
-        let sealed = self.master.seal(MARK, MARK.as_bytes())?;
+        let _turn = self.turn.read().await;
+        let sealed = self.keys().seal(MARK, MARK.as_bytes())?;
         self.put_new("mark", "master", sealed).await
     }
 
-    /// Proves that the master key is the one this store was initialised with.
+    /// Proves that the master key, which came from `place`, is the one that this store is sealed under.
     ///
     /// # Errors
-    /// [`Error::Seal`] if it is another; [`Error::NotFound`] if the store was never initialised.
-    pub async fn check_master_key(&self) -> Result<(), Error> {
+    /// [`Error::OtherMasterKey`] if it is another; [`Error::NotFound`] if the store was never initialised.
+    pub async fn check_master_key(&self, place: &str) -> Result<(), Error> {
         let stored = self.backend.get(MARK.as_bytes()).await?;
         let stored = stored.ok_or(Error::NotFound { kind: "mark", id: "master".to_owned() })?;
-        self.master.open(MARK, &stored.value)?;
-        Ok(())
+        let keys = self.keys();
+        match keys.open(MARK, &stored.value) {
+            Ok(_) => Ok(()),
+            Err(_) => Err(self.other_master_key(place, keys.id()).await?),
+        }
     }
 
     /// The record with this id.
@@ -96,11 +122,7 @@ impl Vault {
     /// # Errors
     /// [`Error::Backend`] if the store does not answer, [`Error::Seal`] or [`Error::Unreadable`] if a record does not open.
     pub async fn get<R: Record>(&self, id: &str) -> Result<Option<R>, Error> {
-        let name = name::<R>(id);
-        match self.backend.get(name.as_bytes()).await? {
-            Some(found) => Ok(Some(self.open(&name, &found.value)?)),
-            None => Ok(None),
-        }
+        Ok(self.read(&name::<R>(id)).await?.map(|(record, _)| record))
     }
 
     /// All records of this kind, ordered by id.
@@ -108,11 +130,18 @@ impl Vault {
     /// # Errors
     /// [`Error::Backend`] if the store does not answer, [`Error::Seal`] or [`Error::Unreadable`] if a record does not open.
     pub async fn list<R: Record>(&self) -> Result<Vec<R>, Error> {
-        let found = self.backend.range(name::<R>("").as_bytes()).await?;
-        found
-            .into_iter()
-            .map(|(key, found)| self.open(&String::from_utf8_lossy(&key), &found.value))
-            .collect()
+        loop {
+            let keys = self.keys();
+            let found = self.backend.range(name::<R>("").as_bytes()).await?;
+            let opened = found
+                .into_iter()
+                .map(|(key, found)| open(&keys, &String::from_utf8_lossy(&key), &found.value))
+                .collect();
+            match opened {
+                Err(Error::Seal(_)) if self.changed_since(&keys) => {}
+                opened => return opened,
+            }
+        }
     }
 
     /// Adds a record; durable when it returns.
@@ -120,9 +149,9 @@ impl Vault {
     /// # Errors
     /// [`Error::Exists`] if there is one with this id.
     pub async fn insert<R: Record>(&self, record: &R) -> Result<(), Error> {
+        let _turn = self.turn.read().await;
         let id = record.record_id();
-        let name = name::<R>(&id);
-        let sealed = self.seal(&name, record)?;
+        let sealed = self.seal(&name::<R>(&id), record)?;
         self.put_new(R::KIND, &id, sealed).await?;
         self.announce::<R>(&id);
         Ok(())
@@ -139,15 +168,15 @@ impl Vault {
         mut change: impl FnMut(&mut R) -> Result<T, E>,
     ) -> Result<T, E> {
         let name = name::<R>(id);
+        let _turn = self.turn.read().await;
         loop {
-            let found = self.backend.get(name.as_bytes()).await.map_err(Error::from)?;
-            let found = found.ok_or(Error::NotFound { kind: R::KIND, id: id.to_owned() })?;
-            let mut record: R = self.open(&name, &found.value)?;
+            let found = self.read::<R>(&name).await.map_err(E::from)?;
+            let (mut record, revision) = found.ok_or(Error::NotFound { kind: R::KIND, id: id.to_owned() })?;
             let result = change(&mut record)?;
             let sealed = self.seal(&name, &record)?;
             let key = Bytes::from(name.clone());
             let transaction = Transaction {
-                guards: vec![Guard::Unchanged(key.clone(), found.revision)],
+                guards: vec![Guard::Unchanged(key.clone(), revision)],
                 writes: vec![Write::Put(key, sealed)],
             };
             if let Outcome::Committed(_) = self.backend.transact(transaction).await.map_err(Error::from)? {
@@ -163,13 +192,13 @@ impl Vault {
     /// [`Error::NotFound`] if there is none.
     pub async fn remove<R: Record>(&self, id: &str) -> Result<R, Error> {
         let name = name::<R>(id);
+        let _turn = self.turn.read().await;
         loop {
-            let found = self.backend.get(name.as_bytes()).await?;
-            let found = found.ok_or(Error::NotFound { kind: R::KIND, id: id.to_owned() })?;
-            let record = self.open(&name, &found.value)?;
+            let found = self.read::<R>(&name).await?;
+            let (record, revision) = found.ok_or(Error::NotFound { kind: R::KIND, id: id.to_owned() })?;
             let key = Bytes::from(name.clone());
             let transaction = Transaction {
-                guards: vec![Guard::Unchanged(key.clone(), found.revision)],
+                guards: vec![Guard::Unchanged(key.clone(), revision)],
                 writes: vec![Write::Delete(key)],
             };
             if let Outcome::Committed(_) = self.backend.transact(transaction).await? {
@@ -186,17 +215,14 @@ impl Vault {
     pub async fn next_id(&self, prefix: &str) -> Result<String, Error> {
         let name = format!("counter/{prefix}");
         let key = Bytes::from(name.clone());
+        let _turn = self.turn.read().await;
         loop {
-            let found = self.backend.get(name.as_bytes()).await?;
-            let (guard, last) = match &found {
-                Some(found) => (
-                    Guard::Unchanged(key.clone(), found.revision),
-                    serde_json::from_slice::<u64>(&self.master.open(&name, &found.value)?)
-                        .map_err(|e| Error::Unreadable { name: name.clone(), why: e.to_string() })?,
-                ),
+            let found = self.read::<u64>(&name).await?;
+            let (guard, last) = match found {
+                Some((last, revision)) => (Guard::Unchanged(key.clone(), revision), last),
                 None => (Guard::Absent(key.clone()), 0),
             };
-            let sealed = self.master.seal(&name, (last + 1).to_string().as_bytes())?;
+            let sealed = self.keys().seal(&name, (last + 1).to_string().as_bytes())?;
             let transaction =
                 Transaction { guards: vec![guard], writes: vec![Write::Put(key.clone(), sealed)] };
             if let Outcome::Committed(_) = self.backend.transact(transaction).await? {
@@ -220,23 +246,42 @@ impl Vault {
         }
     }
 
-    fn seal<R: Record>(&self, name: &str, record: &R) -> Result<Bytes, Error> {
-        let plain = serde_json::to_vec(record)
-            .map(zeroize::Zeroizing::new)
-            .map_err(|e| Error::Unreadable { name: name.to_owned(), why: e.to_string() })?;
-        Ok(self.master.seal(name, &plain)?)
+    /// What is stored under `name`, opened, and the revision that wrote it.
+    async fn read<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<Option<(T, u64)>, Error> {
+        loop {
+            let keys = self.keys();
+            let Some(Versioned { value, revision }) = self.backend.get(name.as_bytes()).await? else {
+                return Ok(None);
+            };
+            match open(&keys, name, &value) {
+                Ok(opened) => return Ok(Some((opened, revision))),
+                Err(Error::Seal(_)) if self.changed_since(&keys) => {}
+                Err(fault) => return Err(fault),
+            }
+        }
     }
 
-    fn open<R: Record>(&self, name: &str, sealed: &[u8]) -> Result<R, Error> {
-        let plain = self.master.open(name, sealed)?;
-        serde_json::from_slice(&plain)
-            .map_err(|e| Error::Unreadable { name: name.to_owned(), why: e.to_string() })
+    fn seal<R: Record>(&self, name: &str, record: &R) -> Result<Bytes, Error> {
+        Ok(self.keys().seal(name, &plain(name, record)?)?)
     }
 
     fn announce<R: Record>(&self, id: &str) {
         // No receiver is no fault: nothing is live that would have to be cut.
         drop(self.changes.send(Change { kind: R::KIND.to_owned(), id: id.to_owned() }));
     }
+}
+
+/// A record as it is sealed.
+fn plain<R: Record>(name: &str, record: &R) -> Result<zeroize::Zeroizing<Vec<u8>>, Error> {
+    serde_json::to_vec(record)
+        .map(zeroize::Zeroizing::new)
+        .map_err(|e| Error::Unreadable { name: name.to_owned(), why: e.to_string() })
+}
+
+fn open<T: serde::de::DeserializeOwned>(keys: &Keys, name: &str, sealed: &[u8]) -> Result<T, Error> {
+    let plain = keys.open(name, sealed)?;
+    serde_json::from_slice(&plain)
+        .map_err(|e| Error::Unreadable { name: name.to_owned(), why: e.to_string() })
 }
 
 const MARK: &str = "mark/master";

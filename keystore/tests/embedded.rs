@@ -101,12 +101,12 @@ async fn a_leased_key_does_not_outlive_a_restart() {
 async fn another_master_key_and_a_moved_value_are_refused() {
     let store = Arc::new(keystore::backend::Memory::default());
     let vault = Vault::new(store.clone(), MasterKey::generate().unwrap());
-    assert!(matches!(vault.check_master_key().await, Err(Error::NotFound { .. })));
+    assert!(matches!(vault.check_master_key("it").await, Err(Error::NotFound { .. })));
     vault.initialise().await.unwrap();
-    vault.check_master_key().await.unwrap();
+    vault.check_master_key("it").await.unwrap();
     assert!(matches!(vault.initialise().await, Err(Error::Exists { .. })));
     let other = Vault::new(store.clone(), MasterKey::generate().unwrap());
-    assert!(matches!(other.check_master_key().await, Err(Error::Seal(_))));
+    assert!(matches!(other.check_master_key("it").await, Err(Error::OtherMasterKey { .. })));
     vault.next_id("K").await.unwrap();
     let moved = store.get(b"counter/K").await.unwrap().unwrap().value;
     let writes = vec![Write::Put(Bytes::from("counter/R"), moved)];

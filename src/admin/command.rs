@@ -9,11 +9,13 @@ use serde::{Deserialize, Serialize};
 
 mod access;
 mod desk;
+mod encryption;
 mod people;
 mod places;
 
 pub use access::{Access, RuleTerms};
 pub use desk::{Format, LogFormat, Logs, Recording, SessionFilter, Sessions};
+pub use encryption::Encryption;
 pub use people::{Kind, Mfa, SshKeys, Users};
 pub use places::{Ca, InstanceAdd, Instances, Which};
 
@@ -46,6 +48,9 @@ pub enum Command {
     /// Whom recordings are sealed to
     #[command(subcommand)]
     Recording(Recording),
+    /// The master key that the store is sealed under
+    #[command(subcommand)]
+    Encryption(Encryption),
     /// The public keys of the certificate authorities
     #[command(subcommand)]
     Ca(Ca),

@@ -2,7 +2,9 @@
 
 use jiff::Timestamp;
 
-use super::{Access, Caller, Command, Fault, Instances, Mfa, Output, Sessions, SshKeys, Users, Visitor};
+use super::{
+    Access, Caller, Command, Encryption, Fault, Instances, Mfa, Output, Sessions, SshKeys, Users, Visitor,
+};
 use super::{access, factors, instances, keys, logs, sessions, users};
 use crate::session::{House, LoggedIn, still_in};
 
@@ -105,6 +107,7 @@ async fn dispatch(house: &House, caller: &Caller, command: Command, out: &mut Ou
         Command::Access(command) => access::run(house, caller, command, out).await,
         Command::Sessions(command) => sessions::run(house, caller, command, out).await,
         Command::Logs(command) => logs::run(house, caller, command, out).await,
+        Command::Encryption(command) => super::encryption::run(house, caller, command, out).await,
         Command::Ca(super::Ca::Show { which }) => instances::ca(house, which, out).await,
         Command::SshConfig { user } => instances::ssh_config_for(house, caller, user, out).await,
     }
@@ -134,6 +137,7 @@ fn changes(command: &Command) -> bool {
         ) | Command::SshKeys(SshKeys::Add { .. } | SshKeys::Rotate { .. } | SshKeys::Revoke { .. })
             | Command::Mfa(Mfa::Enroll { .. } | Mfa::Reset { .. } | Mfa::RecoveryCodes { .. })
             | Command::Instances(Instances::Add(_) | Instances::Remove { .. })
+            | Command::Encryption(Encryption::Rotate { .. })
             // Not a lockdown, which waits for nobody.
             | Command::Access(Access::Allow(_) | Access::Deny(_) | Access::Remove { .. })
     )

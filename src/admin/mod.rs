@@ -8,6 +8,7 @@ mod access;
 mod blast;
 mod command;
 mod desk;
+mod encryption;
 mod execute;
 mod factors;
 mod findings;

@@ -222,7 +222,9 @@ impl From<keystore::Error> for Fault {
             keystore::Error::Exists { .. } => 5,
             keystore::Error::NotFound { .. } => 3,
             keystore::Error::Backend(_) => 6,
-            keystore::Error::Seal(_) | keystore::Error::Unreadable { .. } => 1,
+            keystore::Error::Seal(_)
+            | keystore::Error::OtherMasterKey { .. }
+            | keystore::Error::Unreadable { .. } => 1,
         };
         Self { code, says: error.to_string() }
     }

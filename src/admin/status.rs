@@ -26,12 +26,13 @@ pub(super) async fn status(house: &House, out: &mut Output) -> Result<(), Fault>
     let room = room.map_err(|e| Fault::error(e.to_string()))?;
     let lockdown = house.guard.lockdown().reason();
     let mut warnings = Vec::new();
-    if room.percent_used >= house.config.audit.disk_warn_percent {
+    if room.percent_used >= house.config().audit.disk_warn_percent {
         warnings.push(format!("the disk is {} % full; at its end no session is let in", room.percent_used));
     }
     if !reserve {
         warnings.push("the audit trail's reserve is used up: free the disk".to_owned());
     }
+    warnings.extend(super::encryption::next_start(house));
     if let Some(reason) = &lockdown {
         warnings.push(format!("lockdown: {}. End it: keyward access deny-all --end", plain(reason)));
     }

@@ -498,6 +498,35 @@ pub enum Event {
         /// Who did it.
         by: String,
     },
+    /// The store is about to be sealed under another master key.
+    MasterKeyRotationBegun {
+        /// Who did it.
+        by: String,
+        /// Id of the master key of now, 16 hex digits.
+        from: String,
+        /// Id of the one to come.
+        to: String,
+    },
+    /// The store is sealed under another master key, and nothing that the old one opens is left in it.
+    MasterKeyRotated {
+        /// Who did it.
+        by: String,
+        /// Id of the master key before, 16 hex digits.
+        from: String,
+        /// Id of the one of now.
+        to: String,
+        /// How many values were sealed anew.
+        records: u64,
+    },
+    /// The store's journal forgot what is not live. This trail is never compacted.
+    StoreCompacted {
+        /// The last record that was forgotten.
+        through: u64,
+        /// Its hash, hex: the chain of the store's journal goes on from there.
+        head: String,
+        /// Why, in words for the auditor.
+        reason: String,
+    },
     /// The daemon started.
     DaemonStarted {
         /// Keyward's version.

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use crate::admin::{
-    Access, Chunk, Command, Fault, Instances, Logs, Reply, Request, Sessions, SshKeys, read_reply,
+    Access, Chunk, Command, Encryption, Fault, Instances, Logs, Reply, Request, Sessions, SshKeys, read_reply,
 };
 
 /// Asks the daemon and returns its exit code.
@@ -88,6 +88,13 @@ fn read_files(command: &mut Command) -> Result<(), Fault> {
             wanted.host_ca_text = read(wanted.host_ca.as_deref())?;
             if wanted.scan {
                 wanted.host_key_text = Some(scan(&wanted.address)?);
+            }
+        }
+        Command::Encryption(Encryption::Rotate { old_key, new_key }) => {
+            // The daemon reads them, from wherever it was started.
+            for file in [old_key, new_key] {
+                let absolute = std::path::absolute(&*file);
+                *file = absolute.map_err(|e| Fault::usage(format!("{}: {e}", file.display())))?;
             }
         }
         _ => {}

@@ -15,8 +15,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::audit::{AuditError, Event, Trail};
 
+mod master;
 mod notice;
 
+pub use master::{compact, finish_rekeying, rekey};
 pub use notice::{notice, span};
 
 /// Why a workflow went no further. What it left can be gone on from.

@@ -88,7 +88,8 @@ async fn open(config: Config) -> Result<House, ServeError> {
     let master = MasterKey::load(&config.master_key).map_err(during("loading the master key"))?;
     let backend = Embedded::open(&config.store_dir(), false).map_err(during("opening the store"))?;
     let vault = Vault::new(Arc::new(backend), master);
-    vault.check_master_key().await.map_err(during("checking the master key"))?;
+    let place = config.master_key.to_string();
+    vault.check_master_key(&place).await.map_err(during("checking the master key"))?;
     let signers = Signers::load(&vault).await.map_err(during("loading the signing keys"))?;
     let auditor = signers.audit.clone();
     let keeping =
@@ -116,6 +117,9 @@ async fn open(config: Config) -> Result<House, ServeError> {
         rulebook: ArcSwap::from_pointee(rulebook),
     };
     note(&house, Event::DaemonStarted { version: env!("CARGO_PKG_VERSION").to_owned() }).await?;
+    // What a crash kept of a change of the master key from its end.
+    let rekeyed = rotation::finish_rekeying(&house.vault, &house.trail, Timestamp::now()).await;
+    rekeyed.map_err(during("finishing the change of the master key"))?;
     let (trail, tapes) = (Arc::clone(&house.trail), Arc::clone(&house.tapes));
     let untold = tokio::task::spawn_blocking(move || {
         let known = trail.sessions().map_err(|e| e.to_string())?;

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::audit::Event;
 use crate::recording::{Room, disk_left};
+use crate::rotation;
 use crate::session::House;
 
 /// Keeps until `stop`. Run it as one task of the daemon.
@@ -34,7 +35,22 @@ pub(super) async fn keep(house: Arc<House>, stop: CancellationToken) {
         ticks += 1;
         if ticks % DISK_EVERY == 1 {
             disk(&house, &mut alarm).await;
+            compact(&house, now).await;
         }
+    }
+}
+
+/// Forgets the store's history once it is long: a start reads all of it.
+async fn compact(house: &House, now: Timestamp) {
+    let compacted = match house.vault.history().await {
+        Ok(records) if records >= LONG_HISTORY => {
+            rotation::compact(&house.vault, &house.trail, "its journal was long", now).await
+        }
+        Ok(_) => Ok(()),
+        Err(error) => Err(error.into()),
+    };
+    if let Err(error) = compacted {
+        tracing::error!(%error, "store.compaction_failed");
     }
 }
 
@@ -99,6 +115,8 @@ impl Alarm {
     }
 }
 
+/// Records after which the store's journal is compacted; reading so many at a start takes about a second.
+const LONG_HISTORY: u64 = 100_000;
 const TICK: Duration = Duration::from_secs(1);
 const HOUR: i64 = 3600;
 /// Ticks between looks at the disk.

@@ -28,6 +28,7 @@ mod interop;
 mod jump;
 mod leaver;
 mod login;
+mod master_key;
 mod raw;
 mod rekey;
 mod reload;

@@ -60,8 +60,14 @@ impl Rig {
 
     /// Starts the daemon and waits until it answers.
     pub fn serve(&mut self) {
+        self.serve_dying_at("nowhere");
+    }
+
+    /// The same, of a daemon that dies when it comes by `point` of `keystore::failpoint`, as if by `kill -9`.
+    pub fn serve_dying_at(&mut self, point: &str) {
         let log = fs::File::options().create(true).append(true).open(self.path("log")).unwrap();
-        self.daemon = Some(self.keyward(&["serve"]).stderr(log).spawn().unwrap());
+        self.daemon =
+            Some(self.keyward(&["serve"]).env("KEYWARD_TEST_DIE_AT", point).stderr(log).spawn().unwrap());
         wait_for("the daemon", || self.run(&["status"]).status.success());
     }
 
@@ -78,6 +84,13 @@ impl Rig {
         let mut daemon = self.daemon.take().unwrap();
         daemon.kill().unwrap();
         daemon.wait().unwrap();
+    }
+
+    /// Waits until a daemon of [`Self::serve_dying_at`] is dead.
+    #[allow(dead_code, reason = "for the tests, not for the benchmark, which shares this rig")]
+    pub fn died(&mut self) {
+        let status = self.daemon.take().unwrap().wait().unwrap();
+        assert_eq!(status.code(), None, "it ended of itself: {status}");
     }
 
     /// The daemon's process id.

@@ -18,10 +18,11 @@ use tokio::sync::{mpsc, oneshot};
 use self::commit::{Committer, Job, Shared};
 use self::index::Index;
 use super::leases::run_out;
-use super::{Backend, BackendError, Lease, Outcome, Revision, Transaction, Versioned, Watch};
+use super::{Backend, BackendError, Compacted, Lease, Outcome, Revision, Transaction, Versioned, Watch};
 use crate::journal::{Fault, Journal, JournalError, Options};
 
 mod commit;
+mod compact;
 mod index;
 mod line;
 
@@ -81,8 +82,8 @@ impl Embedded {
     /// [`EmbeddedError::Missing`] or [`EmbeddedError::Exists`] if what is there is not what was asked for;
     /// otherwise whatever is wrong with it. No error changes anything but the index.
     pub fn open(dir: &Path, create: bool) -> Result<Self, EmbeddedError> {
-        let (journal_dir, index_dir) = (dir.join("journal"), dir.join("index"));
-        match (begun(&journal_dir), index_dir.exists()) {
+        let journal_dir = dir.join("journal");
+        match (begun(&journal_dir), !compact::indexes(dir).is_empty()) {
             (true, _) if create => return Err(EmbeddedError::Exists(dir.to_owned())),
             (false, true) => return Err(EmbeddedError::JournalGone(dir.to_owned())),
             (false, false) if !create => return Err(EmbeddedError::Missing(dir.to_owned())),
@@ -90,20 +91,26 @@ impl Embedded {
         }
         let mut replay = line::Replay::default();
         let mut bad = None;
-        let journal = Journal::open_with(&journal_dir, Options::default(), |entry| {
+        let journal = Journal::open_rebased(&journal_dir, Options::default(), |entry| {
             if let Err(what) = replay.apply(&entry)
                 && bad.is_none()
             {
                 bad = Some(Fault { file: entry.file, offset: entry.offset, seq: Some(entry.seq), what });
             }
         })?;
+        if bad.is_none() && !replay.is_whole() {
+            let what = "the base of the journal ends too soon".to_owned();
+            bad = Some(Fault { file: journal_dir, offset: 0, seq: Some(replay.last()), what });
+        }
         if let Some(fault) = bad {
             return Err(JournalError::Fault(fault).into());
         }
-        let index = Index::open(&index_dir, &replay)?;
-        let shared = Arc::new(Shared::new(index, journal.head().seq));
+        compact::check_indexes(dir, &replay)?;
+        let index = Index::open(&compact::index_dir(dir, replay.first()), &replay)?;
+        compact::remove_others(dir, replay.first());
+        let shared = Arc::new(Shared::new(index, journal.head().seq, replay.first()));
         let (jobs, queue) = mpsc::channel(1024);
-        let committer = Committer::new(journal, shared.clone());
+        let committer = Committer::new(dir.to_owned(), journal, shared.clone());
         let thread = std::thread::Builder::new()
             .name("store".to_owned())
             .spawn(move || committer.run(queue))
@@ -171,6 +178,19 @@ impl Backend for Embedded {
 
     fn revision(&self) -> BoxFuture<'_, Result<Revision, BackendError>> {
         async move { Ok(self.shared.revision()) }.boxed()
+    }
+
+    fn history(&self) -> BoxFuture<'_, Result<u64, BackendError>> {
+        async move { Ok(self.shared.history()) }.boxed()
+    }
+
+    fn compact(&self) -> BoxFuture<'_, Result<Option<Compacted>, BackendError>> {
+        async move {
+            let (reply, answer) = oneshot::channel();
+            self.jobs()?.send(Job::Compact(reply)).await.map_err(|_| ended())?;
+            answer.await.map_err(|_| ended())?.map(Some)
+        }
+        .boxed()
     }
 }
 

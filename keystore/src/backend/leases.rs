@@ -51,6 +51,11 @@ impl Leases {
         }
     }
 
+    /// Whether `key` goes with a lease.
+    pub(super) fn binds(&self, key: &Bytes) -> bool {
+        self.bound.contains_key(key)
+    }
+
     /// Ends a lease that ran out, and says which keys go with it.
     pub(super) fn expire(&mut self, lease: Lease) -> Vec<Write> {
         if self.alive(lease) {

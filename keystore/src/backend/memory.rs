@@ -11,7 +11,8 @@ use futures_util::future::{BoxFuture, ready};
 use super::leases::{Leases, run_out};
 use super::watchers::Watchers;
 use super::{
-    Backend, BackendError, Changed, Guard, Lease, Outcome, Revision, Transaction, Versioned, Watch, Write,
+    Backend, BackendError, Changed, Compacted, Guard, Lease, Outcome, Revision, Transaction, Versioned,
+    Watch, Write,
 };
 
 /// A store in memory.
@@ -114,6 +115,14 @@ impl Backend for Memory {
 
     fn revision(&self) -> BoxFuture<'_, Result<Revision, BackendError>> {
         async { Ok(self.state().revision) }.boxed()
+    }
+
+    fn history(&self) -> BoxFuture<'_, Result<u64, BackendError>> {
+        ready(Ok(0)).boxed()
+    }
+
+    fn compact(&self) -> BoxFuture<'_, Result<Option<Compacted>, BackendError>> {
+        ready(Ok(None)).boxed()
     }
 }
 

@@ -87,17 +87,7 @@ pub fn read(dir: &Path) -> Reader {
         Ok(segments) => (segments, None),
         Err(e) => (Vec::new(), Some(fault(dir, 0, None, &format!("cannot be read: {e}")))),
     };
-    Reader {
-        dir: dir.to_owned(),
-        at: 0,
-        segments: segments.into_iter(),
-        current: None,
-        last: None,
-        head: Receipt::genesis(),
-        torn: None,
-        fault,
-        ended: false,
-    }
+    Reader { fault, segments: segments.into_iter(), ..Reader::nowhere(dir) }
 }
 
 /// The iterator behind [`read`].
@@ -113,6 +103,8 @@ pub struct Reader {
     torn: Option<(PathBuf, u64)>,
     fault: Option<Fault>,
     ended: bool,
+    /// The segment that the journal begins with, where that is not the one of line 1 (see [`super::rebase`]).
+    base: Option<PathBuf>,
 }
 
 #[derive(Debug)]
@@ -148,6 +140,29 @@ impl Iterator for Reader {
 }
 
 impl Reader {
+    fn nowhere(dir: &Path) -> Self {
+        Self {
+            dir: dir.to_owned(),
+            at: 0,
+            segments: Vec::new().into_iter(),
+            current: None,
+            last: None,
+            head: Receipt::genesis(),
+            torn: None,
+            fault: None,
+            ended: false,
+            base: None,
+        }
+    }
+
+    /// The same from the segment `base` on, whose first line follows `before`.
+    pub(super) fn beginning_with(mut self, base: PathBuf, before: Receipt) -> Self {
+        let rest: Vec<PathBuf> = self.segments.filter(|path| *path >= base).collect();
+        self.segments = rest.into_iter();
+        (self.base, self.head) = (Some(base), before);
+        self
+    }
+
     /// The last line that was read.
     pub fn head(&self) -> Receipt {
         self.head.clone()
@@ -223,7 +238,7 @@ impl Reader {
     fn open_next(&mut self, expected: u64) -> Result<bool, Fault> {
         let Some(path) = self.segments.next() else { return Ok(false) };
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        if name != segment_name(expected) {
+        if name != segment_name(expected) && self.base.as_ref() != Some(&path) {
             let what = format!("a segment is missing or left over: expected {}", segment_name(expected));
             return Err(fault(&path, 0, Some(expected), &what));
         }
@@ -257,7 +272,7 @@ fn at_end(file: &mut BufReader<File>) -> bool {
     matches!(file.read(&mut byte), Ok(0))
 }
 
-fn segments(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
+pub(super) fn segments(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir)? {
         let path = entry?.path();

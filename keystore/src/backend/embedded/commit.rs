@@ -3,6 +3,7 @@
 //! answered, before it is durable.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -13,12 +14,16 @@ use super::index::Index;
 use super::{ended, line};
 use crate::backend::leases::Leases;
 use crate::backend::watchers::Watchers;
-use crate::backend::{BackendError, Changed, Guard, Lease, Outcome, Revision, Transaction, Versioned, Write};
+use crate::backend::{
+    BackendError, Changed, Compacted, Guard, Lease, Outcome, Revision, Transaction, Versioned, Write,
+};
 use crate::journal::{Answer, Journal};
 
 pub(super) enum Job {
     Transact(Transaction, Reply),
     Expire(Lease),
+    /// See [`super::compact`].
+    Compact(oneshot::Sender<Result<Compacted, BackendError>>),
 }
 
 type Reply = oneshot::Sender<Result<Outcome, BackendError>>;
@@ -27,15 +32,18 @@ type Reply = oneshot::Sender<Result<Outcome, BackendError>>;
 pub(super) struct Shared {
     index: RwLock<Index>,
     revision: AtomicU64,
+    /// The journal's first line.
+    base: AtomicU64,
     watchers: Mutex<Watchers>,
     leases: Mutex<Leases>,
 }
 
 impl Shared {
-    pub(super) fn new(index: Index, revision: Revision) -> Self {
+    pub(super) fn new(index: Index, revision: Revision, base: Revision) -> Self {
         Self {
             index: RwLock::new(index),
             revision: AtomicU64::new(revision),
+            base: AtomicU64::new(base),
             watchers: Mutex::new(Watchers::starting_at(revision)),
             leases: Mutex::default(),
         }
@@ -50,6 +58,18 @@ impl Shared {
         self.revision.load(Ordering::Acquire)
     }
 
+    pub(super) fn history(&self) -> u64 {
+        self.revision().saturating_sub(self.base.load(Ordering::Acquire))
+    }
+
+    /// Readers go on with `index`, which has the same rows as the one before.
+    pub(super) fn rebase(&self, index: Index, base: Revision, revision: Revision) {
+        let mut current = self.index.write().unwrap_or_else(PoisonError::into_inner);
+        *current = index;
+        self.base.store(base, Ordering::Release);
+        self.revision.store(revision, Ordering::Release);
+    }
+
     pub(super) fn watchers(&self) -> MutexGuard<'_, Watchers> {
         self.watchers.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -60,46 +80,55 @@ impl Shared {
 }
 
 pub(super) struct Committer {
-    journal: Journal,
-    shared: Arc<Shared>,
+    pub(super) dir: PathBuf,
+    pub(super) journal: Journal,
+    pub(super) shared: Arc<Shared>,
     /// Set once something failed: from then on the journal may know what the index does not.
-    broken: bool,
+    pub(super) broken: bool,
 }
 
 /// At most so many transactions share one sync.
 const BATCH: usize = 256;
 
 impl Committer {
-    pub(super) fn new(journal: Journal, shared: Arc<Shared>) -> Self {
-        Self { journal, shared, broken: false }
+    pub(super) fn new(dir: PathBuf, journal: Journal, shared: Arc<Shared>) -> Self {
+        Self { dir, journal, shared, broken: false }
     }
 
     pub(super) fn run(mut self, mut queue: mpsc::Receiver<Job>) {
         while let Some(first) = queue.blocking_recv() {
             let mut batch = Batch { rows: BTreeMap::new(), next: self.shared.revision() + 1 };
-            let mut decided = vec![self.decide(first, &mut batch)];
-            while decided.len() < BATCH
-                && let Ok(job) = queue.try_recv()
-            {
-                decided.push(self.decide(job, &mut batch));
+            let (mut decided, mut compact) = (Vec::new(), None);
+            let mut next = Some(first);
+            while let Some(job) = next.take() {
+                match job {
+                    Job::Transact(transaction, reply) => {
+                        decided.push(self.decide(transaction, Some(reply), &mut batch));
+                    }
+                    Job::Expire(lease) => {
+                        let writes = self.shared.leases().expire(lease);
+                        if !writes.is_empty() {
+                            let transaction = Transaction { guards: Vec::new(), writes };
+                            decided.push(self.decide(transaction, None, &mut batch));
+                        }
+                    }
+                    Job::Compact(reply) => compact = Some(reply),
+                }
+                if decided.len() < BATCH && compact.is_none() {
+                    next = queue.try_recv().ok();
+                }
             }
             for one in decided {
                 self.finish(one);
             }
+            if let Some(reply) = compact {
+                // Who asked may have gone away; what was done stays.
+                drop(reply.send(self.compact()));
+            }
         }
     }
 
-    fn decide(&mut self, job: Job, batch: &mut Batch) -> Decided {
-        let (transaction, reply) = match job {
-            Job::Transact(transaction, reply) => (transaction, Some(reply)),
-            Job::Expire(lease) => {
-                let writes = self.shared.leases().expire(lease);
-                if writes.is_empty() {
-                    return Decided { reply: None, what: Ok(None) };
-                }
-                (Transaction { guards: Vec::new(), writes }, None)
-            }
-        };
+    fn decide(&mut self, transaction: Transaction, reply: Option<Reply>, batch: &mut Batch) -> Decided {
         let what = if self.broken { Err(ended()) } else { self.stage(transaction, batch) };
         Decided { reply, what }
     }

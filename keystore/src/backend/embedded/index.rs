@@ -41,6 +41,21 @@ impl Index {
         Ok(index)
     }
 
+    /// A new index in `dir`, which nothing uses, with these rows, as of line `seq`.
+    pub(super) fn fresh(
+        dir: &Path,
+        rows: &[(Bytes, Versioned)],
+        (seq, hash): (Revision, &str),
+    ) -> Result<Self, BackendError> {
+        if dir.exists() {
+            std::fs::remove_dir_all(dir)?;
+        }
+        let index = Self::at(dir)?;
+        let rows: Vec<_> = rows.iter().map(|(key, row)| (key.clone(), Some(row.clone()))).collect();
+        index.apply(&rows, seq, hash)?;
+        Ok(index)
+    }
+
     pub(super) fn get(&self, key: &[u8]) -> Result<Option<Versioned>, BackendError> {
         match guarded(|| self.rows.get(key))? {
             Some(stored) => decode(&stored).map(Some),
@@ -100,14 +115,14 @@ impl Index {
 
     fn equals(&self, replay: &Replay) -> Result<bool, BackendError> {
         let rows = self.range(b"")?;
-        let known = self.applied()?.map_or(0, |(seq, _)| seq) == replay.hashes.len() as u64;
+        let known = self.applied()?.map_or(0, |(seq, _)| seq) == replay.last();
         Ok(known && rows.len() == replay.rows.len() && rows.iter().map(|(k, r)| (k, r)).eq(&replay.rows))
     }
 
     fn fill(&self, replay: &Replay) -> Result<(), BackendError> {
-        let Some(hash) = replay.hashes.last() else { return Ok(()) };
+        let Some(hash) = replay.hash(replay.last()) else { return Ok(()) };
         let rows: Vec<_> = replay.rows.iter().map(|(key, row)| (key.clone(), Some(row.clone()))).collect();
-        self.apply(&rows, replay.hashes.len() as u64, hash)
+        self.apply(&rows, replay.last(), hash)
     }
 }
 
@@ -115,7 +130,7 @@ fn check_history(applied: Option<&(Revision, String)>, replay: &Replay) -> Resul
     match applied {
         None | Some((0, _)) => Ok(()),
         Some((seq, hash)) => match replay.hash(*seq) {
-            None => Err(EmbeddedError::JournalBehind { journal: replay.hashes.len() as u64, index: *seq }),
+            None => Err(EmbeddedError::JournalBehind { journal: replay.last(), index: *seq }),
             Some(found) if found != hash => Err(EmbeddedError::JournalReplaced(*seq)),
             Some(_) => Ok(()),
         },

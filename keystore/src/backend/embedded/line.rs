@@ -1,4 +1,5 @@
-//! What a transaction looks like in the journal, and what the lines add up to.
+//! What a transaction looks like in the journal, and what the lines add up to. A compacted journal begins with lines
+//! of another kind: the rows that were live, each with the revision that wrote it.
 
 use std::collections::BTreeMap;
 
@@ -27,16 +28,50 @@ pub(super) fn encode(writes: &[Write]) -> Result<Vec<u8>, serde_json::Error> {
     serde_json::to_vec(&changes.collect::<Vec<_>>())
 }
 
+/// One line of a base: an object, where a transaction is an array.
+#[derive(Serialize, Deserialize)]
+struct Base {
+    /// Key and value in base64, and the revision.
+    rows: Vec<(String, String, Revision)>,
+    /// How many lines of the base follow.
+    left: usize,
+}
+
+/// The lines of a base that has these rows; at least one.
+pub(super) fn base(rows: &[(Bytes, Versioned)]) -> Result<Vec<Vec<u8>>, serde_json::Error> {
+    let pieces: Vec<_> = if rows.is_empty() { vec![rows] } else { rows.chunks(ROWS).collect() };
+    let last = pieces.len().saturating_sub(1);
+    let lines = pieces.into_iter().enumerate().map(|(at, piece)| {
+        let text =
+            |(key, row): &(Bytes, Versioned)| (BASE64.encode(key), BASE64.encode(&row.value), row.revision);
+        serde_json::to_vec(&Base { rows: piece.iter().map(text).collect(), left: last - at })
+    });
+    lines.collect()
+}
+
+/// Rows in one line of a base.
+const ROWS: usize = 1000;
+
 /// The rows that the journal's lines add up to, and the hash of each line.
 #[derive(Default)]
 pub(super) struct Replay {
     pub(super) rows: BTreeMap<Bytes, Versioned>,
-    pub(super) hashes: Vec<String>,
+    /// The number of the first line; 0 without lines.
+    first: Revision,
+    hashes: Vec<String>,
+    /// How many lines of the base are still to come.
+    left: usize,
 }
 
 impl Replay {
     pub(super) fn apply(&mut self, entry: &Entry) -> Result<(), String> {
+        if self.first == 0 {
+            self.first = entry.seq;
+        }
         self.hashes.push(entry.hash.clone());
+        if entry.payload.first() == Some(&b'{') {
+            return self.apply_base(entry);
+        }
         let changes: Vec<Change> = serde_json::from_slice(&entry.payload).map_err(|e| e.to_string())?;
         for change in changes {
             match change {
@@ -50,9 +85,37 @@ impl Replay {
         Ok(())
     }
 
+    fn apply_base(&mut self, entry: &Entry) -> Result<(), String> {
+        let base: Base = serde_json::from_slice(&entry.payload).map_err(|e| e.to_string())?;
+        let begins = entry.seq == self.first;
+        if !begins && self.left != base.left + 1 {
+            return Err("a piece of a base where none belongs".to_owned());
+        }
+        self.left = base.left;
+        for (key, value, revision) in base.rows {
+            self.rows.insert(decode(&key)?, Versioned { value: decode(&value)?, revision });
+        }
+        Ok(())
+    }
+
+    /// Whether all rows are there that the journal's base says there are.
+    pub(super) fn is_whole(&self) -> bool {
+        self.left == 0
+    }
+
+    /// The number of the first line; 1 if the journal was never compacted.
+    pub(super) fn first(&self) -> Revision {
+        self.first.max(1)
+    }
+
+    /// The number of the last line; 0 without lines.
+    pub(super) fn last(&self) -> Revision {
+        self.first() - 1 + self.hashes.len() as u64
+    }
+
     /// The hash of line `seq`, if the journal has it.
     pub(super) fn hash(&self, seq: Revision) -> Option<&str> {
-        let at = usize::try_from(seq.checked_sub(1)?).ok()?;
+        let at = usize::try_from(seq.checked_sub(self.first())?).ok()?;
         self.hashes.get(at).map(String::as_str)
     }
 }

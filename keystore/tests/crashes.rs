@@ -1,0 +1,314 @@
+//! A store whose process dies between any two steps of a compaction, or of a change of the master key. Each is tried in
+//! a process of its own, which ends at the named point as if by `kill -9`.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    missing_docs,
+    reason = "a test fails by panicking"
+)]
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use keystore::backend::{Backend, Embedded, EmbeddedError, Transaction, Write};
+use keystore::seal::{MasterKey, MasterKeySource};
+use keystore::signing::Signers;
+use keystore::{Error, Successor, Vault};
+
+const DIR: &str = "KEYWARD_TEST_DIR";
+const DIE_AT: &str = "KEYWARD_TEST_DIE_AT";
+
+/// Runs the test `name` of this file in a process of its own that dies at `point`.
+fn dies_at(name: &str, dir: &Path, point: &str) {
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child.args(["--exact", name, "--nocapture", "--include-ignored"]).env(DIR, dir).env(DIE_AT, point);
+    let output = child.output().unwrap();
+    assert!(!output.status.success(), "it did not come by {point}: {output:?}");
+    assert_eq!(output.status.code(), None, "it did not die at {point}: {output:?}");
+}
+
+fn dir_of_child() -> Option<std::path::PathBuf> {
+    std::env::var_os(DIR).map(Into::into)
+}
+
+async fn put(store: &Embedded, key: &str, value: &str) {
+    let writes =
+        vec![Write::Put(Bytes::copy_from_slice(key.as_bytes()), Bytes::copy_from_slice(value.as_bytes()))];
+    store.transact(Transaction { guards: vec![], writes }).await.unwrap();
+}
+
+async fn rows(store: &Embedded) -> Vec<(String, String, u64)> {
+    let text = |b: &Bytes| String::from_utf8(b.to_vec()).unwrap();
+    let rows = store.range(b"").await.unwrap();
+    rows.iter().map(|(key, row)| (text(key), text(&row.value), row.revision)).collect()
+}
+
+/// Whether any file under `dir` has these bytes, as they are or in base64.
+fn on_disk(dir: &Path, bytes: &[u8]) -> bool {
+    std::fs::read_dir(dir).unwrap().any(|entry| {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            return on_disk(&path, bytes);
+        }
+        let held = std::fs::read(path).unwrap();
+        let encoded = data_encoding::BASE64.encode(bytes);
+        [bytes, encoded.as_bytes()].iter().any(|wanted| held.windows(wanted.len()).any(|w| w == *wanted))
+    })
+}
+
+async fn long_history(dir: &Path) -> Embedded {
+    let store = Embedded::open(dir, true).unwrap();
+    for n in 0..50 {
+        put(&store, "counter", &format!("forgotten-value-{n}")).await;
+        put(&store, &format!("k{}", n % 7), &n.to_string()).await;
+    }
+    put(&store, "counter", "live").await;
+    store
+}
+
+#[tokio::test]
+async fn a_compacted_store_has_its_rows_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = long_history(dir.path()).await;
+    let before = rows(&store).await;
+    assert!(on_disk(dir.path(), b"forgotten-value-3"));
+    let lease = store.lease(std::time::Duration::from_secs(60)).await.unwrap();
+    let leased = vec![Write::PutLeased(Bytes::from("here"), Bytes::from("1"), lease)];
+    store.transact(Transaction { guards: vec![], writes: leased }).await.unwrap();
+
+    let compacted = store.compact().await.unwrap().unwrap();
+    assert_eq!((compacted.through, compacted.base), (102, 103));
+    assert_eq!(store.history().await.unwrap(), 0);
+    assert!(!on_disk(dir.path(), b"forgotten-value-3") && on_disk(dir.path(), b"live"));
+    assert!(store.get(b"here").await.unwrap().is_some(), "what is leased lives on in this process");
+    put(&store, "after", "1").await;
+    drop(store);
+    let store = Embedded::open(dir.path(), false).unwrap();
+    let mut expected = before;
+    expected.insert(0, ("after".to_owned(), "1".to_owned(), 104));
+    assert_eq!(rows(&store).await, expected, "values and revisions are what they were");
+    assert_eq!(store.revision().await.unwrap(), 104);
+    // Once more, on top of the first.
+    store.compact().await.unwrap();
+    drop(store);
+    assert_eq!(rows(&Embedded::open(dir.path(), false).unwrap()).await, expected);
+    assert_eq!(std::fs::read_dir(dir.path().join("journal")).unwrap().count(), 2, "a segment and the lock");
+}
+
+#[tokio::test]
+async fn the_chain_of_a_compacted_journal_goes_on_from_the_old_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = long_history(dir.path()).await;
+    let compacted = store.compact().await.unwrap().unwrap();
+    drop(store);
+    let journal = dir.path().join("journal");
+    let base = std::fs::read_dir(&journal).unwrap().map(|e| e.unwrap().path());
+    let base = base.into_iter().find(|p| p.extension().is_some_and(|e| e == "journal")).unwrap();
+    let name = base.file_name().unwrap().to_str().unwrap().to_owned();
+    assert_eq!(name, format!("{:020}.after-{}.journal", compacted.base, compacted.head));
+    // The name is bound into the first line: as the follower of another line it is refused.
+    let other = journal.join(name.replace(&compacted.head, &"0".repeat(64)));
+    std::fs::rename(&base, &other).unwrap();
+    assert!(matches!(Embedded::open(dir.path(), false), Err(EmbeddedError::Journal(_))));
+    std::fs::rename(&other, &base).unwrap();
+    // To the audit trail's eyes such a journal has lost its beginning.
+    assert!(keystore::journal::verify(&journal).is_err());
+    drop(Embedded::open(dir.path(), false).unwrap());
+    // A journal from before the compaction, restored beside an index from after it, is refused.
+    std::fs::remove_file(&base).unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    drop(long_history(elsewhere.path()).await);
+    let old = format!("{:020}.journal", 1);
+    std::fs::copy(elsewhere.path().join("journal").join(&old), journal.join(&old)).unwrap();
+    let refused = Embedded::open(dir.path(), false).err().unwrap();
+    assert!(matches!(refused, EmbeddedError::JournalBehind { journal: 101, index: 102 }), "{refused}");
+}
+
+/// Only as a process of its own.
+#[tokio::test]
+#[ignore = "the part of the child"]
+async fn child_compacts() {
+    let Some(dir) = dir_of_child() else { return };
+    Embedded::open(&dir, false).unwrap().compact().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_compaction_that_dies_at_any_step_has_happened_or_has_not() {
+    for point in [
+        "journal.base.written",
+        "journal.base.named",
+        "journal.segment.removed",
+        "store.index.old",
+        "store.index.new",
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let store = long_history(dir.path()).await;
+        let before = rows(&store).await;
+        drop(store);
+        dies_at("child_compacts", dir.path(), point);
+        let store = Embedded::open(dir.path(), false).unwrap();
+        assert_eq!(rows(&store).await, before, "{point}");
+        let forgot = !on_disk(dir.path(), b"forgotten-value-3");
+        assert_eq!(forgot, point != "journal.base.written", "{point}");
+        put(&store, "after", "1").await;
+        store.compact().await.unwrap();
+        drop(store);
+        assert_eq!(
+            rows(&Embedded::open(dir.path(), false).unwrap()).await.len(),
+            before.len() + 1,
+            "{point}"
+        );
+        assert!(!on_disk(dir.path(), b"forgotten-value-3"), "{point}");
+    }
+}
+
+fn key(dir: &Path, name: &str) -> MasterKey {
+    MasterKey::load(&MasterKeySource::File(dir.join(name))).unwrap()
+}
+
+fn now() -> Timestamp {
+    "2026-01-02T03:04:05Z".parse().unwrap()
+}
+
+fn vault(dir: &Path, name: &str) -> Vault {
+    Vault::new(Arc::new(Embedded::open(&dir.join("store"), false).unwrap()), key(dir, name))
+}
+
+/// A store sealed under `old`, beside the two key files; and its host key.
+async fn house(dir: &Path) -> String {
+    for name in ["old", "new"] {
+        MasterKey::generate().unwrap().write_new(&dir.join(name)).unwrap();
+    }
+    let backend = Embedded::open(&dir.join("store"), true).unwrap();
+    let vault = Vault::new(Arc::new(backend), key(dir, "old"));
+    vault.initialise().await.unwrap();
+    vault.next_id("K").await.unwrap();
+    host(&Signers::create(&vault).await.unwrap())
+}
+
+fn host(signers: &Signers) -> String {
+    signers.host.public_key().to_openssh().unwrap()
+}
+
+async fn rekey(dir: &Path) -> Vault {
+    let vault = vault(dir, "old");
+    vault.check_master_key("old").await.unwrap();
+    let to = Successor { key: key(dir, "new"), place: "the file new".to_owned(), by: "root".to_owned() };
+    let done = vault.rekey(to, now()).await.unwrap();
+    assert_eq!((done.from, done.to, done.records), (key(dir, "old").id(), key(dir, "new").id(), 6));
+    vault
+}
+
+#[tokio::test]
+async fn after_the_change_the_new_key_opens_everything_and_the_old_one_nothing_that_is_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let made = house(dir.path()).await;
+    let sealed = {
+        let store = Embedded::open(&dir.path().join("store"), false).unwrap();
+        store.get(b"secret/host").await.unwrap().unwrap().value
+    };
+    let vault = rekey(dir.path()).await;
+    assert_eq!(host(&Signers::load(&vault).await.unwrap()), made, "the open vault goes on");
+    assert_eq!(vault.next_id("K").await.unwrap(), "K2");
+    assert!(on_disk(&dir.path().join("store"), &sealed), "the journal still has it");
+    vault.compact().await.unwrap();
+    vault.rekeying_done().await.unwrap();
+    assert_eq!(vault.rekeyed().await.unwrap(), None);
+    assert!(!on_disk(&dir.path().join("store"), &sealed));
+    drop(vault);
+    let store = Arc::new(Embedded::open(&dir.path().join("store"), false).unwrap());
+    for (name, row) in store.range(b"").await.unwrap() {
+        let name = String::from_utf8(name.to_vec()).unwrap();
+        assert!(key(dir.path(), "old").open(&name, &row.value).is_err(), "{name}");
+    }
+    let wrong =
+        Vault::new(store.clone(), key(dir.path(), "old")).check_master_key("/x/old").await.unwrap_err();
+    let (old, new) = (key(dir.path(), "old").id(), key(dir.path(), "new").id());
+    assert_eq!(
+        wrong.to_string(),
+        format!(
+            "the store is sealed under master key {new} (which was in the file new); what is in /x/old is master key \
+             {old}. Name the right one as master_key in keyward.toml"
+        )
+    );
+    let vault = Vault::new(store, key(dir.path(), "new"));
+    vault.check_master_key("new").await.unwrap();
+    assert_eq!(vault.next_id("K").await.unwrap(), "K3");
+    assert_eq!(host(&Signers::load(&vault).await.unwrap()), made);
+}
+
+/// Only as a process of its own.
+#[tokio::test]
+#[ignore = "the part of the child"]
+async fn child_rekeys() {
+    let Some(dir) = dir_of_child() else { return };
+    let vault = rekey(&dir).await;
+    vault.compact().await.unwrap();
+    vault.rekeying_done().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_change_that_dies_at_any_step_leaves_a_store_that_one_of_the_keys_opens() {
+    for (point, opens) in [
+        ("rekey.begun", "old"),
+        ("rekey.sealed", "old"),
+        ("rekey.committed", "new"),
+        ("journal.base.written", "new"),
+        ("journal.base.named", "new"),
+        ("journal.segment.removed", "new"),
+        ("store.index.old", "new"),
+        ("store.index.new", "new"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let made = house(dir.path()).await;
+        dies_at("child_rekeys", dir.path(), point);
+        let other = if opens == "old" { "new" } else { "old" };
+        let wrong = vault(dir.path(), other).check_master_key(other).await.unwrap_err();
+        assert!(matches!(wrong, Error::OtherMasterKey { .. }), "{point}: {wrong}");
+        let vault = vault(dir.path(), opens);
+        vault.check_master_key(opens).await.unwrap();
+        assert_eq!(host(&Signers::load(&vault).await.unwrap()), made, "{point}");
+        assert_eq!(vault.next_id("K").await.unwrap(), "K2", "{point}");
+        let owed = vault.rekeyed().await.unwrap();
+        assert_eq!(owed.is_some(), opens == "new", "{point}: what is left to do is known");
+    }
+}
+
+#[tokio::test]
+async fn who_reads_and_writes_meanwhile_notices_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    house(dir.path()).await;
+    let vault = Arc::new(vault(dir.path(), "old"));
+    let busy: Vec<_> = (0..8)
+        .map(|n| {
+            let vault = vault.clone();
+            tokio::spawn(async move {
+                for _ in 0..50 {
+                    vault.next_id(&format!("P{}", n % 3)).await.unwrap();
+                    Signers::load(&vault).await.unwrap();
+                }
+            })
+        })
+        .collect();
+    for name in ["new", "old", "new"] {
+        let to = Successor { key: key(dir.path(), name), place: name.to_owned(), by: "root".to_owned() };
+        vault.rekey(to, now()).await.unwrap();
+        vault.compact().await.unwrap();
+        vault.rekeying_done().await.unwrap();
+    }
+    for task in busy {
+        task.await.unwrap();
+    }
+    let total = [
+        vault.next_id("P0").await.unwrap(),
+        vault.next_id("P1").await.unwrap(),
+        vault.next_id("P2").await.unwrap(),
+    ];
+    assert_eq!(total, ["P0151", "P1151", "P2101"]);
+}
