@@ -8,6 +8,7 @@ mod reload;
 mod run;
 mod socket;
 mod upkeep;
+mod workers;
 
 pub use bootstrap::{InitError, init};
 pub use run::{ServeError, run};

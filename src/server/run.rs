@@ -9,16 +9,17 @@ use keystore::Vault;
 use keystore::backend::Embedded;
 use keystore::seal::MasterKey;
 use keystore::signing::Signers;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use super::workers::Workers;
 use super::{reload, socket, upkeep};
 use crate::admin::{self, FrontDesk};
 use crate::audit::{Event, Keeping, SessionFacts, Trail};
 use crate::config::Config;
-use crate::guard::Guard;
 use crate::guard::lockdown::Lockdown;
+use crate::guard::{Admitted, Guard};
 use crate::ingress::serve_connection;
 use crate::policy::Rulebook;
 use crate::recording::{Header, SessionStatus, Summary, Tapes};
@@ -59,9 +60,10 @@ pub async fn run(config: Config) -> Result<(), ServeError> {
     tasks.spawn(upkeep::keep(Arc::clone(&house), stop.clone()));
     tasks.spawn(reload::heed(hangup, Arc::clone(&house), stop.clone()));
     tasks.spawn(socket::serve(door, Arc::clone(&house), stop.clone()));
+    let workers = Workers::start().map_err(during("starting the workers"))?;
     tracing::info!(address = %config.listen, "daemon.listening");
     tokio::select! {
-        () = accept(listener, Arc::clone(&house)) => {}
+        () = accept(listener, &workers, &house) => {}
         _ = term.recv() => {}
         _ = int.recv() => {}
     }
@@ -75,6 +77,7 @@ pub async fn run(config: Config) -> Result<(), ServeError> {
     if tokio::time::timeout(Duration::from_secs(5), tasks.wait()).await.is_err() {
         tracing::warn!("daemon.tasks_left");
     }
+    tokio::task::spawn_blocking(move || workers.end()).await.map_err(during("ending the workers"))?;
     note(&house, Event::DaemonStopped { reason: "told to stop".to_owned() }).await?;
     // Last of all, so that nothing of this run lies behind it unsigned but its own event.
     house.trail.checkpoint(Timestamp::now()).await.map_err(during("signing the last checkpoint"))?;
@@ -156,8 +159,8 @@ async fn note(house: &House, event: Event) -> Result<(), ServeError> {
     house.trail.append(event, Timestamp::now()).await.map(drop).map_err(during("writing the audit trail"))
 }
 
-async fn accept(listener: TcpListener, house: Arc<House>) {
-    let desk: Arc<dyn Desk> = Arc::new(FrontDesk::new(Arc::clone(&house)));
+async fn accept(listener: TcpListener, workers: &Workers, house: &Arc<House>) {
+    let desk: Arc<dyn Desk> = Arc::new(FrontDesk::new(Arc::clone(house)));
     loop {
         let (tcp, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -170,10 +173,21 @@ async fn accept(listener: TcpListener, house: Arc<House>) {
         };
         match house.guard.admit(peer, Timestamp::now()) {
             Ok(admitted) => {
-                let (house, desk) = (Arc::clone(&house), Arc::clone(&desk));
-                tokio::spawn(serve_connection(house, desk, admitted, tcp));
+                let (house, desk) = (Arc::clone(house), Arc::clone(&desk));
+                // Its readiness is told to the runtime that accepted it: the worker takes it over as a bare socket.
+                match tcp.into_std() {
+                    Ok(tcp) => workers.serve(move || serve(house, desk, admitted, tcp)),
+                    Err(error) => tracing::warn!(%error, "accept.failed"),
+                }
             }
             Err(refused) => tracing::info!(source.ip = %peer.ip(), why = %refused, "accept.refused"),
         }
+    }
+}
+
+async fn serve(house: Arc<House>, desk: Arc<dyn Desk>, admitted: Admitted, tcp: std::net::TcpStream) {
+    match TcpStream::from_std(tcp) {
+        Ok(tcp) => serve_connection(house, desk, admitted, tcp).await,
+        Err(error) => tracing::warn!(%error, "accept.failed"),
     }
 }

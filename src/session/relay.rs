@@ -123,7 +123,8 @@ pub async fn relay<E: Ear, M: Mouth, F: Ear, N: Mouth>(
             biased;
             sentence = Cut::happened(&mut cut) => End::Sentence(sentence),
             why = beside => End::NotRecorded(why),
-            end = flow => end,
+            // A cut hangs up on the instance too: that may be seen here before the cut itself is.
+            end = flow => cut.sentence().map_or(end, End::Sentence),
         }
     };
     match end {

@@ -60,7 +60,9 @@ fn killed(rig: &Rig, reason: &str) {
     wait_for("the tape to be sealed", || session_of(rig, "alice")["status"] == "killed");
     let session = session_of(rig, "alice");
     assert!(session["reason"].as_str().unwrap().contains(reason), "{session}");
-    rig.ok(&["sessions", "verify", session["id"].as_str().unwrap()]);
+    // The trail hears of the end a moment after the summary.
+    let verify = ["sessions", "verify", session["id"].as_str().unwrap()];
+    wait_for("the tape in the trail", || rig.run(&verify).status.success());
 }
 
 #[test]
