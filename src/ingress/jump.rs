@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use keystore::{Capability, Instance, Login, User, UserName};
 use russh::server::{ChannelOpenHandle, Handle, Msg};
 use russh::{Channel, ChannelOpenFailure};
+use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use super::elastic::{Elastic, FirstBytes, first_bytes};
@@ -97,10 +98,19 @@ pub(super) async fn jump(arrival: Arrival, channel: Channel<Msg>, reply: Channel
     }
 }
 
-/// Answers as the instance. Boxed, since what is inside may jump again.
-fn terminate(arrival: Arrival, instance: Arc<Instance>, stream: Elastic<FromUser>) -> BoxFuture<'static, ()> {
+/// Answers as the instance, until all is said that was said in it. Boxed, since what is inside may jump again.
+fn terminate(
+    arrival: Arrival,
+    instance: Arc<Instance>,
+    (stream, said): (Elastic<FromUser>, JoinHandle<()>),
+) -> BoxFuture<'static, ()> {
     let Arrival { house, caller, asked, within, .. } = arrival;
-    Box::pin(inner::serve(Jump { house, caller, instance, asked, within }, stream))
+    Box::pin(async move {
+        inner::serve(Jump { house, caller, instance, asked, within }, stream).await;
+        if tokio::time::timeout(LAST_WORDS, said).await.is_err() {
+            tracing::debug!("user.did_not_read_the_end");
+        }
+    })
 }
 
 /// Refuses, in the same words whether there is no such instance or the caller may not enter it: names are not for guessing.
@@ -225,5 +235,7 @@ const EXPIRED: &str = "Your key has expired; exchange it first: ssh-keys rotate"
 const FIRST_BYTES: Duration = Duration::from_secs(3);
 /// The port of SSH (RFC 4253 §4.1).
 pub(super) const SSH: u16 = 22;
+/// How long a user may take to read the end.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 /// Sessions around a session.
 const MOST_NESTED: usize = 4;

@@ -6,7 +6,8 @@ use tokio::sync::watch;
 
 use super::inner::Outcome;
 use super::reception::{FromUser, ToUser, apologise};
-use crate::session::{Carries, Lane, Sides, relay};
+use crate::egress::{FromInstance, ToInstance};
+use crate::session::{Carries, Lane, Opened, Sides, relay};
 
 /// One channel's way to the session.
 pub(super) struct Visit {
@@ -32,34 +33,47 @@ impl Visit {
     }
 }
 
-/// Waits for the session, opens its channel on the instance, and relays. If there is no session, says why.
+/// Waits for the session, opens its channel on the instance, and relays. If there is no session, or no more, says why.
 pub(super) async fn serve_channel(mut visit: Visit, channel: Channel<Msg>, reply: ChannelOpenHandle) {
     let Some(outcome) = visit.outcome().await else { return };
-    let id = channel.id();
-    let opened = match outcome {
-        Ok(opened) => opened,
-        Err(sentence) => {
-            reply.accept().await;
-            let (ear, mouth) = split(channel, visit.handle, id);
-            apologise(Sides { ear, mouth }, &sentence, &visit.id).await;
-            return;
-        }
+    let sentence = match outcome {
+        Ok(opened) => match opened.channel().await {
+            Ok(there) => return carry(visit, &opened, there, (channel, reply)).await,
+            Err(fault) => match opened.cut().sentence() {
+                // An instance is hung up on at once when its session is cut.
+                Some(sentence) => sentence,
+                None => {
+                    let name = opened.instance();
+                    let reason = format!("{name} opened no channel: {fault} (session {})", visit.id);
+                    return reply.reject(ChannelOpenFailure::Other { code: CONNECT_FAILED, reason }).await;
+                }
+            },
+        },
+        Err(sentence) => sentence,
     };
-    match opened.channel().await {
-        Ok((from, to)) => {
-            reply.accept().await;
-            let (ear, mouth) = split(channel, visit.handle, id);
-            let lane = Lane { number: visit.number, carries: Carries::Session };
-            relay(&opened, lane, Sides { ear, mouth }, Sides { ear: from, mouth: to }).await;
-        }
-        Err(fault) => {
-            let reason = format!("{} opened no channel: {fault} (session {})", opened.instance(), visit.id);
-            reply.reject(ChannelOpenFailure::Other { code: 2, reason }).await;
-        }
-    }
+    reply.accept().await;
+    let id = channel.id();
+    let (ear, mouth) = split(channel, visit.handle, id);
+    apologise(Sides { ear, mouth }, &sentence, &visit.id).await;
+}
+
+async fn carry(
+    visit: Visit,
+    opened: &Opened,
+    (ear, mouth): (FromInstance, ToInstance),
+    (channel, reply): (Channel<Msg>, ChannelOpenHandle),
+) {
+    reply.accept().await;
+    let id = channel.id();
+    let (from, to) = split(channel, visit.handle, id);
+    let lane = Lane { number: visit.number, carries: Carries::Session };
+    relay(opened, lane, Sides { ear: from, mouth: to }, Sides { ear, mouth }).await;
 }
 
 pub(super) fn split(channel: Channel<Msg>, handle: Handle, id: ChannelId) -> (FromUser, ToUser) {
     let (read, write) = channel.split();
     (FromUser::new(read), ToUser::new(write, handle, id))
 }
+
+/// RFC 4254 §5.1.
+const CONNECT_FAILED: u32 = 2;
