@@ -18,6 +18,9 @@ pub struct SessionFacts {
     pub instance: String,
     /// Account on the instance.
     pub login: String,
+    /// The session inside which this one was asked for, if it was (SSH inside SSH).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
 }
 
 /// One audit event. The JSON tag is `event`, in snake case.
@@ -617,6 +620,7 @@ mod tests {
             key: "SHA256:x".to_owned(),
             instance: "db-1".to_owned(),
             login: "ubuntu".to_owned(),
+            parent: None,
         };
         let event = Event::SessionOpened { facts, rules: vec!["R1".to_owned()], recording: None };
         let json = serde_json::to_value(&event).unwrap();

@@ -27,6 +27,7 @@ fn facts(session: &str) -> SessionFacts {
         source_ip: "192.0.2.1".to_owned(),
         key: "SHA256:x".to_owned(),
         instance: "db-1".to_owned(),
+        parent: None,
         login: "ubuntu".to_owned(),
     }
 }

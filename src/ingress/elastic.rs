@@ -11,6 +11,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 
 use crate::recording::ChannelMessage;
 use crate::session::{Ear, Mouth};
@@ -87,17 +88,17 @@ impl Queue {
 
 impl<E: Ear> Elastic<E> {
     /// `first` is read before what `ear` gives. A task says to `mouth` what is written, until the stream is dropped and
-    /// all is said.
-    pub(super) fn new(first: Bytes, ear: E, mouth: impl Mouth + 'static) -> Self {
+    /// all is said; it is returned too.
+    pub(super) fn new(first: Bytes, ear: E, mouth: impl Mouth + 'static) -> (Self, JoinHandle<()>) {
         let queue = Arc::new(Queue::default());
         let drained = Arc::clone(&queue);
-        tokio::spawn(async move {
+        let said = tokio::spawn(async move {
             if let Err(why) = drained.drain(&mouth).await {
                 tracing::debug!(%why, "outer.channel_gone");
             }
             drained.lock().broken = true;
         });
-        Self { current: first, reading: Reading::Idle(ear), queue }
+        (Self { current: first, reading: Reading::Idle(ear), queue }, said)
     }
 }
 
@@ -277,7 +278,8 @@ mod tests {
     #[tokio::test]
     async fn what_is_written_is_joined_and_ends_with_the_stream() {
         let (to, mut heard) = mpsc::unbounded_channel();
-        let mut stream = Elastic::new(Bytes::from_static(b"first"), Says(vec!["second"], false), Hears(to));
+        let (mut stream, said) =
+            Elastic::new(Bytes::from_static(b"first"), Says(vec!["second"], false), Hears(to));
         let mut read = [0; 11];
         stream.read_exact(&mut read).await.unwrap();
         assert_eq!(&read, b"firstsecond");
@@ -287,5 +289,6 @@ mod tests {
         drop(stream);
         assert_eq!(heard.recv().await, Some(ChannelMessage::Eof));
         assert_eq!(heard.recv().await, Some(ChannelMessage::Close));
+        said.await.unwrap();
     }
 }

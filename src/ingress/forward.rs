@@ -1,7 +1,7 @@
 //! Forwards: what goes through a session beside its shells and commands, each with the `forward` or `agent` capability.
 //!
 //! A forward is opened by the instance's own sshd, under the session's certificate; it is counted and hashed on the
-//! tape. SSH inside a forward is cut: it would go through unseen.
+//! tape. SSH inside a forward is cut, since it would go through unseen; to an instance it is a jump ([`super::jump`]).
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -13,24 +13,26 @@ use russh::{Channel, ChannelOpenFailure};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Mutex;
 
-use super::inner::{Shared, Visit, split};
+use super::inner::Shared;
+use super::jump::{self, Arrival, reachable, right_way, turn_away};
 use super::reception::{FromUser, ToUser};
+use super::refusal;
+use super::visit::{Visit, split};
 use crate::auth::Authenticated;
 use crate::egress::{EgressError, FromInstance, Offer, Offered, ToInstance};
 use crate::recording::ChannelMessage;
 use crate::session::{Carries, Ear, House, Lane, Mouth, OpenFault, Opened, Sides, Wanted, open_plain, relay};
 
 /// Where a user's forward leads, as the instance sees it.
-#[derive(Debug, Clone)]
 pub(super) enum Target {
-    Tcp { host: String, port: u16 },
+    Tcp(Arrival),
     Socket(String),
 }
 
 impl std::fmt::Display for Target {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Tcp { host, port } => write!(f, "{host}:{port}"),
+            Self::Tcp(arrival) => write!(f, "{}:{}", arrival.asked, arrival.port),
             Self::Socket(path) => f.write_str(path),
         }
     }
@@ -39,20 +41,34 @@ impl std::fmt::Display for Target {
 impl Target {
     async fn reach(&self, opened: &Opened) -> Result<(FromInstance, ToInstance), EgressError> {
         match self {
-            Self::Tcp { host, port } => opened.upstream().open_forward(host, *port).await,
+            Self::Tcp(arrival) => opened.upstream().open_forward(&arrival.asked, arrival.port).await,
             Self::Socket(path) => opened.upstream().open_socket(path).await,
         }
     }
 }
 
-/// A forward that the client asks for inside its session (`ssh -L`, `ssh -D`).
+/// A forward that the client asks for inside its session (`ssh -L`, `ssh -D`), or a jump from there.
 pub(super) async fn serve(mut visit: Visit, target: Target, channel: Channel<Msg>, reply: ChannelOpenHandle) {
     let Some(Ok(opened)) = visit.outcome().await else {
         reply.reject(ChannelOpenFailure::ConnectFailed).await;
         return;
     };
+    if let Target::Tcp(arrival) = &target {
+        match reachable(arrival).await.filter(|_| !arrival.too_deep()) {
+            Some(instance) => {
+                let arrival = arrival.clone();
+                reply.accept().await;
+                let id = channel.id();
+                let user = split(channel, visit.handle, id);
+                let Some((ear, mouth)) = jump::nested(arrival, instance, user).await else { return };
+                return through(&opened, (visit.number, &target), Sides { ear, mouth }).await;
+            }
+            None if arrival.port == jump::SSH => return turn_away(arrival.clone(), channel, reply).await,
+            None => {}
+        }
+    }
     if !opened.authorized().may(Capability::Forward) {
-        opened.forward_denied(&target.to_string(), "the access rules give no forward").await;
+        opened.forward_denied(&target.to_string(), NO_FORWARD).await;
         let reason = format!("The access rules do not let you forward through {}", opened.instance());
         let reason = format!("{reason} (session {})", opened.id());
         reply.reject(ChannelOpenFailure::Other { code: PROHIBITED, reason }).await;
@@ -64,11 +80,37 @@ pub(super) async fn serve(mut visit: Visit, target: Target, channel: Channel<Msg
             let lane = Lane { number: visit.number, carries: Carries::Forward(target.to_string()) };
             let id = channel.id();
             let (from, to) = split(channel, visit.handle, id);
-            relay(&opened, lane, Sides { ear: from, mouth: to }, Sides { ear, mouth }).await;
+            let user = relay(&opened, lane, Sides { ear: from, mouth: to }, Sides { ear, mouth }).await;
+            if let (Some(user), Target::Tcp(arrival)) = (user, &target) {
+                let way = right_way(&arrival.house, arrival.caller.user());
+                let reason =
+                    format!("SSH to {target} would go through unseen (session {}). {way}", opened.id());
+                refusal::tell(user, &reason).await;
+            }
         }
         Err(error) => {
             let reason = format!("{} could not connect to {target}: {error}", opened.instance());
             reply.reject(ChannelOpenFailure::Other { code: CONNECT_FAILED, reason }).await;
+        }
+    }
+}
+
+/// What turned out to be no SSH goes on through the instance. Its channel is open already, so refusals close it.
+async fn through(opened: &Opened, (number, target): (u32, &Target), user: Sides<Resumed, ToUser>) {
+    if !opened.authorized().may(Capability::Forward) {
+        opened.forward_denied(&target.to_string(), NO_FORWARD).await;
+        return hang_up(&user.mouth).await;
+    }
+    match target.reach(opened).await {
+        Ok((ear, mouth)) => {
+            let lane = Lane { number, carries: Carries::Forward(target.to_string()) };
+            if let Some(user) = relay(opened, lane, user, Sides { ear, mouth }).await {
+                hang_up(&user.mouth).await;
+            }
+        }
+        Err(error) => {
+            tracing::info!(session.id = %opened.id(), %error, "forward.failed");
+            hang_up(&user.mouth).await;
         }
     }
 }
@@ -113,7 +155,10 @@ async fn carry_offer(opened: &Opened, visit: Visit, offer: Offer) {
     let id = channel.id();
     let (from, to) = split(channel, visit.handle, id);
     let lane = Lane { number: visit.number, carries: Carries::Forward(target) };
-    relay(opened, lane, Sides { ear: from, mouth: to }, Sides { ear, mouth }).await;
+    // Here the instance is the one that spoke SSH, to a server of the user's.
+    if let Some(user) = relay(opened, lane, Sides { ear: from, mouth: to }, Sides { ear, mouth }).await {
+        hang_up(&user.mouth).await;
+    }
 }
 
 impl Shared {
@@ -140,7 +185,7 @@ pub(super) struct Plain {
 /// Opens a session for the stream and relays it. The error is a sentence for the log: the stream can't carry one.
 pub(super) async fn serve_plain(plain: Plain, user: Sides<FromUser, ToUser>) -> Result<(), OpenFault> {
     let target = format!("{}:{}", plain.instance.address.host, plain.port);
-    let wanted = Wanted { instance: plain.instance, login: plain.login };
+    let wanted = Wanted { instance: plain.instance, login: plain.login, parent: None };
     let opened = open_plain(&plain.house, &plain.caller, &wanted, plain.port).await;
     let (session, there) = match opened {
         Ok(opened) => opened,
@@ -153,7 +198,10 @@ pub(super) async fn serve_plain(plain: Plain, user: Sides<FromUser, ToUser>) -> 
         Sides { ear: Resumed { first: plain.first, ended: plain.ended, rest: user.ear }, mouth: user.mouth };
     let lane = Lane { number: 1, carries: Carries::Forward(target) };
     let (read, write) = tokio::io::split(there);
-    relay(&session, lane, user, Sides { ear: Incoming(read), mouth: Outgoing(Mutex::new(write)) }).await;
+    let there = Sides { ear: Incoming(read), mouth: Outgoing(Mutex::new(write)) };
+    if let Some(user) = relay(&session, lane, user, there).await {
+        hang_up(&user.mouth).await;
+    }
     session.close().await;
     Ok(())
 }
@@ -166,10 +214,10 @@ pub(super) async fn hang_up(user: &ToUser) {
 }
 
 /// What was heard already, then the rest.
-struct Resumed {
-    first: Bytes,
-    ended: bool,
-    rest: FromUser,
+pub(super) struct Resumed {
+    pub(super) first: Bytes,
+    pub(super) ended: bool,
+    pub(super) rest: FromUser,
 }
 
 impl Ear for Resumed {
@@ -212,6 +260,7 @@ impl<W: AsyncWrite + Unpin + Send> Mouth for Outgoing<W> {
     }
 }
 
+const NO_FORWARD: &str = "the access rules give no forward";
 const READ: usize = 128 * 1024;
 /// RFC 4254 §5.1.
 const PROHIBITED: u32 = 1;

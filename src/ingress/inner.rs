@@ -19,14 +19,16 @@ use tokio_util::sync::CancellationToken;
 
 use super::forward::{self, Target};
 use super::goodbye::Goodbye;
-use super::reception::{FromUser, ToUser, apologise};
+use super::jump::{Arrival, Within};
+use super::refusal;
 use super::stream::{Deadlined, Phase};
+use super::visit::{Visit, serve_channel};
 use crate::auth::{Authenticated, mfa};
 use crate::config::InnerAuth;
 use crate::egress::{Listen, Severable};
 use crate::recording::SessionId;
 use crate::rotation::notice;
-use crate::session::{Carries, House, Lane, Opened, Sides, Wanted, open, relay};
+use crate::session::{House, Opened, Wanted, open};
 
 /// A jump that was let through to an instance.
 pub(super) struct Jump {
@@ -35,6 +37,8 @@ pub(super) struct Jump {
     pub(super) instance: Arc<Instance>,
     /// The name as the client asked for it.
     pub(super) asked: String,
+    /// The session inside which it came, if it did.
+    pub(super) within: Option<Within>,
 }
 
 pub(super) type Outcome = Result<Arc<Opened>, String>;
@@ -231,7 +235,8 @@ impl Drop for Inner {
 /// Opens the session, publishes the outcome, and closes the session once the connection and its channels are gone.
 async fn hold(shared: Arc<Shared>, login: Login) {
     let jump = &shared.jump;
-    let wanted = Wanted { instance: Arc::clone(&jump.instance), login };
+    let parent = jump.within.as_ref().map(|within| within.session.clone());
+    let wanted = Wanted { instance: Arc::clone(&jump.instance), login, parent };
     let outcome = match open(&jump.house, &jump.caller, &wanted, shared.id).await {
         Ok(opened) => Ok(Arc::new(opened)),
         Err(fault) => {
@@ -325,13 +330,22 @@ impl server::Handler for Inner {
         channel: Channel<Msg>,
         host_to_connect: &str,
         port_to_connect: u32,
-        _originator_address: &str,
-        _originator_port: u32,
+        originator_address: &str,
+        originator_port: u32,
         reply: ChannelOpenHandle,
         session: &mut Session,
     ) -> Result<(), russh::Error> {
         let Ok(port) = u16::try_from(port_to_connect) else { return Ok(()) };
-        let target = Target::Tcp { host: host_to_connect.to_owned(), port };
+        let jump = &self.shared.jump;
+        let depth = 1 + jump.within.as_ref().map_or(0, |within| within.depth);
+        let target = Target::Tcp(Arrival {
+            house: Arc::clone(&jump.house),
+            caller: Arc::clone(&jump.caller),
+            asked: host_to_connect.to_owned(),
+            port,
+            stdio: refusal::is_stdio(originator_address, originator_port),
+            within: Some(Within { session: self.shared.id.to_string(), depth }),
+        });
         self.forward(target, (channel, reply), session.handle()).await;
         Ok(())
     }
@@ -480,62 +494,6 @@ impl server::Handler for Inner {
     ) -> Result<(), russh::Error> {
         session.channel_failure(channel)
     }
-}
-
-/// One channel's way to the session.
-pub(super) struct Visit {
-    outcome: watch::Receiver<Option<Outcome>>,
-    id: String,
-    pub(super) number: u32,
-    pub(super) handle: Handle,
-}
-
-impl Visit {
-    pub(super) fn new(
-        outcome: watch::Receiver<Option<Outcome>>,
-        id: String,
-        number: u32,
-        handle: Handle,
-    ) -> Self {
-        Self { outcome, id, number, handle }
-    }
-
-    /// Waits until the session has opened, or not; `None` if the connection went before.
-    pub(super) async fn outcome(&mut self) -> Option<Outcome> {
-        self.outcome.wait_for(Option::is_some).await.ok().and_then(|outcome| outcome.clone())
-    }
-}
-
-/// Waits for the session, opens its channel on the instance, and relays. If there is no session, says why.
-async fn serve_channel(mut visit: Visit, channel: Channel<Msg>, reply: ChannelOpenHandle) {
-    let Some(outcome) = visit.outcome().await else { return };
-    let id = channel.id();
-    let opened = match outcome {
-        Ok(opened) => opened,
-        Err(sentence) => {
-            reply.accept().await;
-            let (ear, mouth) = split(channel, visit.handle, id);
-            apologise(Sides { ear, mouth }, &sentence, &visit.id).await;
-            return;
-        }
-    };
-    match opened.channel().await {
-        Ok((from, to)) => {
-            reply.accept().await;
-            let (ear, mouth) = split(channel, visit.handle, id);
-            let lane = Lane { number: visit.number, carries: Carries::Session };
-            relay(&opened, lane, Sides { ear, mouth }, Sides { ear: from, mouth: to }).await;
-        }
-        Err(fault) => {
-            let reason = format!("{} opened no channel: {fault} (session {})", opened.instance(), visit.id);
-            reply.reject(ChannelOpenFailure::Other { code: 2, reason }).await;
-        }
-    }
-}
-
-pub(super) fn split(channel: Channel<Msg>, handle: Handle, id: ChannelId) -> (FromUser, ToUser) {
-    let (read, write) = channel.split();
-    (FromUser::new(read), ToUser::new(write, handle, id))
 }
 
 /// How long a request that needs the session waits for it; a dial takes at most 20 s.

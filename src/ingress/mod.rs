@@ -8,12 +8,14 @@ mod elastic;
 mod forward;
 mod goodbye;
 mod inner;
+mod jump;
 mod login;
 mod outer;
 mod prompts;
 mod reception;
 mod refusal;
 mod stream;
+mod visit;
 
 use std::borrow::Cow;
 use std::sync::Arc;

@@ -6,28 +6,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use keystore::{Capability, Instance, Login, User};
 use russh::server::{
-    self, Auth, ChannelOpenHandle, Handle, Msg, PublicKeyOffer, Response, Session, VerifiedPublicKey,
+    self, Auth, ChannelOpenHandle, Msg, PublicKeyOffer, Response, Session, VerifiedPublicKey,
 };
 use russh::{Channel, ChannelId, ChannelOpenFailure, Pty, Sig};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 use super::counter::{self, Visit};
-use super::elastic::{Elastic, FirstBytes, first_bytes};
-use super::forward::{self, Plain};
 use super::goodbye::Goodbye;
-use super::inner::{self, Jump};
+use super::jump::{Arrival, jump};
 use super::login::Gate;
 use super::refusal;
 use super::stream::Deadlines;
 use crate::audit::Event;
 use crate::auth::Authenticated;
 use crate::config::Config;
-use crate::policy::Facts;
-use crate::session::{Cut, Desk, House, LiveInfo, Sides};
+use crate::session::{Cut, Desk, House, LiveInfo};
 
 /// russh's callbacks for the outer connection.
 pub(super) struct Outer {
@@ -154,7 +149,8 @@ impl server::Handler for Outer {
         let Ok(port) = u16::try_from(port_to_connect) else { return Ok(()) };
         let handle = session.handle();
         tokio::spawn(async move {
-            jump(Arrival { house, caller, asked, port, stdio }, channel, reply, handle).await;
+            let arrival = Arrival { house, caller, asked, port, stdio, within: None };
+            jump(arrival, channel, reply, handle).await;
             drop(room);
         });
         Ok(())
@@ -266,132 +262,12 @@ impl Drop for Outer {
     }
 }
 
-/// A `direct-tcpip` request.
-struct Arrival {
-    house: Arc<House>,
-    caller: Arc<Authenticated>,
-    /// The name or address as the client asked for it.
-    asked: String,
-    port: u16,
-    /// It is an `ssh -W`.
-    stdio: bool,
-}
-
-/// Lets the channel through to an instance that the caller may enter in some way; everything else is refused.
-async fn jump(arrival: Arrival, channel: Channel<Msg>, reply: ChannelOpenHandle, handle: Handle) {
-    let request = Uuid::now_v7();
-    if arrival.caller.only_exchanges() {
-        audit_refusal(&arrival, format!("key expired (request {request})")).await;
-        let reason = format!("{EXPIRED} (request {request})");
-        reply.reject(ChannelOpenFailure::Other { code: 1, reason }).await;
-        return;
-    }
-    let Some(instance) = reachable(&arrival).await else {
-        // The same words whether it does not exist or is not allowed: names are not for guessing.
-        audit_refusal(&arrival, format!("unknown or not allowed (request {request})")).await;
-        let asked: String = arrival.asked.chars().filter(|c| !c.is_control()).take(64).collect();
-        let reason = format!("You have no access to an instance named {asked} (request {request})");
-        return refusal::refuse(channel, reply, reason, arrival.stdio).await;
-    };
-    reply.accept().await;
-    let id = channel.id();
-    let (mut ear, mouth) = inner::split(channel, handle, id);
-    let first = first_bytes(&mut ear, FIRST_BYTES).await;
-    let forward = forward_login(&arrival, &instance).await;
-    let sshs = arrival.port == 22 || arrival.port == instance.address.port;
-    let instance = Arc::new(instance);
-    let ended = matches!(first, FirstBytes::Ended(_));
-    let (first, login) = match (first, forward) {
-        // A client that is silent at an SSH port, or that may do nothing else, waits for us to speak first.
-        (FirstBytes::Ssh(first), _) => (first, None),
-        (FirstBytes::Silent(first), forward) if sshs || forward.is_none() => (first, None),
-        (FirstBytes::Silent(first) | FirstBytes::Other(first) | FirstBytes::Ended(first), Some(login)) => {
-            (first, Some(login))
-        }
-        (FirstBytes::Silent(_) | FirstBytes::Other(_) | FirstBytes::Ended(_), None) => {
-            let reason = format!("not SSH, and the access rules give no forward (request {request})");
-            audit_forward(&arrival, reason).await;
-            return forward::hang_up(&mouth).await;
-        }
-    };
-    let Arrival { house, caller, asked, port, .. } = arrival;
-    let Some(login) = login else {
-        let stream = Elastic::new(first, ear, mouth);
-        return inner::serve(Jump { house, caller, instance, asked }, stream).await;
-    };
-    let plain = Plain { house, caller, instance, login, port, first, ended };
-    // In the registry's care, so that a drain waits until its tape is sealed.
-    let registry = Arc::clone(&plain.house.registry);
-    let served = registry.spawn(async move { forward::serve_plain(plain, Sides { ear, mouth }).await });
-    match served.await {
-        Ok(Ok(())) => {}
-        Ok(Err(why)) => tracing::info!(%request, %why, "forward.failed"),
-        Err(why) => tracing::error!(%request, %why, "forward.panicked"),
-    }
-}
-
-/// A login on the instance with which the caller may forward.
-async fn forward_login(arrival: &Arrival, instance: &Instance) -> Option<Login> {
-    let house = &arrival.house;
-    let user = house.vault.get::<User>(arrival.caller.user().as_str()).await.ok().flatten()?;
-    let facts = Facts { user: &user.name, roles: &user.roles, source: arrival.caller.source().ip() };
-    let open = house.rulebook.load().reachable(&facts, instance, Timestamp::now());
-    open.into_iter().find(|(_, can)| can.contains(&Capability::Forward)).map(|(login, _)| login)
-}
-
-async fn audit_forward(arrival: &Arrival, reason: String) {
-    let event = Event::ForwardDenied {
-        user: arrival.caller.user().to_string(),
-        source_ip: arrival.caller.source().ip().to_string(),
-        session: None,
-        target: format!("{}:{}", arrival.asked.chars().take(64).collect::<String>(), arrival.port),
-        reason,
-    };
-    append(&arrival.house, event).await;
-}
-
-/// The instance that is meant, if any rule lets the caller in there now.
-async fn reachable(arrival: &Arrival) -> Option<Instance> {
-    let house = &arrival.house;
-    let instances = match house.vault.list::<Instance>().await {
-        Ok(instances) => instances,
-        Err(error) => {
-            tracing::error!(%error, "store.failed");
-            return None;
-        }
-    };
-    // A name goes before an alias or address of another instance.
-    let named = instances.iter().find(|i| i.name.as_str().eq_ignore_ascii_case(&arrival.asked));
-    let instance = named.or_else(|| instances.iter().find(|i| i.answers_to(&arrival.asked)))?.clone();
-    // Roles as they are now, not as they were at login.
-    let user = house.vault.get::<User>(arrival.caller.user().as_str()).await.ok().flatten()?;
-    let source = arrival.caller.source().ip();
-    let facts = Facts { user: &user.name, roles: &user.roles, source };
-    let open = house.rulebook.load().reachable(&facts, &instance, Timestamp::now());
-    (!open.is_empty()).then_some(instance)
-}
-
-async fn audit_refusal(arrival: &Arrival, reason: String) {
-    let event = Event::AccessDenied {
-        user: arrival.caller.user().to_string(),
-        source_ip: arrival.caller.source().ip().to_string(),
-        key: Some(arrival.caller.key().to_owned()),
-        instance: Some(arrival.asked.chars().take(64).collect()),
-        login: None,
-        reason,
-    };
-    append(&arrival.house, event).await;
-}
-
 pub(super) async fn append(house: &House, event: Event) {
     if let Err(error) = house.trail.append(event, Timestamp::now()).await {
         tracing::error!(%error, "audit.append_failed");
     }
 }
 
-const EXPIRED: &str = "Your key has expired; exchange it first: ssh-keys rotate";
-/// How long a channel may be silent before Keyward speaks first.
-const FIRST_BYTES: Duration = Duration::from_secs(3);
 /// Time for the sessions inside a connection to end with their own sentence.
 const AFTER_SESSIONS: Duration = Duration::from_millis(2500);
 /// Channels in one outer connection.

@@ -10,6 +10,9 @@ use russh::server::Msg;
 use russh::{Channel, ChannelOpenFailure, server::ChannelOpenHandle};
 use tokio::io::AsyncWriteExt;
 
+use crate::recording::ChannelMessage;
+use crate::session::{Ear, Mouth, Sides};
+
 /// Refuses `channel` with `reason`; `stdio` if it is the channel of an `ssh -W`.
 pub(super) async fn refuse(channel: Channel<Msg>, reply: ChannelOpenHandle, reason: String, stdio: bool) {
     if !stdio {
@@ -26,6 +29,21 @@ pub(super) async fn refuse(channel: Channel<Msg>, reply: ChannelOpenHandle, reas
     match tokio::time::timeout(LEAVE, told).await {
         Ok(Ok(_)) | Err(_) => {}
         Ok(Err(error)) => tracing::debug!(%error, "user.gone_before_the_refusal"),
+    }
+}
+
+/// Tells `reason` to a client that speaks SSH on a channel that is open and has carried nothing yet.
+pub(super) async fn tell<E: Ear, M: Mouth>(mut user: Sides<E, M>, reason: &str) {
+    let told = async {
+        let words = [b"SSH-2.0-Keyward\r\n".as_slice(), &disconnect(reason)].concat();
+        user.mouth.say(ChannelMessage::Data(words.into())).await?;
+        // As above: it leaves first.
+        while !matches!(user.ear.next().await, None | Some(ChannelMessage::Eof | ChannelMessage::Close)) {}
+        user.mouth.say(ChannelMessage::Close).await
+    };
+    match tokio::time::timeout(LEAVE, told).await {
+        Ok(Ok(())) | Err(_) => {}
+        Ok(Err(why)) => tracing::debug!(%why, "user.gone_before_the_refusal"),
     }
 }
 

@@ -35,6 +35,9 @@ pub struct Header {
     /// What happens if it cannot be written any more, where that is not the end of the session.
     #[serde(default, skip_serializing_if = "Mode::is_strict")]
     pub recording: Mode,
+    /// The session inside which this one was asked for, if it was (SSH inside SSH).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
     /// Rewritten at its end in large frames, each of which can be read without the one before.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub packed: bool,

@@ -157,7 +157,7 @@ impl Tapes {
     pub async fn record(
         &self,
         authorized: &Authorized,
-        id: SessionId,
+        (id, parent): (SessionId, Option<&str>),
         now: Timestamp,
     ) -> Result<Tape, TapeError> {
         let header = Header {
@@ -169,6 +169,7 @@ impl Tapes {
             key: authorized.key().to_owned(),
             started_at: now,
             recording: self.mode_for(authorized.recording()),
+            parent: parent.map(str::to_owned),
             packed: false,
         };
         self.begin(header, id).await

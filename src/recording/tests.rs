@@ -21,6 +21,7 @@ fn header(id: SessionId) -> Header {
         key: "SHA256:x".to_owned(),
         started_at: Timestamp::UNIX_EPOCH,
         recording: Mode::Strict,
+        parent: None,
         packed: false,
     }
 }

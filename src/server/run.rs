@@ -145,9 +145,9 @@ fn ended(tape: Summary) -> Event {
         SessionStatus::Killed => "killed",
         SessionStatus::Truncated | SessionStatus::Live => "truncated",
     };
-    let Header { id, user, login, instance, source_ip, key, .. } = tape.header;
+    let Header { id, user, login, instance, source_ip, key, parent, .. } = tape.header;
     Event::SessionClosed {
-        facts: SessionFacts { session: id, user, source_ip, key, instance, login },
+        facts: SessionFacts { session: id, user, source_ip, key, instance, login, parent },
         status: status.to_owned(),
         reason: tape.reason,
         digest: tape.digest.unwrap_or_default(),

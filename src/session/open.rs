@@ -23,6 +23,8 @@ pub struct Wanted {
     pub instance: Arc<Instance>,
     /// The account there.
     pub login: Login,
+    /// Id of the session inside which it is asked for, if it is (SSH inside SSH).
+    pub parent: Option<String>,
 }
 
 /// Why a session did not open. [`OpenFault::sentence`] is for the user.
@@ -74,6 +76,7 @@ pub struct Ongoing {
     id: String,
     house: Arc<House>,
     authorized: Authorized,
+    parent: Option<String>,
     tape: Tape,
     registered: Registered,
     told: AtomicBool,
@@ -152,7 +155,7 @@ async fn begin(
         audit(house, denied_event(caller, wanted, format!("{sentence} (request {id})"))).await?;
         return Err(OpenFault::Lost(sentence));
     }
-    let tape = match house.tapes.record(&authorized, id, now).await {
+    let tape = match house.tapes.record(&authorized, (id, wanted.parent.as_deref()), now).await {
         Ok(tape) => tape,
         Err(error) => {
             let why = error.to_string();
@@ -162,7 +165,7 @@ async fn begin(
     };
     let id = id.to_string();
     let opened = Event::SessionOpened {
-        facts: facts(&authorized, &id),
+        facts: SessionFacts { parent: wanted.parent.clone(), ..facts(&authorized, &id) },
         rules: authorized.rules().to_vec(),
         recording: (tape.mode() == Mode::BestEffort).then(|| "best_effort".to_owned()),
     };
@@ -173,7 +176,8 @@ async fn begin(
         Ok(receipt) => {
             let house = Arc::clone(house);
             let (told, failure_told) = (AtomicBool::new(false), AtomicBool::new(false));
-            Ok((Ongoing { id, house, authorized, tape, registered, told, failure_told }, receipt))
+            let parent = wanted.parent.clone();
+            Ok((Ongoing { id, house, authorized, parent, tape, registered, told, failure_told }, receipt))
         }
         Err(error) => {
             seal(&tape, SessionStatus::Killed, "no audit receipt").await;
@@ -291,7 +295,8 @@ impl Ongoing {
     /// The instance was not reached: says so in the trail and ends the session.
     async fn not_reached(self, fault: EgressError) -> OpenFault {
         not_reached(&self.house, &self.authorized, &self.id, &fault).await;
-        let ending = Ending { id: &self.id, killed: false, by: None, reason: &fault.to_string() };
+        let (parent, reason) = (self.parent.clone(), &fault.to_string());
+        let ending = Ending { id: &self.id, parent, killed: false, by: None, reason };
         finish(&self.house, &self.authorized, &self.tape, ending).await;
         fault.into()
     }
@@ -301,6 +306,7 @@ impl Ongoing {
         let sentence = self.registered.cut.sentence();
         let ending = Ending {
             id: &self.id,
+            parent: self.parent.clone(),
             killed: sentence.is_some(),
             by: self.registered.cut.by(),
             reason: sentence.as_deref().unwrap_or("closed by the user"),
@@ -332,6 +338,7 @@ impl Opened {
 
 struct Ending<'a> {
     id: &'a str,
+    parent: Option<String>,
     killed: bool,
     by: Option<String>,
     reason: &'a str,
@@ -341,7 +348,7 @@ struct Ending<'a> {
 async fn finish(house: &House, authorized: &Authorized, tape: &Tape, ending: Ending<'_>) {
     let status = if ending.killed { SessionStatus::Killed } else { SessionStatus::Closed };
     let Sealed { digest, summary, status, reason } = seal(tape, status, ending.reason).await;
-    let facts = facts(authorized, ending.id);
+    let facts = SessionFacts { parent: ending.parent, ..facts(authorized, ending.id) };
     let killed = ending.killed.then(|| Event::SessionKilled {
         facts: facts.clone(),
         by: ending.by.clone(),
@@ -418,11 +425,12 @@ fn facts(authorized: &Authorized, session: &str) -> SessionFacts {
         key: authorized.key().to_owned(),
         instance: authorized.instance().name.to_string(),
         login: authorized.login().to_string(),
+        parent: None,
     }
 }
 
 fn access_allowed(authorized: &Authorized, session: &str) -> Event {
-    let SessionFacts { session, user, source_ip, key, instance, login } = facts(authorized, session);
+    let SessionFacts { session, user, source_ip, key, instance, login, .. } = facts(authorized, session);
     let (session, rules) = (Some(session), authorized.rules().to_vec());
     Event::AccessAllowed { user, source_ip, key, session, instance, login, rules }
 }

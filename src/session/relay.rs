@@ -79,13 +79,14 @@ pub enum Carries {
     Forward(String),
 }
 
-/// Relays a channel until it ends, then closes both sides.
+/// Relays a channel until it ends, then closes both sides. SSH inside a forward ends it unseen: then the user's side is
+/// still open, and returned so that it can be told why.
 pub async fn relay<E: Ear, M: Mouth, F: Ear, N: Mouth>(
     session: &Ongoing,
     lane: Lane,
     mut user: Sides<E, M>,
     mut instance: Sides<F, N>,
-) {
+) -> Option<Sides<E, M>> {
     let mut cut = session.cut();
     let number = lane.number;
     match &lane.carries {
@@ -94,7 +95,8 @@ pub async fn relay<E: Ear, M: Mouth, F: Ear, N: Mouth>(
             session.tape().forward_opened(number, target);
             if let Err(fault) = session.channel_opened(number, ("forward", Some(target.clone()))).await {
                 tracing::error!(session.id = %session.id(), %fault, "forward.not_audited");
-                return close_both(&user.mouth, &instance.mouth).await;
+                close_both(&user.mouth, &instance.mouth).await;
+                return None;
             }
         }
     }
@@ -127,6 +129,7 @@ pub async fn relay<E: Ear, M: Mouth, F: Ear, N: Mouth>(
             end = flow => cut.sentence().map_or(end, End::Sentence),
         }
     };
+    let opaque = end == End::Opaque;
     match end {
         End::Closed | End::HalfClosed | End::UserLeft => {}
         End::Sentence(sentence) => farewell(session, &lane, &user.mouth, &sentence).await,
@@ -142,7 +145,11 @@ pub async fn relay<E: Ear, M: Mouth, F: Ear, N: Mouth>(
             farewell(session, &lane, &user.mouth, sentence).await;
         }
     }
-    close_both(&user.mouth, &instance.mouth).await;
+    if opaque {
+        close("instance", &instance.mouth).await;
+    } else {
+        close_both(&user.mouth, &instance.mouth).await;
+    }
     let ledger = session.tape().channel_closed(number);
     while let Some((_, operation)) = session.tape().take_operation() {
         session.operated(operation).await;
@@ -150,16 +157,17 @@ pub async fn relay<E: Ear, M: Mouth, F: Ear, N: Mouth>(
     if let Some(ledger) = ledger {
         session.channel_closed(ledger).await;
     }
+    opaque.then_some(user)
 }
 
 async fn close_both<M: Mouth, N: Mouth>(user: &M, instance: &N) {
-    for (side, said) in [
-        ("instance", instance.say(ChannelMessage::Close).await),
-        ("user", user.say(ChannelMessage::Close).await),
-    ] {
-        if let Err(why) = said {
-            tracing::debug!(side, %why, "was gone before the channel closed");
-        }
+    close("instance", instance).await;
+    close("user", user).await;
+}
+
+async fn close<M: Mouth>(side: &str, mouth: &M) {
+    if let Err(why) = mouth.say(ChannelMessage::Close).await {
+        tracing::debug!(side, %why, "was gone before the channel closed");
     }
 }
 
@@ -381,7 +389,7 @@ pub(crate) fn parting(sentence: &str, id: &str) -> [ChannelMessage; 3] {
 const SSH: &[u8] = b"SSH-";
 /// Why SSH inside a forward is refused.
 const SSH_IN_FORWARD: &str =
-    "SSH inside a forward cannot be recorded: jump to that instance through the bastion itself";
+    "SSH inside a forward cannot be recorded: jump to an instance that the bastion knows";
 /// Characters of a command that stand in the trail; the whole of it lies on the tape.
 const LONGEST_COMMAND: usize = 4096;
 /// How long a side that should be ending is listened to.

@@ -29,6 +29,7 @@ mod jump;
 mod leaver;
 mod login;
 mod master_key;
+mod nested;
 mod raw;
 mod rekey;
 mod reload;
