@@ -215,3 +215,27 @@ async fn a_torn_head_costs_itself_alone_and_a_file_of_heads_that_is_gone_is_a_fa
     std::fs::remove_file(&file).unwrap();
     assert!(verify_with(&audit, &against).unwrap_err().what.contains("gone"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trail_that_is_signed_while_it_is_verified_is_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let trail = Arc::new(trail(dir.path()).await);
+    let path = dir.path().to_owned();
+    let signing = {
+        let trail = Arc::clone(&trail);
+        tokio::spawn(async move {
+            for n in 0..60 {
+                trail.append(added("alice"), at(n)).await.unwrap();
+                trail.checkpoint(at(n)).await.unwrap();
+            }
+        })
+    };
+    let verifying = tokio::task::spawn_blocking(move || {
+        let mut most = 0;
+        while most < 60 {
+            most = super::verify(&path).unwrap().checkpoints;
+        }
+    });
+    signing.await.unwrap();
+    verifying.await.unwrap();
+}
