@@ -130,8 +130,12 @@ async fn listen(role: Role) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let key = PrivateKey::from(Ed25519Keypair::from_seed(&[7; 32]));
-    let config =
-        server::Config { keys: vec![key], preferred: preferred(), nodelay: true, ..Default::default() };
+    let config = server::Config {
+        keys: vec![key],
+        preferred: preferred(Default::default()),
+        nodelay: true,
+        ..Default::default()
+    };
     tokio::spawn(async move {
         let (stream, _) = listener.accept().await.unwrap();
         stream.set_nodelay(true).unwrap();
@@ -156,7 +160,8 @@ impl client::Handler for Trusting {
 async fn connected(port: u16) -> client::Handle<Trusting> {
     let stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
     stream.set_nodelay(true).unwrap();
-    let config = client::Config { preferred: preferred(), nodelay: true, ..Default::default() };
+    let config =
+        client::Config { preferred: preferred(Default::default()), nodelay: true, ..Default::default() };
     let mut handle = client::connect_stream(Arc::new(config), stream, Trusting).await.unwrap();
     assert!(handle.authenticate_none("bench").await.unwrap().success());
     handle

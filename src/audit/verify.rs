@@ -13,6 +13,7 @@ use serde::Deserialize;
 
 use super::event::Event;
 use super::heads;
+use super::store::SeenStore;
 use super::trail::{NAMESPACE, checkpoint_dir, journal_dir, signer_file};
 
 /// What a clean verification found.
@@ -28,6 +29,8 @@ pub struct Verified {
     pub checkpoints: u64,
     /// The tapes the chain names: each must exist and have this digest. One whose digest changed is named more than once.
     pub tapes: Vec<ClosedTape>,
+    /// What the trail saw of the store since it was last restored.
+    pub store: SeenStore,
     /// Sessions that were opened and not closed: live, or cut off by a crash.
     pub unclosed: Vec<String>,
 }
@@ -96,6 +99,7 @@ pub fn verify_with(dir: &Path, against: &Against) -> Result<Verified, Fault> {
         torn_tail: chain.torn_tail,
         checkpoints: 0,
         tapes: Vec::new(),
+        store: SeenStore::default(),
         unclosed: Vec::new(),
     };
     let mut signed = None;
@@ -127,6 +131,9 @@ pub fn verify_with(dir: &Path, against: &Against) -> Result<Verified, Fault> {
             .map_err(|e| wrong(format!("not an event that this version knows: {e}")))?;
         if line.seq != entry.seq || line.prev != entry.prev {
             return Err(wrong("the event carries another position than its record".to_owned()));
+        }
+        if let Some(event) = &line.event {
+            verified.store.hear(event);
         }
         match line.event {
             Some(Event::SessionOpened { facts, .. }) => verified.unclosed.push(facts.session),
