@@ -22,8 +22,9 @@ mod read;
 mod rebase;
 
 pub(crate) use rebase::Rebased;
+pub use rebase::read_rebased;
 
-pub use read::{Entry, Fault, Reader, Verified, read, verify};
+pub use read::{Entry, Fault, Reader, Verified, newest, read, verify};
 
 /// A handle on an open journal; clones share it. Closed, and its lock released, when the last one is dropped.
 #[derive(Clone)]
@@ -92,7 +93,7 @@ pub enum JournalError {
     #[error("the journal accepts nothing more after a failed write ({0}); free the disk and restart")]
     Poisoned(String),
     /// The payload contains a line break.
-    #[error("a journal payload must be one line")]
+    #[error("a journal payload must be one line, of 16 MiB at most")]
     NotOneLine,
 }
 
@@ -271,6 +272,8 @@ impl Segment {
     }
 }
 
+/// No line is longer, in bytes.
+const LONGEST_LINE: u64 = 16 << 20;
 /// At most so many lines, and so many bytes, share one sync.
 const BATCH_LINES: usize = 512;
 const BATCH_BYTES: usize = 4 << 20;
@@ -314,7 +317,7 @@ impl Writer {
                 answer(reply, Err(JournalError::Poisoned(why.clone())));
             } else {
                 let payload = payload(Position { seq: head.seq + 1, prev: &head.hash });
-                if payload.contains(&b'\n') {
+                if !fits_a_line(&payload) {
                     answer(reply, Err(JournalError::NotOneLine));
                 } else {
                     head = line(&head, &payload, &mut lines);
@@ -438,6 +441,10 @@ fn answer(reply: Reply, with: Result<Receipt, JournalError>) {
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn fits_a_line(payload: &[u8]) -> bool {
+    !payload.contains(&b'\n') && payload.len() as u64 <= LONGEST_LINE - 128
 }
 
 fn gone() -> JournalError {

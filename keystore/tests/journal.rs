@@ -178,3 +178,78 @@ fn what_was_acknowledged_survives_kill_9() {
         before = entries.len() as u64;
     }
 }
+
+#[tokio::test]
+async fn a_gigabyte_that_is_no_journal_is_read_in_little_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(filled(dir.path(), 3, 1 << 20).await);
+    // Sparse: it takes no disk.
+    std::fs::OpenOptions::new().write(true).open(segment(dir.path(), 1)).unwrap().set_len(1 << 30).unwrap();
+    assert!(verify(dir.path()).is_err());
+    assert!(keystore::journal::newest(dir.path()).unwrap().is_none());
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let most = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let most: u64 = most.trim().trim_end_matches(" kB").parse().unwrap();
+    assert!(most < 200 << 10, "{most} KiB");
+}
+
+#[tokio::test]
+async fn the_newest_line_is_the_head_also_behind_a_torn_one() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(keystore::journal::newest(dir.path()).unwrap().is_none());
+    let journal = filled(dir.path(), 40, 500).await;
+    let head = journal.head();
+    drop(journal);
+    assert_eq!(keystore::journal::newest(dir.path()).unwrap(), Some(head.clone()));
+    let mut files: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path()).collect();
+    files.retain(|file| file.extension().is_some_and(|kind| kind == "journal"));
+    let last = files.iter().max().unwrap();
+    std::fs::OpenOptions::new().append(true).open(last).unwrap().write_all(b"41 0123").unwrap();
+    assert_eq!(keystore::journal::newest(dir.path()).unwrap(), Some(head));
+}
+
+mod soup {
+    //! `KEYWARD_SOUP` is how many.
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn many() -> ProptestConfig {
+        let cases = std::env::var("KEYWARD_SOUP").ok().and_then(|n| n.parse().ok()).unwrap_or(64);
+        ProptestConfig::with_cases(cases)
+    }
+
+    proptest! {
+        #![proptest_config(many())]
+
+        #[test]
+        fn a_spoilt_journal_is_never_another_one(
+            how in proptest::collection::vec((0u8..5, 0usize..8192, 1usize..200, 1u8..), 1..6),
+        ) {
+            let runtime = tokio::runtime::Runtime::new().unwrap();
+            let dir = tempfile::tempdir().unwrap();
+            drop(runtime.block_on(filled(dir.path(), 20, 1 << 20)));
+            let file = segment(dir.path(), 1);
+            let original: Vec<String> = read(dir.path()).map(|entry| entry.unwrap().hash).collect();
+            let mut bytes = std::fs::read(&file).unwrap();
+            for (kind, at, length, with) in how {
+                let at = at % bytes.len().max(1);
+                let end = (at + length).min(bytes.len());
+                match kind {
+                    _ if bytes.is_empty() => {}
+                    0 => bytes[at] ^= with,
+                    1 => drop(bytes.splice(at..at, std::iter::repeat_n(with, length))),
+                    2 => drop(bytes.drain(at..end)),
+                    3 => bytes[at..end].reverse(),
+                    _ => bytes.extend_from_within(at..end),
+                }
+            }
+            std::fs::write(&file, bytes).unwrap();
+            // What still reads as a journal is the beginning of the one that was written.
+            let found: Vec<_> = read(dir.path()).map_while(|entry| entry.ok().map(|entry| entry.hash)).collect();
+            prop_assert!(original.starts_with(&found));
+            drop(keystore::journal::newest(dir.path()));
+        }
+    }
+}

@@ -57,6 +57,7 @@ pub struct StateVerified {
     checkpoints: u64,
     tapes: usize,
     opened: usize,
+    store: bool,
     unclosed: Vec<String>,
 }
 
@@ -65,18 +66,21 @@ impl StateVerified {
     pub fn as_json(&self) -> Value {
         json!({
             "events": self.events, "checkpoints": self.checkpoints, "tapes": self.tapes,
-            "tapes_opened": self.opened, "unclosed_sessions": self.unclosed,
+            "tapes_opened": self.opened, "store": self.store, "unclosed_sessions": self.unclosed,
         })
     }
 }
 
 impl std::fmt::Display for StateVerified {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { events, checkpoints, tapes, opened, unclosed } = self;
+        let Self { events, checkpoints, tapes, opened, store, unclosed } = self;
         write!(
             f,
             "{events} events, {checkpoints} checkpoints, {tapes} tapes ({opened} opened): whole and unchanged"
         )?;
+        if !store {
+            f.write_str("\nthe store is not here, and was not checked")?;
+        }
         if !unclosed.is_empty() {
             write!(f, "\nnot closed (live, or cut off since the last start): {}", unclosed.join(", "))?;
         }
@@ -115,13 +119,34 @@ pub fn verify(audit_dir: &Path, tapes: &Tapes, against: &Against) -> Result<Stat
         }
     }
     strangers(tapes, &ended, &chain)?;
+    // A copy for auditors may come without the store.
+    let store = audit_dir.parent().map(|state| state.join("store/journal")).filter(|store| store.exists());
+    if let Some(store) = &store {
+        held_against(store, audit_dir, (&chain, against))?;
+    }
     Ok(StateVerified {
+        store: store.is_some(),
         events: chain.entries,
         checkpoints: chain.checkpoints,
         tapes: chain.tapes.len(),
         opened,
         unclosed: chain.unclosed,
     })
+}
+
+/// The store against what the trail saw of it. What does not fit is looked at twice: on a running bastion the store may
+/// have been compacted since the trail was read.
+fn held_against(
+    store: &Path,
+    audit_dir: &Path,
+    (chain, against): (&audit::Verified, &Against),
+) -> Result<(), Fault> {
+    let chain_fault = |fault| Fault::tampering(format!("audit trail: {fault}"));
+    if chain.store.holds(store).is_ok() {
+        return Ok(());
+    }
+    let again = audit::verify_with(audit_dir, against).map_err(chain_fault)?;
+    again.store.holds(store).map_err(|fault| Fault::tampering(format!("the store: {fault}")))
 }
 
 /// The sessions that have ended, and whether their summary is there. Asked before the chain is read: what begins or runs
@@ -274,6 +299,7 @@ mod tests {
             torn_tail: false,
             checkpoints: 0,
             tapes: Vec::new(),
+            store: Default::default(),
             unclosed: Vec::new(),
         };
         let (now, id) = (Timestamp::now(), SessionId::new(Timestamp::now()));

@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use strum::IntoStaticStr;
 
+use super::store::StoreHead;
+
 /// Who a session belongs to and where it goes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionFacts {
@@ -583,6 +585,14 @@ pub enum Event {
         head: String,
         /// Fingerprint, `SHA256:…`.
         key: String,
+        /// How far the store was: it may never be behind this again.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        store: Option<StoreHead>,
+    },
+    /// The store is not the one that a checkpoint saw: it was restored from a backup, or rolled back.
+    StoreReplaced {
+        /// Why, in words for the auditor.
+        reason: String,
     },
 }
 

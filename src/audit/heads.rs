@@ -1,8 +1,8 @@
 //! Heads elsewhere: each signed checkpoint as one line of a file on another disk. Whoever rolls back or rewrites the whole
 //! state directory, signer and all, must find this file too.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -44,19 +44,21 @@ fn ends_a_line(file: &mut File) -> io::Result<bool> {
 pub(super) fn read(file: &Path, key: &PublicKey) -> Result<Vec<(u64, String)>, Fault> {
     let fault =
         |offset: usize, what: String| Fault { file: file.to_owned(), offset: offset as u64, seq: None, what };
-    let text = fs::read_to_string(file).map_err(|e| {
-        fault(
-            0,
-            match e.kind() {
-                io::ErrorKind::NotFound => GONE.to_owned(),
-                _ => e.to_string(),
-            },
-        )
-    })?;
+    let open = |e: io::Error| {
+        let gone = e.kind() == io::ErrorKind::NotFound;
+        fault(0, if gone { GONE.to_owned() } else { e.to_string() })
+    };
+    let mut text = BufReader::new(File::open(file).map_err(open)?);
     let (mut heads, mut offset) = (Vec::new(), 0);
-    for line in text.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
+    loop {
+        let mut line = Vec::new();
+        let read = (&mut text).take(LONGEST_LINE).read_until(b'\n', &mut line);
+        if read.map_err(|e| fault(offset, e.to_string()))? == 0 {
+            break;
+        }
         let wrong = |what: &str| fault(offset, what.to_owned());
-        let Ok(head) = serde_json::from_str::<Head>(line) else {
+        let head = serde_json::from_slice::<Head>(&line).ok().filter(|_| line.ends_with(b"\n"));
+        let Some(head) = head else {
             offset += line.len();
             continue;
         };
@@ -70,4 +72,6 @@ pub(super) fn read(file: &Path, key: &PublicKey) -> Result<Vec<(u64, String)>, F
     Ok(heads)
 }
 
+/// A head takes some hundred bytes.
+const LONGEST_LINE: u64 = 64 << 10;
 const GONE: &str = "the file of heads is gone; the daemon begins one at its start";

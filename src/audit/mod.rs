@@ -8,10 +8,12 @@
 mod change;
 mod event;
 mod heads;
+mod store;
 mod trail;
 mod verify;
 
 pub use event::{Event, SessionFacts};
 pub use keystore::journal::Receipt;
+pub use store::{SeenStore, StoreHead};
 pub use trail::{AuditError, Filter, Follow, Keeping, Known, Trail};
 pub use verify::{Against, ClosedTape, Fault, Verified, read_key, verify, verify_with};

@@ -216,3 +216,82 @@ async fn a_torn_head_costs_itself_alone_and_a_file_of_heads_that_is_gone_is_a_fa
     std::fs::remove_file(&file).unwrap();
     assert!(verify_with(&audit, &against).unwrap_err().what.contains("gone"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trail_that_is_signed_while_it_is_verified_is_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let trail = Arc::new(trail(dir.path()).await);
+    let path = dir.path().to_owned();
+    let signing = {
+        let trail = Arc::clone(&trail);
+        tokio::spawn(async move {
+            for n in 0..60 {
+                trail.append(added("alice"), at(n)).await.unwrap();
+                trail.checkpoint(at(n)).await.unwrap();
+            }
+        })
+    };
+    let verifying = tokio::task::spawn_blocking(move || {
+        let mut most = 0;
+        while most < 60 {
+            most = super::verify(&path).unwrap().checkpoints;
+        }
+    });
+    signing.await.unwrap();
+    verifying.await.unwrap();
+}
+
+mod soup {
+    //! `KEYWARD_SOUP` is how many.
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn many() -> ProptestConfig {
+        let cases = std::env::var("KEYWARD_SOUP").ok().and_then(|n| n.parse().ok()).unwrap_or(64);
+        ProptestConfig::with_cases(cases)
+    }
+
+    proptest! {
+        #![proptest_config(many())]
+
+        #[test]
+        fn a_spoilt_checkpoint_or_head_is_never_valid(
+            which in 0usize..3,
+            how in proptest::collection::vec((0usize..4096, 1u8..), 1..4),
+            cut in 0usize..4096,
+        ) {
+            let runtime = tokio::runtime::Runtime::new().unwrap();
+            let dir = tempfile::tempdir().unwrap();
+            let heads = dir.path().join("heads");
+            let key = runtime.block_on(async {
+                let vault = Vault::new(Arc::new(Memory::default()), MasterKey::generate().unwrap());
+                let signer = Signers::create(&vault).await.unwrap().audit;
+                let key = signer.public_key().clone();
+                let keeping = crate::audit::Keeping { head_file: Some(heads.clone()), ..Default::default() };
+                let trail = Trail::open_keeping(dir.path(), signer, keeping).unwrap();
+                trail.append(added("alice"), at(0)).await.unwrap();
+                trail.checkpoint(at(1)).await.unwrap();
+                key
+            });
+            let file = match which {
+                0 => checkpoint_dir(dir.path()).join(format!("{:020}.json", 1)),
+                1 => checkpoint_dir(dir.path()).join(format!("{:020}.sig", 1)),
+                _ => heads.clone(),
+            };
+            let whole = std::fs::read(&file).unwrap();
+            let mut bytes = whole.clone();
+            for (at, with) in how {
+                let at = at % bytes.len();
+                bytes[at] ^= with;
+            }
+            bytes.truncate(cut.max(1));
+            std::fs::write(&file, &bytes).unwrap();
+            let found = verify_with(dir.path(), &Against { key, heads: Some(heads) });
+            // A line of heads that is no head any more counts for nothing; a signature in other letters is the same.
+            let same = || SshSig::from_pem(&bytes).ok() == SshSig::from_pem(&whole).ok();
+            prop_assert!(which == 2 || bytes == whole || which == 1 && same() || found.is_err());
+        }
+    }
+}

@@ -18,9 +18,15 @@ use serde_json::{Map, Value};
 
 use super::event::Event;
 use super::heads;
+use super::store::{SeenStore, newest};
 
 /// SSHSIG namespace of checkpoints (PROTOCOL.sshsig).
 pub(super) const NAMESPACE: &str = "keyward-audit";
+/// The events that a start wants to know of.
+const TELLING: [&[u8]; 5] =
+    [b"session_opened", b"session_closed", b"checkpoint_signed", b"store_compacted", b"store_replaced"];
+/// Time, number and hash of the line before take fewer bytes.
+const FIRST_FIELDS: usize = 256;
 const SEGMENT_BYTES: u64 = 64 << 20;
 
 /// Why an event is not in the trail, or could not be read back. All are internal or the operator's: a peer cannot
@@ -84,6 +90,8 @@ pub struct Keeping {
     pub reserve_bytes: u64,
     /// Each signed head is appended here too: on another disk, where whoever rewrites this one does not look.
     pub head_file: Option<PathBuf>,
+    /// The store's journal: each checkpoint says how far it was.
+    pub store: Option<PathBuf>,
 }
 
 impl Trail {
@@ -193,18 +201,18 @@ impl Trail {
         for entry in journal::read(&journal_dir(&self.dir)) {
             let entry = entry.map_err(|fault| AuditError::Damaged(fault.to_string()))?;
             // Few events are about the life of a session: the others are not parsed.
-            let tells = |name: &[u8]| entry.payload.windows(name.len()).any(|part| part == name);
-            if !tells(b"\"session_opened\"") && !tells(b"\"session_closed\"") {
+            if named(&entry.payload).is_some_and(|name| !TELLING.contains(&name)) {
                 continue;
             }
             match serde_json::from_slice(&entry.payload) {
                 Ok(Event::SessionOpened { facts, .. }) => {
-                    known.0.entry(facts.session).or_default();
+                    known.sessions.entry(facts.session).or_default();
                 }
                 Ok(Event::SessionClosed { facts, digest, summary, .. }) if !digest.is_empty() => {
-                    known.0.insert(facts.session, Some(summary));
+                    known.sessions.insert(facts.session, Some(summary));
                 }
-                _ => {}
+                Ok(event) => known.store.hear(&event),
+                Err(_) => {}
             }
         }
         Ok(known)
@@ -240,7 +248,7 @@ impl Trail {
         let statement = format!("{statement}\n");
         let signature = self.signer.sshsig(NAMESPACE, statement.as_bytes())?;
         let base = checkpoint_dir(&self.dir).join(format!("{:020}", head.seq));
-        let elsewhere = self.keeping.head_file.clone();
+        let (elsewhere, store) = (self.keeping.head_file.clone(), self.keeping.store.clone());
         let written = tokio::task::spawn_blocking(move || {
             if let Some(file) = elsewhere {
                 // The trail goes on without it: what cannot be reached is no reason to stop, but to say so.
@@ -250,27 +258,39 @@ impl Trail {
             }
             // The signature first: a statement without one is a fault, a signature without a statement is not.
             write_durably(&base.with_extension("sig"), signature.as_bytes())?;
-            write_durably(&base.with_extension("json"), statement.as_bytes())
+            write_durably(&base.with_extension("json"), statement.as_bytes())?;
+            let file = |dir: PathBuf| newest(&dir).map_err(|source| AuditError::File { path: dir, source });
+            store.map_or(Ok(None), file)
         });
-        written.await.map_err(|e| AuditError::Interrupted(e.to_string()))??;
+        let store = written.await.map_err(|e| AuditError::Interrupted(e.to_string()))??;
         self.signed.store(head.seq, Ordering::Relaxed);
-        self.append(Event::CheckpointSigned { through: head.seq, head: head.hash, key }, now).await
+        self.append(Event::CheckpointSigned { through: head.seq, head: head.hash, key, store }, now).await
     }
 }
 
-/// The sessions that a trail knows, each with its newest close, and in it the digest of its summary.
+/// What a trail knows of what lies beside it.
 #[derive(Debug, Default)]
-pub struct Known(BTreeMap<String, Option<Option<String>>>);
+pub struct Known {
+    /// The sessions, each with its newest close, and in it the digest of its summary.
+    sessions: BTreeMap<String, Option<Option<String>>>,
+    store: SeenStore,
+}
 
 impl Known {
     /// Whether it was opened.
     pub fn has(&self, session: &str) -> bool {
-        self.0.contains_key(session)
+        self.sessions.contains_key(session)
+    }
+
+    /// What to say if the store in `dir` is not the one that the checkpoints saw. Reads files.
+    pub fn store_replaced(&self, dir: &Path) -> Option<Event> {
+        let fault = if self.store.is_empty() { None } else { self.store.holds(dir).err() };
+        fault.map(|fault| Event::StoreReplaced { reason: fault.to_string() })
     }
 
     /// Whether it was closed, and with this summary, where one is told.
     pub fn is_closed_with(&self, session: &str, summary: Option<&str>) -> bool {
-        let closed = self.0.get(session).and_then(Option::as_ref);
+        let closed = self.sessions.get(session).and_then(Option::as_ref);
         closed.is_some_and(|told| summary.is_none() || told.is_none() || told.as_deref() == summary)
     }
 }
@@ -291,6 +311,14 @@ impl Follow {
         }
         Ok(())
     }
+}
+
+/// The name of an event, where it stands where [`Trail::append`] puts it: before anything that a peer could say.
+fn named(payload: &[u8]) -> Option<&[u8]> {
+    const TAG: &[u8] = b"\"event\":\"";
+    let start = payload.get(..FIRST_FIELDS.min(payload.len()))?;
+    let at = start.windows(TAG.len()).position(|part| part == TAG)? + TAG.len();
+    payload.get(at..)?.split(|byte| *byte == b'"').next()
 }
 
 fn fields(entry: journal::Entry) -> Result<Map<String, Value>, AuditError> {

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 pub use keystore::journal::Fault;
@@ -12,6 +13,7 @@ use serde::Deserialize;
 
 use super::event::Event;
 use super::heads;
+use super::store::SeenStore;
 use super::trail::{NAMESPACE, checkpoint_dir, journal_dir, signer_file};
 
 /// What a clean verification found.
@@ -27,6 +29,8 @@ pub struct Verified {
     pub checkpoints: u64,
     /// The tapes the chain names: each must exist and have this digest. One whose digest changed is named more than once.
     pub tapes: Vec<ClosedTape>,
+    /// What the trail saw of the store since it was last restored.
+    pub store: SeenStore,
     /// Sessions that were opened and not closed: live, or cut off by a crash.
     pub unclosed: Vec<String>,
 }
@@ -59,8 +63,10 @@ pub struct Against {
 /// The file cannot be read, or holds none.
 pub fn read_key(file: &Path) -> Result<PublicKey, Fault> {
     let wrong = |what: String| Fault { file: file.to_owned(), offset: 0, seq: None, what };
-    let text = fs::read_to_string(file).map_err(|e| wrong(format!("the audit key cannot be read: {e}")))?;
-    PublicKey::from_openssh(text.trim()).map_err(|e| wrong(format!("not an OpenSSH public key: {e}")))
+    let text =
+        bounded(file).map_err(|fault| wrong(format!("the audit key cannot be read: {}", fault.what)))?;
+    PublicKey::from_openssh(String::from_utf8_lossy(&text).trim())
+        .map_err(|e| wrong(format!("not an OpenSSH public key: {e}")))
 }
 
 /// Verifies the trail in `dir` against the audit key that lies beside it.
@@ -93,6 +99,7 @@ pub fn verify_with(dir: &Path, against: &Against) -> Result<Verified, Fault> {
         torn_tail: chain.torn_tail,
         checkpoints: 0,
         tapes: Vec::new(),
+        store: SeenStore::default(),
         unclosed: Vec::new(),
     };
     let mut signed = None;
@@ -125,6 +132,9 @@ pub fn verify_with(dir: &Path, against: &Against) -> Result<Verified, Fault> {
         if line.seq != entry.seq || line.prev != entry.prev {
             return Err(wrong("the event carries another position than its record".to_owned()));
         }
+        if let Some(event) = &line.event {
+            verified.store.hear(event);
+        }
         match line.event {
             Some(Event::SessionOpened { facts, .. }) => verified.unclosed.push(facts.session),
             Some(Event::SessionClosed { facts, digest, summary, .. }) => {
@@ -144,10 +154,21 @@ pub fn verify_with(dir: &Path, against: &Against) -> Result<Verified, Fault> {
                     None => verified.tapes.push(closed),
                 }
             }
-            Some(Event::CheckpointSigned { through, .. }) if signed.is_none_or(|last| last < through) => {
+            // On a running bastion it may have been signed since the checkpoints were listed.
+            Some(Event::CheckpointSigned { through, head, .. })
+                if signed.is_none_or(|last| last < through) =>
+            {
                 let file = checkpoint_dir(dir).join(format!("{through:020}.json"));
-                let what = format!("it is gone: event {} says that it was signed", entry.seq);
-                return Err(Fault { file, offset: 0, seq: Some(through), what });
+                if !file.exists() {
+                    let what = format!("it is gone: event {} says that it was signed", entry.seq);
+                    return Err(Fault { file, offset: 0, seq: Some(through), what });
+                }
+                let (_, claim) = claim(file, key)?;
+                if claim.hash != head {
+                    return Err(claim.fault(&format!("it is not the one that event {} tells of", entry.seq)));
+                }
+                verified.checkpoints += 1;
+                signed = Some(through);
             }
             _ => {}
         }
@@ -214,21 +235,41 @@ fn checkpoints(dir: &Path, key: &PublicKey) -> Result<BTreeMap<u64, Claim>, Faul
         if file.extension().is_none_or(|kind| kind != "json") {
             continue;
         }
-        let text = fs::read(&file).map_err(|e| fault(&file, e.to_string()))?;
-        let signature = file.with_extension("sig");
-        let pem = fs::read(&signature).map_err(|e| fault(&signature, e.to_string()))?;
-        let sig = SshSig::from_pem(&pem).map_err(|e| fault(&signature, format!("not an SSHSIG: {e}")))?;
-        key.verify(NAMESPACE, &text, &sig)
-            .map_err(|_| fault(&file, "the signature of this checkpoint does not hold".to_owned()))?;
-        let said: Statement =
-            serde_json::from_slice(&text).map_err(|e| fault(&file, format!("not a checkpoint: {e}")))?;
-        if file.file_stem().is_none_or(|name| name.to_string_lossy() != format!("{:020}", said.seq)) {
-            return Err(fault(&file, format!("it is the checkpoint of record {}: it was moved", said.seq)));
-        }
-        claims.insert(said.seq, Claim { file, hash: said.hash });
+        let (seq, claim) = claim(file, key)?;
+        claims.insert(seq, claim);
     }
     Ok(claims)
 }
+
+/// The checkpoint in this file, if its signature holds, and the record it covers.
+fn claim(file: PathBuf, key: &PublicKey) -> Result<(u64, Claim), Fault> {
+    let fault = |file: &Path, what: String| Fault { file: file.to_owned(), offset: 0, seq: None, what };
+    let text = bounded(&file)?;
+    let signature = file.with_extension("sig");
+    let sig = SshSig::from_pem(&bounded(&signature)?)
+        .map_err(|e| fault(&signature, format!("not an SSHSIG: {e}")))?;
+    key.verify(NAMESPACE, &text, &sig)
+        .map_err(|_| fault(&file, "the signature of this checkpoint does not hold".to_owned()))?;
+    let said: Statement =
+        serde_json::from_slice(&text).map_err(|e| fault(&file, format!("not a checkpoint: {e}")))?;
+    if file.file_stem().is_none_or(|name| name.to_string_lossy() != format!("{:020}", said.seq)) {
+        return Err(fault(&file, format!("it is the checkpoint of record {}: it was moved", said.seq)));
+    }
+    Ok((said.seq, Claim { file, hash: said.hash }))
+}
+
+/// The start of a file that should be small: one that is not fails its signature, and fills no memory.
+fn bounded(file: &Path) -> Result<Vec<u8>, Fault> {
+    let read = || -> std::io::Result<Vec<u8>> {
+        let mut text = Vec::new();
+        fs::File::open(file)?.take(LONGEST).read_to_end(&mut text)?;
+        Ok(text)
+    };
+    read().map_err(|e| Fault { file: file.to_owned(), offset: 0, seq: None, what: e.to_string() })
+}
+
+/// Of a checkpoint, its signature, or a public key.
+const LONGEST: u64 = 64 << 10;
 
 #[cfg(test)]
 #[path = "tests.rs"]

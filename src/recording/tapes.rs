@@ -257,7 +257,7 @@ impl Tapes {
             return Ok(deck.summary());
         }
         let path = self.path(id, "json");
-        let text = match fs::read(&path) {
+        let text = match small(&path) {
             Ok(text) => text,
             Err(e) if e.kind() == io::ErrorKind::NotFound && !self.path(id, "tape").exists() => {
                 return Err(TapeError::Missing(id));
@@ -389,7 +389,7 @@ impl Tapes {
     /// [`TapeError`] if it is gone.
     pub fn summary_digest(&self, id: SessionId) -> Result<String, TapeError> {
         let path = self.path(id, "json");
-        match fs::read(&path) {
+        match small(&path) {
             Ok(text) => Ok(HEXLOWER.encode(&Sha256::digest(text))),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 // On a full disk it waits for room.
@@ -493,6 +493,13 @@ fn enough_room(dir: &Path) -> Result<(), TapeError> {
     Ok(())
 }
 
+/// A summary, or as much of what lies in its place as fits in memory.
+fn small(path: &Path) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    File::open(path)?.take(LONGEST_SUMMARY).read_to_end(&mut text)?;
+    Ok(text)
+}
+
 fn length(path: &Path) -> u64 {
     fs::metadata(path).map_or(0, |m| m.len())
 }
@@ -528,6 +535,8 @@ fn new_file(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }
 
+/// A session of ten thousand commands has one of 20 MB.
+const LONGEST_SUMMARY: u64 = 64 << 20;
 /// A wrapped key for a hundred recipients is not longer.
 const LONGEST_KEY: u64 = 64 << 10;
 /// Of a disk so small that a third of it is less, that third.

@@ -10,6 +10,7 @@ use super::*;
 
 mod hostile;
 mod smuggled;
+mod soup;
 
 fn header(id: SessionId) -> Header {
     Header {
@@ -431,75 +432,4 @@ fn eight_hours_play_from_any_minute_at_once_and_show_the_screen_as_it_stood() {
     println!("slowest start: {slowest:?}");
     // Ten times what is asked of a release build, for a test build on a busy machine.
     assert!(slowest < std::time::Duration::from_secs(1), "{slowest:?}");
-}
-
-mod soup {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    /// Reads everything there is; says whether it was a whole tape.
-    fn whole(bytes: &[u8]) -> bool {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        fs::write(file.path(), bytes).unwrap();
-        let open = || fs::File::open(file.path()).unwrap();
-        frames::looks_complete(open());
-        let Ok(mut reader) = Reader::open(open(), &[7; 32]) else { return false };
-        drop(reader.seek(1000));
-        drop(reader.next());
-        let Ok(mut reader) = Reader::open(open(), &[7; 32]) else { return false };
-        loop {
-            match reader.next() {
-                Ok(Some(_)) => {}
-                Ok(None) => return reader.complete(),
-                Err(_) => return false,
-            }
-        }
-    }
-
-    fn tape() -> Vec<u8> {
-        let id = SessionId::new(Timestamp::UNIX_EPOCH);
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let mut writer = Writer::start(file.reopen().unwrap(), &header(id), &[7; 32]).unwrap();
-        for (millis, text, last) in [(0, "one", false), (5, "two", false), (9, "three", true)] {
-            let record = Record { millis, channel: 1, what: What::Output, payload: text.into() };
-            let mut records = format::Records::default();
-            records.push(&record, &record.payload).unwrap();
-            writer.frame(&Plain { records: &records, last }).unwrap();
-        }
-        fs::read(file.path()).unwrap()
-    }
-
-    #[test]
-    fn a_whole_tape_is_whole() {
-        assert!(whole(&tape()));
-    }
-
-    proptest! {
-        #[test]
-        fn rubbish_is_never_a_tape(rubbish in proptest::collection::vec(any::<u8>(), 0..4096)) {
-            prop_assert!(!whole(&rubbish));
-            let header = tape().iter().take_while(|b| **b != b'\n').copied().chain(*b"\n").collect::<Vec<_>>();
-            prop_assert!(!whole(&[header, rubbish].concat()));
-        }
-
-        #[test]
-        fn a_changed_tape_is_never_whole(at in 0usize..4096, bits in 1u8.., extra in 0usize..9) {
-            let tape = tape();
-            let mut changed = tape.clone();
-            let at = at % tape.len();
-            changed[at] ^= bits;
-            prop_assert!(!whole(&changed));
-            prop_assert!(!whole(&tape[..at]));
-            let longer = [tape.as_slice(), &vec![0; extra + 1]].concat();
-            prop_assert!(!whole(&longer));
-        }
-
-        #[test]
-        fn rubbish_in_a_frame_is_no_records(rubbish in proptest::collection::vec(any::<u8>(), 0..512)) {
-            // Whatever it gives, it gives without a panic, and no more than there is.
-            let found = format::decode(&rubbish, 0).unwrap_or_default();
-            prop_assert!(found.len() <= rubbish.len());
-        }
-    }
 }

@@ -95,8 +95,12 @@ async fn open(config: Config) -> Result<House, ServeError> {
     vault.check_master_key(&place).await.map_err(during("checking the master key"))?;
     let signers = Signers::load(&vault).await.map_err(during("loading the signing keys"))?;
     let auditor = signers.audit.clone();
-    let keeping =
-        Keeping { reserve_bytes: config.audit.reserve_mb << 20, head_file: config.audit.head_file.clone() };
+    let store = config.store_dir().join("journal");
+    let keeping = Keeping {
+        reserve_bytes: config.audit.reserve_mb << 20,
+        head_file: config.audit.head_file.clone(),
+        store: Some(store.clone()),
+    };
     let trail = Trail::open_keeping(&config.audit_dir(), auditor, keeping)
         .map_err(during("opening the audit trail"))?;
     let (keys, kept) = reload::kept(&config).map_err(during("reading the auditors' keys"))?;
@@ -127,10 +131,16 @@ async fn open(config: Config) -> Result<House, ServeError> {
     let untold = tokio::task::spawn_blocking(move || {
         let known = trail.sessions().map_err(|e| e.to_string())?;
         tapes.remove_orphans(&known).map_err(|e| e.to_string())?;
-        tapes.untold(&rebuilt, &known).map_err(|e| e.to_string())
+        let untold = tapes.untold(&rebuilt, &known).map_err(|e| e.to_string())?;
+        Ok::<_, String>((untold, known.store_replaced(&store)))
     });
-    let untold = untold.await.map_err(during("recovering the recordings"))?;
-    for tape in untold.map_err(during("recovering the recordings"))? {
+    let recovered = untold.await.map_err(during("recovering the recordings"))?;
+    let (untold, replaced) = recovered.map_err(during("recovering the recordings"))?;
+    if let Some(event) = replaced {
+        tracing::error!("store.replaced: it is not the one that the audit trail saw; was a backup restored?");
+        note(&house, event).await?;
+    }
+    for tape in untold {
         note(&house, ended(tape)).await?;
     }
     house.trail.begin_heads(Timestamp::now()).await.map_err(during("beginning the file of heads"))?;

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use super::{Receipt, chain_hash, segment_name};
+use super::{LONGEST_LINE, Receipt, chain_hash, segment_name};
 
 /// A line of the journal.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,6 +88,32 @@ pub fn read(dir: &Path) -> Reader {
         Err(e) => (Vec::new(), Some(fault(dir, 0, None, &format!("cannot be read: {e}")))),
     };
     Reader { fault, segments: segments.into_iter(), ..Reader::nowhere(dir) }
+}
+
+/// The newest whole line of the journal in `dir`, synced before this returns; its chain is not checked. None if there is
+/// no line. For a live journal too.
+///
+/// # Errors
+/// What the system says.
+pub fn newest(dir: &Path) -> std::io::Result<Option<Receipt>> {
+    for path in segments(dir)?.into_iter().rev() {
+        let mut file = File::open(&path)?;
+        // Who is told of it must find it after a power loss.
+        file.sync_data()?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(LONGEST_LINE)))?;
+        let mut tail = Vec::new();
+        file.take(LONGEST_LINE).read_to_end(&mut tail)?;
+        let Some(end) = tail.iter().rposition(|byte| *byte == b'\n') else { continue };
+        let whole = tail.get(..end).unwrap_or_default();
+        let begin = whole.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        let mut parts = whole.get(begin..).unwrap_or_default().splitn(3, |byte| *byte == b' ');
+        let mut part = || parts.next().and_then(|part| std::str::from_utf8(part).ok());
+        if let (Some(Ok(seq)), Some(hash)) = (part().map(str::parse), part()) {
+            return Ok(Some(Receipt { seq, hash: hash.to_owned() }));
+        }
+    }
+    Ok(None)
 }
 
 /// The iterator behind [`read`].
@@ -208,7 +234,8 @@ impl Reader {
             };
             let mut line = Vec::new();
             let at = open.offset;
-            let read = open.file.read_until(b'\n', &mut line);
+            // What is no line of ours must not fill the memory.
+            let read = (&mut open.file).take(LONGEST_LINE + 1).read_until(b'\n', &mut line);
             let read = read.map_err(|e| fault(&open.path, at, Some(expected), &e.to_string()))?;
             if read == 0 {
                 self.current = None;

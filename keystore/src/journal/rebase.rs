@@ -16,7 +16,9 @@ use std::path::{Path, PathBuf};
 use tokio::sync::oneshot;
 
 use super::read::{Entry, Reader, read, segments};
-use super::{Job, Journal, JournalError, Options, Receipt, Segment, Writer, gone, io, line, sync_dir};
+use super::{
+    Job, Journal, JournalError, Options, Receipt, Segment, Writer, fits_a_line, gone, io, line, sync_dir,
+};
 use crate::failpoint;
 
 /// Where a journal begins now.
@@ -58,7 +60,7 @@ impl Writer {
         if let Some(why) = &self.poison {
             return Err(JournalError::Poisoned(why.clone()));
         }
-        if lines.is_empty() || lines.iter().any(|payload| payload.contains(&b'\n')) {
+        if lines.is_empty() || !lines.iter().all(|payload| fits_a_line(payload)) {
             return Err(JournalError::NotOneLine);
         }
         let before = self.head.clone();
@@ -88,8 +90,9 @@ impl Writer {
     }
 }
 
-/// The lines of the journal in `dir` from its newest base on, or all.
-fn read_rebased(dir: &Path) -> Reader {
+/// The lines of the journal in `dir` from its newest base on, or all. Before its first line is read, [`Reader::head`] is
+/// what was last forgotten.
+pub fn read_rebased(dir: &Path) -> Reader {
     let reader = read(dir);
     match newest_base(dir) {
         Some((base, before)) => reader.beginning_with(base, before),

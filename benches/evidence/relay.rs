@@ -1,0 +1,168 @@
+//! A relay of our own between two SSH connections in this process, with a tape and without one: what recording costs.
+//! The messages are recorded as `session::relay` records them, before they are passed on.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use keyward::egress::preferred;
+use keyward::recording::{ChannelMessage, Direction, SessionEnd, SessionId, SessionStatus, Tape};
+use russh::keys::ssh_key::private::Ed25519Keypair;
+use russh::keys::{PrivateKey, PublicKeyOrCertificate};
+use russh::server::{Auth, Msg, Session};
+use russh::{Channel, ChannelId, ChannelMsg, client, server};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::House;
+
+/// MB/s of a command's output through the relay.
+pub async fn throughput(house: Option<&House>, bytes: usize) -> f64 {
+    let instance = listen(Role::Instance { bytes }).await;
+    let tape = match house {
+        Some(house) => {
+            let id = SessionId::new(Timestamp::now());
+            Some(house.tapes.record(&house.authorized, id, Timestamp::now()).await.unwrap())
+        }
+        None => None,
+    };
+    let relay = listen(Role::Relay { instance, tape: tape.clone() }).await;
+    let user = connected(relay).await;
+    let mut channel = user.channel_open_session().await.unwrap();
+    let begun = Instant::now();
+    channel.exec(true, "cat /srv/image").await.unwrap();
+    let mut left = bytes;
+    while left > 0 {
+        if let ChannelMsg::Data { data } = channel.wait().await.unwrap() {
+            left -= data.len();
+        }
+    }
+    let rate = bytes as f64 / 1e6 / begun.elapsed().as_secs_f64();
+    if let Some(tape) = tape {
+        let end = SessionEnd { status: SessionStatus::Closed, reason: None };
+        let summary = tape.seal(end, Timestamp::now()).await.unwrap();
+        assert_eq!(summary.bytes_out, bytes as u64);
+    }
+    rate
+}
+
+enum Role {
+    /// Sends so many bytes.
+    Instance { bytes: usize },
+    /// Passes on what the instance sends, on the tape first if there is one.
+    Relay { instance: u16, tape: Option<Tape> },
+}
+
+struct Side {
+    role: Arc<Role>,
+    channel: Option<Channel<Msg>>,
+}
+
+impl server::Handler for Side {
+    type Error = russh::Error;
+
+    async fn auth_none(&mut self, _user: &str) -> Result<Auth, russh::Error> {
+        Ok(Auth::Accept)
+    }
+
+    async fn channel_open_session(
+        &mut self,
+        channel: Channel<Msg>,
+        reply: server::ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        self.channel = Some(channel);
+        reply.accept().await;
+        Ok(())
+    }
+
+    async fn exec_request(
+        &mut self,
+        id: ChannelId,
+        command: &[u8],
+        session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        session.channel_success(id)?;
+        let (channel, role) = (self.channel.take().unwrap(), Arc::clone(&self.role));
+        let command = Bytes::copy_from_slice(command);
+        tokio::spawn(async move {
+            match &*role {
+                Role::Instance { bytes } => send(&channel, *bytes).await,
+                Role::Relay { instance, tape } => pass(&channel, *instance, (tape.as_ref(), command)).await,
+            }
+        });
+        Ok(())
+    }
+}
+
+async fn send(channel: &Channel<Msg>, bytes: usize) {
+    // Neither zeros nor noise: text, a little of it new each time.
+    let mut left = bytes;
+    let mut piece: Vec<u8> = (0..32_768u32).map(|i| (i * 31 % 97 + 32) as u8).collect();
+    while left > 0 {
+        let size = left.min(piece.len());
+        piece[..8].copy_from_slice(&(left as u64).to_be_bytes());
+        channel.data_bytes(Bytes::copy_from_slice(&piece[..size])).await.unwrap();
+        left -= size;
+    }
+}
+
+async fn pass(user: &Channel<Msg>, instance: u16, (tape, command): (Option<&Tape>, Bytes)) {
+    let connection = connected(instance).await;
+    let mut channel = connection.channel_open_session().await.unwrap();
+    if let Some(tape) = tape {
+        tape.channel_opened(1);
+        tape.record(1, Direction::ToInstance, &ChannelMessage::Exec(command.clone())).await.unwrap();
+    }
+    channel.exec(false, command.to_vec()).await.unwrap();
+    while let Some(message) = channel.wait().await {
+        let ChannelMsg::Data { data } = message else { continue };
+        if let Some(tape) = tape {
+            tape.record(1, Direction::ToUser, &ChannelMessage::Data(data.clone())).await.unwrap();
+        }
+        if user.data_bytes(data).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn listen(role: Role) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let key = PrivateKey::from(Ed25519Keypair::from_seed(&[7; 32]));
+    let config = server::Config {
+        keys: vec![key],
+        preferred: preferred(Default::default()),
+        nodelay: true,
+        ..Default::default()
+    };
+    tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        let side = Side { role: Arc::new(role), channel: None };
+        let running = server::run_stream(Arc::new(config), stream, side).await.unwrap();
+        // Whoever measures hangs up when it has all.
+        drop(running.await);
+    });
+    port
+}
+
+struct Trusting;
+
+impl client::Handler for Trusting {
+    type Error = russh::Error;
+
+    async fn check_server_key(&mut self, _key: &PublicKeyOrCertificate) -> Result<bool, russh::Error> {
+        Ok(true)
+    }
+}
+
+async fn connected(port: u16) -> client::Handle<Trusting> {
+    let stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    let config =
+        client::Config { preferred: preferred(Default::default()), nodelay: true, ..Default::default() };
+    let mut handle = client::connect_stream(Arc::new(config), stream, Trusting).await.unwrap();
+    assert!(handle.authenticate_none("bench").await.unwrap().success());
+    handle
+}
