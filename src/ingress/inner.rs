@@ -113,8 +113,11 @@ fn host_config(jump: &Jump) -> Result<server::Config, String> {
     if !principals.contains(&name) {
         principals.push(name);
     }
-    let certificate =
-        signers.host_ca.certify(&principals, &signers.host, Timestamp::now()).map_err(|e| e.to_string())?;
+    let certificate = signers
+        .authorities()
+        .host_ca
+        .certify(&principals, &signers.host, Timestamp::now())
+        .map_err(|e| e.to_string())?;
     let method = if matches!(jump.house.config().inner_auth, InnerAuth::None) {
         MethodKind::None
     } else {

@@ -15,9 +15,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::audit::{AuditError, Event, Trail};
 
+mod custody;
 mod master;
 mod notice;
 
+pub use custody::{BY_ITSELF, Custody, Errands, LOOK, Reach, Visit, VisitFault, lagging};
 pub use master::{compact, finish_rekeying, rekey};
 pub use notice::{notice, span};
 
@@ -33,6 +35,9 @@ pub enum RotationFault {
     /// The trail failed.
     #[error(transparent)]
     Trail(#[from] AuditError),
+    /// A signing key could not be made or read.
+    #[error(transparent)]
+    Signing(#[from] keystore::signing::SigningError),
 }
 
 /// The workflows, over the store and the trail.
