@@ -158,7 +158,7 @@ mod tests {
         for _ in 0..2 {
             run(home.path(), &install(&credential, &next, "M")).unwrap();
             let added = format!(
-                "from=\"10.0.0.0/8\",no-X11-forwarding {} keyward:db-1:svc$:1970-01-01",
+                "from=\"10.0.0.0/8\",no-X11-forwarding {} keyward:db-1:svc$:2027-01-15",
                 next.public_key
             );
             assert_eq!(file(&home), format!("{theirs}\n{ours}\n{added}\n"));
