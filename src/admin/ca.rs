@@ -10,7 +10,7 @@ use super::instances::line;
 use super::render::short_time;
 use super::{Ca, Caller, Fault, Output, access, credentials, users};
 use crate::policy::Facts;
-use crate::rotation::lagging;
+use crate::rotation::{ca_notice, lagging};
 use crate::session::House;
 
 pub(super) async fn run(house: &House, caller: &Caller, command: Ca, out: &mut Output) -> Result<(), Fault> {
@@ -131,13 +131,7 @@ pub(super) async fn state(house: &House) -> Result<(Value, Vec<String>), Fault> 
 /// What an engineer is told while the host CA changes.
 pub(super) async fn notice(house: &House, to: &str) -> Result<Option<String>, Fault> {
     let rotation = house.vault.get::<CaRotation>(CaKind::Host.as_str()).await?;
-    Ok(rotation.map(|rotation| {
-        format!(
-            "The key that this bastion vouches with changes {}. Before that, replace Keyward's block in ~/.ssh/config by what \
-             this prints: ssh {to} setup",
-            short_time(rotation.ends_at)
-        )
-    }))
+    Ok(rotation.map(|rotation| ca_notice(&rotation, Timestamp::now(), to)))
 }
 
 /// The longest that two CAs are trusted, in seconds.

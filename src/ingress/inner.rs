@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use keystore::{Capability, Instance, Login, SecondFactor, UserKey};
+use keystore::{CaKind, CaRotation, Capability, Instance, Login, SecondFactor, UserKey};
 use russh::server::{self, Auth, ChannelOpenHandle, Handle, Msg, PublicKeyOffer, Session, VerifiedPublicKey};
 use russh::{Channel, ChannelId, ChannelOpenFailure, MethodKind, MethodSet, Pty, Sig};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -25,7 +25,7 @@ use crate::auth::{Authenticated, mfa};
 use crate::config::InnerAuth;
 use crate::egress::{Listen, Severable};
 use crate::recording::SessionId;
-use crate::rotation::notice;
+use crate::rotation::{ca_notice, notice};
 use crate::session::{Carries, House, Lane, Opened, Sides, Wanted, open, relay};
 
 /// A jump that was let through to an instance.
@@ -276,7 +276,11 @@ impl server::Handler for Inner {
         let end = notice(&key, &config.keys, Timestamp::now(), config.bastion());
         let factor = jump.house.vault.get::<SecondFactor>(jump.caller.user().as_str()).await.ok().flatten();
         let clock = factor.as_ref().and_then(mfa::clock_notice);
-        let said: String = end.into_iter().chain(clock).map(|said| format!("{said}\n")).collect();
+        let changing = jump.house.vault.get::<CaRotation>(CaKind::Host.as_str()).await.ok().flatten();
+        let to = format!("{}@{}", jump.caller.user(), config.bastion());
+        let changing = changing.map(|rotation| ca_notice(&rotation, Timestamp::now(), &to));
+        let said: String =
+            end.into_iter().chain(clock).chain(changing).map(|said| format!("{said}\n")).collect();
         Ok((!said.is_empty()).then_some(said))
     }
 

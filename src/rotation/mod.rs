@@ -21,7 +21,7 @@ mod notice;
 
 pub use custody::{BY_ITSELF, Custody, Errands, LOOK, Reach, Visit, VisitFault, lagging};
 pub use master::{compact, finish_rekeying, rekey};
-pub use notice::{notice, span};
+pub use notice::{ca_notice, notice, span};
 
 /// Why a workflow went no further. What it left can be gone on from.
 #[derive(Debug, thiserror::Error)]

@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use keystore::signing::InstanceKey;
-use keystore::{Batch, Credential, HeldKey, Instance, InstanceName, Login, failpoint};
+use keystore::{Batch, Credential, HeldKey, Instance, InstanceName, Login, Vault, failpoint};
 
 use super::{Custody, RotationFault, script};
 use crate::audit::Event;
@@ -93,7 +93,7 @@ impl Custody<'_> {
         now: Timestamp,
     ) -> Result<Credential, RotationFault> {
         let id = Credential::id_of(&instance.name, login);
-        let _turn = Turn::take(&id)?;
+        let _turn = Turn::take(self.vault, &id)?;
         let found: Option<Credential> = self.vault.get(&id).await?;
         let mut credential =
             found.ok_or_else(|| RotationFault::NotNow(format!("Keyward holds no key for {id}")))?;
@@ -307,9 +307,11 @@ struct Turn(String);
 static TURNS: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
 impl Turn {
-    fn take(id: &str) -> Result<Self, RotationFault> {
-        if TURNS.lock().unwrap_or_else(PoisonError::into_inner).insert(id.to_owned()) {
-            Ok(Self(id.to_owned()))
+    fn take(vault: &Vault, id: &str) -> Result<Self, RotationFault> {
+        // Of this store: another in the same process (tests have many) has ids of its own.
+        let turn = format!("{vault:p} {id}");
+        if TURNS.lock().unwrap_or_else(PoisonError::into_inner).insert(turn.clone()) {
+            Ok(Self(turn))
         } else {
             Err(RotationFault::NotNow(format!("the key for {id} is being rotated at this moment")))
         }

@@ -17,6 +17,8 @@ mod errand;
 mod managed;
 mod script;
 #[cfg(test)]
+pub(super) mod testing;
+#[cfg(test)]
 mod tests;
 
 pub use ca::lagging;
