@@ -15,6 +15,9 @@ use serde::{Deserialize, Serialize};
 use crate::ssh::{HashAlg, PublicKey};
 
 mod factor;
+mod held;
+
+pub use held::{Accepted, CaKind, CaRotation, Credential, HeldKey, SignsIn};
 
 pub use factor::{Invitation, NextFactor, Remembered, SecondFactor};
 
@@ -362,6 +365,9 @@ pub struct Instance {
     pub labels: BTreeMap<String, String>,
     /// How it proves itself.
     pub host_trust: HostTrust,
+    /// How Keyward signs in to it.
+    #[serde(default)]
+    pub credential: SignsIn,
     /// When it was added.
     pub added_at: Timestamp,
 }

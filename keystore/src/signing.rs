@@ -5,7 +5,7 @@
 //! value. Which public keys of users are accepted at all is decided here too ([`parse_user_key`]).
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use jiff::Timestamp;
 use russh::keys::PrivateKey;
@@ -20,16 +20,17 @@ use crate::record::{Login, Record};
 use crate::ssh::{Certificate, HashAlg, LineEnding, PublicKey};
 use crate::vault::{self, Batch, Vault};
 
+mod authority;
+mod held;
 mod user_key;
 
+pub use authority::{Authorities, announcement, retirement};
+pub use held::InstanceKey;
 pub use user_key::{KeyFault, parse_user_key};
 
 /// Everything that Keyward signs with.
 pub struct Signers {
-    /// Signs the certificates that the bastion logs in to instances with.
-    pub user_ca: UserCa,
-    /// Signs the certificates that the bastion answers for instances with.
-    pub host_ca: HostCa,
+    authorities: RwLock<Arc<Authorities>>,
     /// The bastion's own host key.
     pub host: HostIdentity,
     /// Signs the checkpoints of the audit trail.
@@ -76,11 +77,25 @@ impl Signers {
     /// [`SigningError::Missing`] if one is not there: none is ever made in its place.
     pub async fn load(vault: &Vault) -> Result<Self, SigningError> {
         Ok(Self {
-            user_ca: UserCa { key: stored(vault, USER_CA).await? },
-            host_ca: HostCa { key: stored(vault, HOST_CA).await? },
+            authorities: RwLock::new(Arc::new(Authorities::load(vault).await?)),
             host: HostIdentity { key: stored(vault, HOST).await?.into() },
             audit: AuditSigner { key: stored(vault, AUDIT).await?.into() },
         })
+    }
+
+    /// The certificate authorities of now.
+    pub fn authorities(&self) -> Arc<Authorities> {
+        Arc::clone(&self.authorities.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes the authorities as they are stored now: one was announced, or has retired.
+    ///
+    /// # Errors
+    /// [`SigningError`]; those of before stay.
+    pub async fn reload(&self, vault: &Vault) -> Result<(), SigningError> {
+        let loaded = Arc::new(Authorities::load(vault).await?);
+        *self.authorities.write().unwrap_or_else(PoisonError::into_inner) = loaded;
+        Ok(())
     }
 }
 
@@ -153,9 +168,7 @@ impl InstanceCredential {
     /// # Errors
     /// [`SigningError::Ssh`].
     pub fn sign(&self, data: &[u8]) -> Result<Vec<u8>, SigningError> {
-        let failed = |_| SigningError::Ssh(russh::keys::ssh_key::Error::Crypto);
-        let signature = self.key.try_sign(data).map_err(failed)?;
-        signature.encode_vec().map_err(|e| SigningError::Ssh(e.into()))
+        wire_signature(&self.key, data)
     }
 }
 
@@ -252,6 +265,11 @@ impl Secret {
         fill(&mut secret.seed)?;
         Ok(secret)
     }
+
+    fn key(&self) -> Result<PrivateKey, SigningError> {
+        let pair = Ed25519Keypair::from_seed(&self.seed);
+        Ok(PrivateKey::new(pair.into(), format!("keyward-{}", self.name))?)
+    }
 }
 
 impl Drop for Secret {
@@ -268,8 +286,17 @@ impl Record for Secret {
 }
 
 async fn stored(vault: &Vault, name: &'static str) -> Result<PrivateKey, SigningError> {
-    let secret = vault.get::<Secret>(name).await?.ok_or(SigningError::Missing(name))?;
-    Ok(PrivateKey::new(Ed25519Keypair::from_seed(&secret.seed).into(), format!("keyward-{name}"))?)
+    stored_if_any(vault, name).await?.ok_or(SigningError::Missing(name))
+}
+
+async fn stored_if_any(vault: &Vault, name: &str) -> Result<Option<PrivateKey>, SigningError> {
+    vault.get::<Secret>(name).await?.map(|secret| secret.key()).transpose()
+}
+
+fn wire_signature(key: &PrivateKey, data: &[u8]) -> Result<Vec<u8>, SigningError> {
+    let failed = |_| SigningError::Ssh(russh::keys::ssh_key::Error::Crypto);
+    let signature = key.try_sign(data).map_err(failed)?;
+    signature.encode_vec().map_err(|e| SigningError::Ssh(e.into()))
 }
 
 fn fresh_key() -> Result<PrivateKey, SigningError> {

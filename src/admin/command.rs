@@ -17,7 +17,7 @@ pub use access::{Access, RuleTerms};
 pub use desk::{Format, LogFormat, Logs, Recording, SessionFilter, Sessions};
 pub use encryption::Encryption;
 pub use people::{Kind, Mfa, SshKeys, Users};
-pub use places::{Ca, InstanceAdd, Instances, Which};
+pub use places::{Ca, InstanceAdd, Instances, Means, Which};
 
 /// Everything the daemon can be asked to do.
 #[derive(Debug, Clone, Subcommand, Serialize, Deserialize)]
@@ -51,7 +51,7 @@ pub enum Command {
     /// The master key that the store is sealed under
     #[command(subcommand)]
     Encryption(Encryption),
-    /// The public keys of the certificate authorities
+    /// The certificate authorities: show, rotate
     #[command(subcommand)]
     Ca(Ca),
     /// The ~/.ssh/config block and the @cert-authority line for a client

@@ -154,6 +154,7 @@ async fn page(house: &House, visitor: &Visitor, out: &mut Output) -> Result<(), 
         .collect();
     let factor = house.vault.get::<SecondFactor>(visitor.user.as_str()).await?;
     told.extend(factor.as_ref().and_then(mfa::clock_notice));
+    told.extend(super::ca::notice(house, &format!("{}@{bastion}", visitor.user)).await?);
     told.push(String::new());
     if visitor.only_exchanges {
         told.push(keys::listed(&owned, &BTreeSet::new(), now, out.width()));

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use super::{
-    Access, Caller, Command, Encryption, Fault, Instances, Mfa, Output, Sessions, SshKeys, Users, Visitor,
+    Access, Ca, Caller, Command, Encryption, Fault, Instances, Mfa, Output, Sessions, SshKeys, Users, Visitor,
 };
 use super::{access, factors, instances, keys, logs, sessions, users};
 use crate::session::{House, LoggedIn, still_in};
@@ -52,7 +52,7 @@ pub fn permitted(caller: &Caller, command: &Command) -> Result<(), Fault> {
         return Err(Fault::denied("a service may rotate its own key here, and nothing else"));
     }
     let anyone = match command {
-        Command::SshConfig { .. } | Command::Ca(_) => true,
+        Command::SshConfig { .. } | Command::Ca(Ca::Show { .. }) => true,
         Command::SshKeys(SshKeys::Show { .. } | SshKeys::Revoke { .. }) => true,
         Command::SshKeys(SshKeys::Rotate { user, .. }) => user.is_none() || user.as_ref() == caller.user(),
         Command::SshKeys(SshKeys::List { user, .. }) => user.is_some() && user.as_ref() == caller.user(),
@@ -67,7 +67,7 @@ pub fn permitted(caller: &Caller, command: &Command) -> Result<(), Fault> {
         Command::Users(Users::List | Users::Show { .. })
         | Command::Mfa(Mfa::List)
         | Command::SshKeys(SshKeys::List { .. } | SshKeys::Report { .. })
-        | Command::Instances(Instances::List | Instances::Show { .. })
+        | Command::Instances(Instances::List | Instances::Show { .. } | Instances::Credentials)
         | Command::Access(Access::List | Access::Review | Access::Audit | Access::Export { .. }) => true,
         _ => false,
     };
@@ -108,8 +108,8 @@ async fn dispatch(house: &House, caller: &Caller, command: Command, out: &mut Ou
         Command::Sessions(command) => sessions::run(house, caller, command, out).await,
         Command::Logs(command) => logs::run(house, caller, command, out).await,
         Command::Encryption(command) => super::encryption::run(house, caller, command, out).await,
-        Command::Ca(super::Ca::Show { which }) => instances::ca(house, which, out).await,
-        Command::SshConfig { user } => instances::ssh_config_for(house, caller, user, out).await,
+        Command::Ca(command) => super::ca::run(house, caller, command, out).await,
+        Command::SshConfig { user } => super::ca::ssh_config_for(house, caller, user, out).await,
     }
 }
 
@@ -137,6 +137,7 @@ fn changes(command: &Command) -> bool {
         ) | Command::SshKeys(SshKeys::Add { .. } | SshKeys::Rotate { .. } | SshKeys::Revoke { .. })
             | Command::Mfa(Mfa::Enroll { .. } | Mfa::Reset { .. } | Mfa::RecoveryCodes { .. })
             | Command::Instances(Instances::Add(_) | Instances::Remove { .. })
+            | Command::Ca(Ca::Rotate { .. } | Ca::Retire { .. })
             | Command::Encryption(Encryption::Rotate { .. })
             // Not a lockdown, which waits for nobody.
             | Command::Access(Access::Allow(_) | Access::Deny(_) | Access::Remove { .. })

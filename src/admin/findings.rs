@@ -139,6 +139,7 @@ mod tests {
             logins: ["ubuntu".parse().unwrap()].into(),
             labels: [("env".to_owned(), "prod".to_owned())].into(),
             host_trust: keystore::HostTrust::Pinned(Vec::new()),
+            credential: keystore::SignsIn::Certificate,
             added_at: Timestamp::UNIX_EPOCH,
         };
         let user = serde_json::from_value(serde_json::json!({

@@ -1,4 +1,4 @@
-//! `instances …`, `ca …` and `ssh-config`.
+//! `instances …`.
 //!
 //! An instance is never added without a way to prove itself; no two instances answer to one name.
 
@@ -6,13 +6,16 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use keystore::ssh::PublicKey;
-use keystore::{HostTrust, Instance, InstanceName, Login, Rule, Target};
+use keystore::{
+    Accepted, Batch, Credential, HostTrust, Instance, InstanceName, Login, Rule, SignsIn, Target,
+};
 
+use super::credentials::{self, Held};
 use super::render::{short_time, table};
-use super::{Caller, Fault, InstanceAdd, Instances, Output, Which, access, trail, users};
+use super::{Caller, Fault, InstanceAdd, Instances, Output, trail};
 use crate::audit::Event;
-use crate::policy::Facts;
-use crate::session::House;
+use crate::rotation::Custody;
+use crate::session::{House, recompile};
 
 pub(super) async fn run(
     house: &House,
@@ -21,7 +24,7 @@ pub(super) async fn run(
     out: &mut Output,
 ) -> Result<(), Fault> {
     let now = Timestamp::now();
-    let header = ["INSTANCE", "ADDRESS", "LOGINS", "LABELS", "TRUST", "ADDED"];
+    let header = ["INSTANCE", "ADDRESS", "LOGINS", "LABELS", "TRUST", "ENTERED WITH", "ADDED"];
     match command {
         Instances::Add(wanted) => {
             let instance = add(house, caller, *wanted).await?;
@@ -32,11 +35,22 @@ pub(super) async fn run(
         }
         Instances::List => {
             let all: Vec<Instance> = house.vault.list().await?;
-            out.either(&all, table(&header, all.iter().map(row), out.width())).await
+            let held = Held::load(house).await?;
+            let values: Vec<_> = all.iter().map(|i| held.shown(i, now)).collect::<Result<_, _>>()?;
+            let rows = all.iter().map(|i| row(i, &held, now));
+            out.either(&values, table(&header, rows, out.width())).await
         }
         Instances::Show { name } => {
             let instance = found(house, &name).await?;
-            out.either(&instance, table(&header, [row(&instance)], out.width())).await
+            let held = Held::load(house).await?;
+            let mut text = table(&header, [row(&instance, &held, now)], out.width());
+            text.push_str(&held.keys_of(&instance));
+            out.either(&held.shown(&instance, now)?, text).await
+        }
+        Instances::Credentials => credentials::report(house, now, out).await,
+        Instances::Rotate { name, login } => {
+            let instance = found(house, &name).await?;
+            credentials::rotate(house, caller, (&instance, login.as_ref()), out).await
         }
         Instances::Remove { name, yes } => {
             found(house, &name).await?;
@@ -45,16 +59,7 @@ pub(super) async fn run(
                     "nothing was changed; to remove {name} and end its sessions, add --yes"
                 )));
             }
-            let event = Event::InstanceRemoved { instance: name.to_string(), by: caller.name() };
-            let removed = async { Ok(house.vault.remove::<Instance>(name.as_str()).await?) };
-            let removed = trail::takes(house, event, now, removed).await;
-            // Another instance of this name would inherit them.
-            let mut rules: Vec<Rule> = house.vault.list().await?;
-            rules.retain(|rule| rule.target == Target::Instance(name.clone()));
-            for rule in &rules {
-                access::remove(house, caller, &rule.id, now).await?;
-            }
-            removed?;
+            let rules = remove(house, caller, &name, now).await?;
             let named: Vec<&str> = rules.iter().map(|rule| rule.id.as_str()).collect();
             out.note(match named.as_slice() {
                 [] => format!("Removed {name}."),
@@ -63,12 +68,37 @@ pub(super) async fn run(
             .await
         }
         Instances::TrustScript { name } => {
-            if let Some(name) = &name {
-                found(house, name).await?;
-            }
-            out.line(trust_script(&line(house.signers.user_ca.public_key())?)).await
+            let instance = match &name {
+                Some(name) => Some(found(house, name).await?),
+                None => None,
+            };
+            out.line(credentials::trust_script(house, instance.as_ref()).await?).await
         }
     }
+}
+
+/// Removes it, with the rules that name it, since another instance of this name would inherit them, and the keys that
+/// Keyward holds for it: all or none.
+async fn remove(
+    house: &House,
+    caller: &Caller,
+    name: &InstanceName,
+    now: Timestamp,
+) -> Result<Vec<Rule>, Fault> {
+    let mut rules: Vec<Rule> = house.vault.list().await?;
+    rules.retain(|rule| rule.target == Target::Instance(name.clone()));
+    let batch = Batch::default().remove::<Instance>(name.as_str()).remove::<Accepted>(name.as_str());
+    let batch = rules.iter().fold(batch, |batch, rule| batch.remove::<Rule>(&rule.id));
+    let mut held: Vec<Credential> = house.vault.list().await?;
+    held.retain(|credential| credential.instance == *name);
+    let batch = held.iter().fold(batch, |batch, credential| Custody::forgotten(credential, batch));
+    let removed = Event::InstanceRemoved { instance: name.to_string(), by: caller.name() };
+    let rule_removed = |rule: &Rule| Event::AccessRuleRemoved { rule: rule.id.clone(), by: caller.name() };
+    let events = [removed].into_iter().chain(rules.iter().map(rule_removed)).collect();
+    let change = async { Ok(house.vault.commit(batch).await?) };
+    let done = trail::takes_all(house, events, now, change).await;
+    recompile(house).await;
+    done.map(|()| rules)
 }
 
 async fn add(house: &House, caller: &Caller, wanted: InstanceAdd) -> Result<Instance, Fault> {
@@ -89,6 +119,7 @@ async fn add(house: &House, caller: &Caller, wanted: InstanceAdd) -> Result<Inst
         logins: wanted.logins.into_iter().collect(),
         labels: wanted.labels.into_iter().map(|l| (l.key, l.value)).collect::<BTreeMap<_, _>>(),
         host_trust,
+        credential: wanted.credential.into(),
         added_at: Timestamp::now(),
     };
     for other in house.vault.list::<Instance>().await? {
@@ -101,8 +132,17 @@ async fn add(house: &House, caller: &Caller, wanted: InstanceAdd) -> Result<Inst
             }));
         }
     }
-    let insert = async { Ok(house.vault.insert(&instance).await?) };
-    trail::gives(house, vec![trail::instance_added(caller, &instance)], instance.added_at, insert).await?;
+    let mut batch = Batch::default().insert(&instance)?;
+    let mut events = vec![trail::instance_added(caller, &instance)];
+    if instance.credential == SignsIn::Managed {
+        for login in &instance.logins {
+            let (credential, more) = Custody::fresh((&instance.name, login), batch, instance.added_at)?;
+            batch = more;
+            events.push(credentials::added(caller, &credential));
+        }
+    }
+    let insert = async { Ok(house.vault.commit(batch).await?) };
+    trail::gives(house, events, instance.added_at, insert).await?;
     Ok(instance)
 }
 
@@ -143,7 +183,7 @@ pub(super) async fn answering(house: &House, host: &str) -> Result<Instance, Fau
     })
 }
 
-fn row(instance: &Instance) -> Vec<String> {
+fn row(instance: &Instance, held: &Held, now: Timestamp) -> Vec<String> {
     let logins = instance.logins.iter().map(Login::as_str).collect::<Vec<_>>().join(",");
     let labels = instance.labels.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(",");
     let trust = match &instance.host_trust {
@@ -151,82 +191,12 @@ fn row(instance: &Instance) -> Vec<String> {
         HostTrust::Ca(_) => "host CA".to_owned(),
     };
     let added = short_time(instance.added_at);
-    vec![instance.name.to_string(), instance.address.to_string(), logins, labels, trust, added]
+    let entered = held.words(instance, now);
+    vec![instance.name.to_string(), instance.address.to_string(), logins, labels, trust, entered, added]
 }
 
-fn line(key: &PublicKey) -> Result<String, Fault> {
+/// A public key as one line, without its comment.
+pub(super) fn line(key: &PublicKey) -> Result<String, Fault> {
     let text = key.to_openssh().map_err(|e| Fault::error(e.to_string()))?;
     Ok(text.split_whitespace().take(2).collect::<Vec<_>>().join(" "))
-}
-
-fn trust_script(ca: &str) -> String {
-    format!(
-        "#!/bin/sh\n# Lets Keyward log in to this instance: run as root. Undo: remove both files, reload sshd.\nset -eu\n\
-         echo '{ca} keyward-user-ca' > /etc/ssh/keyward_user_ca.pub\n\
-         chmod 644 /etc/ssh/keyward_user_ca.pub\n\
-         echo 'TrustedUserCAKeys /etc/ssh/keyward_user_ca.pub' > /etc/ssh/sshd_config.d/keyward.conf\n\
-         sshd -t\nsystemctl reload ssh 2>/dev/null || systemctl reload sshd\n"
-    )
-}
-
-pub(super) async fn ca(house: &House, which: Which, out: &mut Output) -> Result<(), Fault> {
-    match which {
-        Which::User => out.line(line(house.signers.user_ca.public_key())?).await,
-        Which::Host => out.line(authority(house)?).await,
-    }
-}
-
-fn authority(house: &House) -> Result<String, Fault> {
-    Ok(format!("@cert-authority * {}", line(house.signers.host_ca.public_key())?))
-}
-
-/// The client configuration. `KnownHostsCommand` (OpenSSH 8.5) carries the trust, so that appending the output to
-/// `~/.ssh/config` is all a client needs; older ones take the commented line into `known_hosts`.
-pub(super) async fn ssh_config(house: &House, facts: &Facts<'_>, out: &mut Output) -> Result<(), Fault> {
-    let authority = authority(house)?;
-    let bastion = house.bastion();
-    let listen = house.config().listen;
-    let user = facts.user;
-    let host =
-        if listen.ip().is_unspecified() { String::new() } else { format!("    HostName {}\n", listen.ip()) };
-    let trust = format!("    KnownHostsCommand /bin/echo {authority}\n");
-    let mut text = format!(
-        "# Keyward, for {user}. For clients before OpenSSH 8.5, put this into ~/.ssh/known_hosts:\n# {authority}\n\
-         Host {bastion}\n{host}    Port {port}\n    User {user}\n    HostKeyAlias {bastion}\n\
-         \x20   ControlMaster auto\n    ControlPath ~/.ssh/keyward-%C\n    ControlPersist 10m\n{trust}",
-        port = listen.port()
-    );
-    let mut places: BTreeMap<String, Vec<Login>> = BTreeMap::new();
-    for (instance, login, _) in access::reachable(house, facts).await? {
-        let names: Vec<_> =
-            [&instance.name].into_iter().chain(&instance.aliases).map(|n| n.as_str()).collect();
-        places.entry(names.join(" ")).or_default().push(login);
-    }
-    for (name, logins) in places {
-        text.push_str(&format!("Host {name}\n    ProxyJump {bastion}\n"));
-        if let [only] = logins.as_slice() {
-            text.push_str(&format!("    User {only}\n"));
-        }
-        text.push_str(&trust);
-    }
-    out.line(text).await
-}
-
-pub(super) async fn ssh_config_for(
-    house: &House,
-    caller: &Caller,
-    user: Option<keystore::UserName>,
-    out: &mut Output,
-) -> Result<(), Fault> {
-    let name =
-        user.or_else(|| caller.user().cloned()).ok_or_else(|| Fault::usage("say for whom: --user NAME"))?;
-    if !caller.has_role("admin") && caller.user() != Some(&name) {
-        return Err(Fault::denied("you may ask for your own configuration only"));
-    }
-    let user = users::found(house, &name).await?;
-    let source = match caller {
-        Caller::User(visitor) => visitor.source,
-        Caller::Operator { .. } => std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),
-    };
-    ssh_config(house, &Facts { user: &user.name, roles: &user.roles, source }, out).await
 }

@@ -6,7 +6,9 @@
 
 mod access;
 mod blast;
+mod ca;
 mod command;
+mod credentials;
 mod desk;
 mod encryption;
 mod execute;
@@ -30,6 +32,7 @@ mod words;
 
 pub use crate::session::Chunk;
 pub use command::*;
+pub use credentials::{custody, errands};
 pub use desk::FrontDesk;
 pub use execute::{execute, permitted};
 pub use logs::{StateVerified, verify};

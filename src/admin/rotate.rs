@@ -22,6 +22,15 @@ pub fn rotation(house: &House) -> Rotation {
     }
 }
 
+impl From<RotationFault> for Fault {
+    fn from(fault: RotationFault) -> Self {
+        match fault {
+            RotationFault::NotNow(says) => Self::conflict(says),
+            other => Self::error(other.to_string()),
+        }
+    }
+}
+
 pub(super) struct Wanted {
     pub(super) user: Option<UserName>,
     pub(super) old: Option<String>,
@@ -49,10 +58,7 @@ pub(super) async fn run(
     if wanted.user.as_ref().or(caller.user()).is_some_and(|user| *user != old.user) {
         return Err(Fault::denied(format!("{} is another user's key; see: ssh-keys list", old.id)));
     }
-    rotation(house).may_replace(&old, now).await.map_err(|fault| match fault {
-        RotationFault::NotNow(says) => Fault::conflict(says),
-        other => Fault::error(other.to_string()),
-    })?;
+    rotation(house).may_replace(&old, now).await?;
     let new = NewKey { user: old.user.clone(), text, name: wanted.name, expires_at: None };
     let new = UserKey {
         status: KeyStatus::Pending,

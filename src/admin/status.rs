@@ -33,6 +33,9 @@ pub(super) async fn status(house: &House, out: &mut Output) -> Result<(), Fault>
         warnings.push("the audit trail's reserve is used up: free the disk".to_owned());
     }
     warnings.extend(super::encryption::next_start(house));
+    let (ca, changing) = super::ca::state(house).await?;
+    warnings.extend(changing);
+    warnings.extend(super::credentials::warnings(house, now).await?);
     if let Some(reason) = &lockdown {
         warnings.push(format!("lockdown: {}. End it: keyward access deny-all --end", plain(reason)));
     }
@@ -43,6 +46,7 @@ pub(super) async fn status(house: &House, out: &mut Output) -> Result<(), Fault>
         "audit": {
             "seq": head.seq, "hash": head.hash, "signed_through": signed, "reserve": reserve,
         },
+        "master_key": house.vault.master_key_id(), "ca": ca,
         "recordings_readable_here": house.tapes.can_read(), "lockdown": lockdown, "warnings": warnings,
     });
     let mut text = format!(

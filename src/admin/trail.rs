@@ -25,7 +25,17 @@ pub(super) async fn takes<T>(
     now: Timestamp,
     change: impl Future<Output = Result<T, Fault>>,
 ) -> Result<T, Fault> {
-    let (done, refused) = house.trail.beside(vec![event], now, change).await?;
+    takes_all(house, vec![event], now, change).await
+}
+
+/// The same, of a change that takes several things away.
+pub(super) async fn takes_all<T>(
+    house: &House,
+    events: Vec<Event>,
+    now: Timestamp,
+    change: impl Future<Output = Result<T, Fault>>,
+) -> Result<T, Fault> {
+    let (done, refused) = house.trail.beside(events, now, change).await?;
     refused.map_or(Ok(done), |error| Err(unrecorded(error)))
 }
 

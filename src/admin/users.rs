@@ -12,6 +12,7 @@ use super::render::{short_time, table};
 use super::{Caller, Fault, Kind, Output, Users, access, factors, keys, trail};
 use crate::audit::Event;
 use crate::auth;
+use crate::policy::HOUSEKEEPER;
 use crate::session::House;
 
 pub(super) async fn users(
@@ -39,6 +40,11 @@ pub(super) async fn users(
             };
             let expires_at = expires.map(|when| when.ahead(now));
             let from = from.into_iter().map(|net| net.0).collect();
+            if name.as_str() == HOUSEKEEPER {
+                return Err(Fault::conflict(format!(
+                    "{name} is what Keyward itself is called in the trail; choose another name"
+                )));
+            }
             let user =
                 User { name: name.clone(), roles, kind, added_at: now, expires_at, suspended: None, from };
             if house.vault.get::<User>(name.as_str()).await?.is_some() {

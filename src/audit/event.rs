@@ -532,6 +532,96 @@ pub enum Event {
         /// Why, in words for the auditor.
         reason: String,
     },
+    /// A key was made that Keyward itself signs in to an instance with.
+    CredentialAdded {
+        /// The instance's name.
+        instance: String,
+        /// Account on the instance.
+        login: String,
+        /// Fingerprint, `SHA256:…`.
+        key: String,
+        /// Who did it.
+        by: String,
+    },
+    /// An instance accepted that key for the first time.
+    CredentialProven {
+        /// The instance's name.
+        instance: String,
+        /// Account on the instance.
+        login: String,
+        /// Fingerprint, `SHA256:…`.
+        key: String,
+    },
+    /// That key got a successor, which is about to be installed there.
+    CredentialRotationBegun {
+        /// The instance's name.
+        instance: String,
+        /// Account on the instance.
+        login: String,
+        /// Fingerprint, `SHA256:…`.
+        key: String,
+        /// Fingerprint of the new key.
+        successor: String,
+        /// Who did it; `keyward` if it was due.
+        by: String,
+    },
+    /// The successor has logged in there, and is in use.
+    CredentialRotated {
+        /// The instance's name.
+        instance: String,
+        /// Account on the instance.
+        login: String,
+        /// Fingerprint of the key in use now.
+        key: String,
+        /// Fingerprint of the one before.
+        replaced: String,
+    },
+    /// The key before was removed there, and is forgotten.
+    CredentialRetired {
+        /// The instance's name.
+        instance: String,
+        /// Account on the instance.
+        login: String,
+        /// Fingerprint, `SHA256:…`.
+        key: String,
+    },
+    /// A rotation went no further; it is tried again.
+    CredentialRotationFailed {
+        /// The instance's name.
+        instance: String,
+        /// Account on the instance.
+        login: String,
+        /// Fingerprint of the key in use.
+        key: String,
+        /// How far it came, and why no further.
+        reason: String,
+    },
+    /// A CA got a successor; both are trusted for a while.
+    CaRotationBegun {
+        /// `user` or `host`.
+        ca: String,
+        /// Fingerprint of the CA of now.
+        key: String,
+        /// Fingerprint of its successor.
+        successor: String,
+        /// When the successor takes its place, RFC 3339, UTC.
+        until: String,
+        /// Who did it.
+        by: String,
+    },
+    /// The successor of a CA took its place; the one before is forgotten.
+    CaRotated {
+        /// `user` or `host`.
+        ca: String,
+        /// Fingerprint of the CA of now.
+        key: String,
+        /// Fingerprint of the one before.
+        replaced: String,
+        /// Who did it; `keyward` if it was due.
+        by: String,
+        /// Instances that were not yet seen to accept it.
+        not_seen_on: Vec<String>,
+    },
     /// The daemon started.
     DaemonStarted {
         /// Keyward's version.

@@ -63,6 +63,36 @@ impl Keys {
     }
 }
 
+/// The keys that Keyward itself holds on instances.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Credentials {
+    /// After so many seconds one is rotated.
+    pub max_age: i64,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawCredentials {
+    max_age: Option<Span>,
+}
+
+impl RawCredentials {
+    pub(super) fn check(&self) -> Result<(), (&'static str, String)> {
+        match self.max_age {
+            Some(span) if !(1..=TEN_YEARS).contains(&span.0) => {
+                Err(("credentials.max_age", "is out of range; use 1s to 3650d".to_owned()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl From<RawCredentials> for Credentials {
+    fn from(raw: RawCredentials) -> Self {
+        Self { max_age: raw.max_age.map_or(90 * 86_400, |span| span.0) }
+    }
+}
+
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawMfa {
@@ -141,6 +171,14 @@ mod tests {
         );
         assert!(parse("[keys]\nmax_age = \"0s\"\n").unwrap_err().contains("keys.max_age: is out of range"));
         assert!(parse("key_max_age_days = 3\n[keys]\nmax_age = \"1d\"\n").is_err());
+    }
+
+    #[test]
+    fn a_key_on_an_instance_is_rotated_after_ninety_days_unless_told() {
+        assert_eq!(parse("").unwrap().credentials.max_age, 90 * 86_400);
+        assert_eq!(parse("[credentials]\nmax_age = \"1d\"\n").unwrap().credentials.max_age, 86_400);
+        let said = parse("[credentials]\nmax_age = \"0s\"\n").unwrap_err();
+        assert_eq!(said, "/x/k.toml:3: credentials.max_age: is out of range; use 1s to 3650d");
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub use admission::{InnerAuth, Limits, LoginDeadlines};
 pub use evidence::{Audit, Mode, Recording};
 pub use fault::ConfigError;
 use fault::{Source, malformed};
-pub use lives::Mfa;
+pub use lives::{Credentials, Mfa};
 pub use renewal::Renewal;
 pub use transport::{Crypto, Transport};
 
@@ -53,6 +53,8 @@ pub struct Config {
     pub keys: keystore::lifecycle::Terms,
     /// What is remembered of second factors.
     pub mfa: Mfa,
+    /// How long the keys live that Keyward itself holds on instances.
+    pub credentials: Credentials,
     /// How the audit trail is kept.
     pub audit: Audit,
     /// Seconds a drain waits for live sessions.
@@ -100,6 +102,7 @@ impl Config {
             recording: raw.recording.resolved(&base),
             keys: raw.keys.terms(raw.key_max_age_days),
             mfa: raw.mfa.into(),
+            credentials: raw.credentials.into(),
             audit: Audit { head_file: raw.audit.head_file.map(|file| base.join(file)), ..raw.audit },
             drain_secs: raw.drain_secs,
             said: toml::from_str(text).map_err(|error| malformed(path, text, &error))?,
@@ -157,6 +160,8 @@ struct Raw {
     #[serde(default)]
     mfa: lives::RawMfa,
     #[serde(default)]
+    credentials: lives::RawCredentials,
+    #[serde(default)]
     audit: Audit,
     #[serde(default = "default_drain")]
     drain_secs: u64,
@@ -209,6 +214,7 @@ impl Raw {
         within("key_max_age_days", self.key_max_age_days.unwrap_or(1).into(), 1..=3650)?;
         self.keys.check(self.key_max_age_days).map_err(|(key, what)| source.fault(key, what))?;
         self.mfa.check().map_err(|(key, what)| source.fault(key, what))?;
+        self.credentials.check().map_err(|(key, what)| source.fault(key, what))?;
         within("audit.checkpoint_events", self.audit.checkpoint_events, 1..=1_000_000)?;
         within("audit.disk_warn_percent", self.audit.disk_warn_percent, 1..=99)?;
         within("audit.reserve_mb", self.audit.reserve_mb, 0..=4096)?;

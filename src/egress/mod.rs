@@ -1,10 +1,12 @@
-//! The SSH *client* side: dials an instance, proves that it is itself, and signs in with a certificate of minutes.
+//! The SSH *client* side: dials an instance, proves that it is itself, and signs in with a certificate of minutes, or with
+//! a key that it holds there.
 //!
 //! Takes the three proofs of a session ([`Authorized`], [`Tape`], the audit [`Receipt`]) by reference: who lacks one
 //! cannot dial. Never decides who may go where, never sees a private key (a signer signs), never skips the host key.
 
 mod algorithms;
 mod channel;
+mod means;
 mod offer;
 mod severable;
 mod signal;
@@ -14,11 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use keystore::Capability;
 use keystore::journal::Receipt;
-use keystore::signing::{CertTerms, InstanceCredential, UserCa};
-use russh::keys::HashAlg;
-use russh::keys::agent::AgentIdentity;
 use russh::{AlgorithmKind, Disconnect, client};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -30,6 +28,7 @@ use crate::recording::Tape;
 
 pub use algorithms::{preferred, rekey_limits};
 pub use channel::{FromInstance, ToInstance};
+pub use means::Means;
 pub use offer::{Offer, Offered};
 pub use severable::Severable;
 pub use signal::{signal_of, signal_text};
@@ -64,6 +63,9 @@ pub enum EgressError {
     /// Instance: it does not accept Keyward's certificate.
     #[error("it does not accept Keyward's certificate for this login; check TrustedUserCAKeys there")]
     NotAccepted,
+    /// Instance: it does not accept the key that Keyward holds for it; its fingerprint.
+    #[error("it does not accept Keyward's key {0} for this login; check ~/.ssh/authorized_keys there")]
+    KeyNotAccepted(String),
     /// Operator: what is on record about the instance's host key cannot be read.
     #[error("what is on record about its host key cannot be read: {0}")]
     Trust(String),
@@ -106,6 +108,7 @@ pub struct Leg<'a> {
 pub struct Upstream {
     handle: client::Handle<Verifier>,
     offers: Mutex<Option<mpsc::Receiver<Offer>>>,
+    accepted: String,
     /// Ends the stream under the connection.
     sever: CancellationToken,
 }
@@ -117,18 +120,18 @@ impl Drop for Upstream {
 }
 
 /// Dials the instance, checks its host key, and signs in as the authorised login. Gives up after 20 s.
-/// The session is named in the certificate's key id.
+/// The session is named in a certificate's key id.
 ///
 /// # Errors
 /// See [`EgressError`]; a host key mismatch is fatal.
 pub async fn dial(
     proofs: Proofs<'_>,
-    ca: &UserCa,
+    means: Means<'_>,
     leg: Leg<'_>,
     now: Timestamp,
 ) -> Result<Upstream, EgressError> {
     let address = proofs.authorized.instance().address.to_string();
-    match tokio::time::timeout(DIAL, enter(proofs, ca, leg, now)).await {
+    match tokio::time::timeout(DIAL, enter(proofs, means, leg, now)).await {
         Ok(outcome) => outcome,
         Err(_) => Err(EgressError::Unreachable { address, why: "no answer within 20 seconds".to_owned() }),
     }
@@ -150,7 +153,7 @@ pub async fn dial_plain(proofs: Proofs<'_>, port: u16) -> Result<TcpStream, Egre
 
 async fn enter(
     proofs: Proofs<'_>,
-    ca: &UserCa,
+    means: Means<'_>,
     leg: Leg<'_>,
     now: Timestamp,
 ) -> Result<Upstream, EgressError> {
@@ -176,23 +179,8 @@ async fn enter(
             }
         })?;
 
-    let credential = ca
-        .issue(terms(proofs.authorized, leg.session), now)
-        .map_err(|e| EgressError::Certificate(e.to_string()))?;
-    let certificate = credential.certificate().clone();
-    let signed_in = handle
-        .authenticate_certificate_with(
-            proofs.authorized.login().to_string(),
-            certificate,
-            None,
-            &mut CertificateSigner(credential),
-        )
-        .await
-        .map_err(|e| EgressError::Broken(e.to_string()))?;
-    if !signed_in.success() {
-        return Err(EgressError::NotAccepted);
-    }
-    Ok(Upstream { handle, offers: Mutex::new(Some(offers)), sever })
+    let accepted = means.sign_in(&mut handle, proofs, leg.session, now).await?;
+    Ok(Upstream { handle, offers: Mutex::new(Some(offers)), sever, accepted })
 }
 
 /// The fault where both sides' lists do not meet (RFC 4253 §7.1).
@@ -210,28 +198,12 @@ fn nothing_in_common(error: &russh::Error) -> Option<EgressError> {
     Some(EgressError::NothingInCommon { kind, offered })
 }
 
-/// Only what was granted: without `permit-pty` sshd gives no terminal, and so on (OpenSSH PROTOCOL.certkeys).
-fn terms(authorized: &Authorized, session: &str) -> CertTerms {
-    let mut extensions = Vec::new();
-    if authorized.may(Capability::Shell) || authorized.may(Capability::Exec) {
-        extensions.push("permit-pty");
-    }
-    if authorized.may(Capability::Forward) {
-        extensions.push("permit-port-forwarding");
-    }
-    if authorized.may(Capability::Agent) {
-        extensions.push("permit-agent-forwarding");
-    }
-    CertTerms {
-        login: authorized.login().clone(),
-        key_id: format!("{} session {session}", authorized.user()),
-        extensions,
-        lifetime_secs: 120,
-        source_address: None,
-    }
-}
-
 impl Upstream {
+    /// What the instance accepted: the fingerprint of the CA, or of the key.
+    pub fn accepted(&self) -> &str {
+        &self.accepted
+    }
+
     /// Opens a session channel on the instance.
     ///
     /// # Errors
@@ -328,41 +300,6 @@ pub enum Listen {
     },
     /// A Unix socket.
     Socket(String),
-}
-
-struct CertificateSigner(InstanceCredential);
-
-/// What [`CertificateSigner`] may fail with.
-#[derive(Debug, thiserror::Error)]
-enum SignerError {
-    #[error("the connection ended")]
-    Ended,
-    #[error("{0}")]
-    Sign(String),
-}
-
-impl From<russh::SendError> for SignerError {
-    fn from(_: russh::SendError) -> Self {
-        Self::Ended
-    }
-}
-
-impl russh::Signer for CertificateSigner {
-    type Error = SignerError;
-
-    async fn auth_sign(
-        &mut self,
-        _key: &AgentIdentity,
-        _hash: Option<HashAlg>,
-        mut to_sign: Vec<u8>,
-    ) -> Result<Vec<u8>, SignerError> {
-        let signature = self.0.sign(&to_sign).map_err(|e| SignerError::Sign(e.to_string()))?;
-        // RFC 4252 §7: the request, followed by the signature as one string.
-        let length = u32::try_from(signature.len()).map_err(|e| SignerError::Sign(e.to_string()))?;
-        to_sign.extend_from_slice(&length.to_be_bytes());
-        to_sign.extend_from_slice(&signature);
-        Ok(to_sign)
-    }
 }
 
 fn client_config(trust: &trust::Trust, transport: Transport) -> client::Config {

@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use keystore::{Capability, Instance, Login, SecondFactor, UserKey};
+use keystore::{CaKind, CaRotation, Capability, Instance, Login, SecondFactor, UserKey};
 use russh::server::{self, Auth, ChannelOpenHandle, Handle, Msg, PublicKeyOffer, Session, VerifiedPublicKey};
 use russh::{Channel, ChannelId, ChannelOpenFailure, MethodKind, MethodSet, Pty, Sig};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -27,7 +27,7 @@ use crate::auth::{Authenticated, mfa};
 use crate::config::InnerAuth;
 use crate::egress::{Listen, Severable};
 use crate::recording::SessionId;
-use crate::rotation::notice;
+use crate::rotation::{ca_notice, notice};
 use crate::session::{House, Opened, Wanted, open};
 
 /// A jump that was let through to an instance.
@@ -117,8 +117,11 @@ fn host_config(jump: &Jump) -> Result<server::Config, String> {
     if !principals.contains(&name) {
         principals.push(name);
     }
-    let certificate =
-        signers.host_ca.certify(&principals, &signers.host, Timestamp::now()).map_err(|e| e.to_string())?;
+    let certificate = signers
+        .authorities()
+        .host_ca
+        .certify(&principals, &signers.host, Timestamp::now())
+        .map_err(|e| e.to_string())?;
     let method = if matches!(jump.house.config().inner_auth, InnerAuth::None) {
         MethodKind::None
     } else {
@@ -278,7 +281,11 @@ impl server::Handler for Inner {
         let end = notice(&key, &config.keys, Timestamp::now(), config.bastion());
         let factor = jump.house.vault.get::<SecondFactor>(jump.caller.user().as_str()).await.ok().flatten();
         let clock = factor.as_ref().and_then(mfa::clock_notice);
-        let said: String = end.into_iter().chain(clock).map(|said| format!("{said}\n")).collect();
+        let changing = jump.house.vault.get::<CaRotation>(CaKind::Host.as_str()).await.ok().flatten();
+        let to = format!("{}@{}", jump.caller.user(), config.bastion());
+        let changing = changing.map(|rotation| ca_notice(&rotation, Timestamp::now(), &to));
+        let said: String =
+            end.into_iter().chain(clock).chain(changing).map(|said| format!("{said}\n")).collect();
         Ok((!said.is_empty()).then_some(said))
     }
 

@@ -48,7 +48,7 @@ pub async fn serve_connection(house: Arc<House>, desk: Arc<dyn Desk>, admitted: 
     config.keys = vec![house.signers.host.russh_key()];
     if !settings.names.is_empty() {
         let signers = &house.signers;
-        match signers.host_ca.certify(&settings.names, &signers.host, jiff::Timestamp::now()) {
+        match signers.authorities().host_ca.certify(&settings.names, &signers.host, jiff::Timestamp::now()) {
             Ok(certificate) => config.certificates = vec![certificate],
             Err(error) => tracing::error!(%error, "host.certificate_failed: serving the plain host key"),
         }

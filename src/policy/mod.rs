@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use jiff::Timestamp;
-use keystore::{Capability, Instance, InstanceName, Login, Recording, Role, Rule, UserName};
+use keystore::{Capability, Instance, InstanceName, InvalidName, Login, Recording, Role, Rule, UserName};
 
 use crate::auth::Authenticated;
 
@@ -204,6 +204,23 @@ pub struct Authorized {
 }
 
 impl Authorized {
+    /// The proof that Keyward itself may run commands as `login` on `instance`, with the key `key` that it holds there: to
+    /// look after that key, and for nothing that anybody asks for. No rule gives it, and no user has its name.
+    pub(crate) fn housekeeping(instance: &Instance, login: &Login, key: &str) -> Result<Self, InvalidName> {
+        Ok(Self {
+            user: HOUSEKEEPER.parse()?,
+            key: key.to_owned(),
+            source: SocketAddr::from(([127, 0, 0, 1], 0)),
+            instance: instance.clone(),
+            login: login.clone(),
+            decision: Decision {
+                can: [Capability::Exec].into(),
+                recording: Some(Recording::Strict),
+                ..Decision::default()
+            },
+        })
+    }
+
     /// Who.
     pub fn user(&self) -> &UserName {
         &self.user
@@ -293,6 +310,8 @@ pub enum PolicyError {
     Evaluation(String),
 }
 
+/// Whose name stands where Keyward acts by itself; no user may have it.
+pub const HOUSEKEEPER: &str = "_keyward";
 /// Stands in `denied_by` where no rule could be asked.
 const UNEVALUATED: &str = "(rules could not be evaluated)";
 

@@ -33,6 +33,7 @@ fn instance(name: &str) -> Instance {
         logins: ["ubuntu", "root"].map(|l| l.parse().unwrap()).into(),
         labels: [("env".to_owned(), "prod".to_owned())].into(),
         host_trust: HostTrust::Ca("ssh-ed25519 AAAA".to_owned()),
+        credential: keystore::SignsIn::Certificate,
         added_at: at(0),
     }
 }

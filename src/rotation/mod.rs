@@ -15,11 +15,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::audit::{AuditError, Event, Trail};
 
+mod custody;
 mod master;
 mod notice;
 
+pub use custody::{BY_ITSELF, Custody, Errands, LOOK, Reach, Visit, VisitFault, lagging};
 pub use master::{compact, finish_rekeying, rekey};
-pub use notice::{notice, span};
+pub use notice::{ca_notice, notice, span};
 
 /// Why a workflow went no further. What it left can be gone on from.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +35,9 @@ pub enum RotationFault {
     /// The trail failed.
     #[error(transparent)]
     Trail(#[from] AuditError),
+    /// A signing key could not be made or read.
+    #[error(transparent)]
+    Signing(#[from] keystore::signing::SigningError),
 }
 
 /// The workflows, over the store and the trail.

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use keystore::lifecycle::{self, Terms};
-use keystore::{KeyStatus, UserKey};
+use keystore::{CaRotation, KeyStatus, UserKey};
 
 /// What to tell the owner of `key` at a login, if anything; `to` is the bastion as they name it.
 pub fn notice(key: &UserKey, terms: &Terms, now: Timestamp, to: &str) -> Option<String> {
@@ -26,6 +26,15 @@ pub fn notice(key: &UserKey, terms: &Terms, now: Timestamp, to: &str) -> Option<
         )),
         _ => None,
     }
+}
+
+/// What everybody is told while the host CA changes; `to` is the bastion as they name it, `user@` included.
+pub fn ca_notice(rotation: &CaRotation, now: Timestamp, to: &str) -> String {
+    let left = span(rotation.ends_at.as_second().saturating_sub(now.as_second()));
+    format!(
+        "In {left} this bastion changes the key that it vouches with. Before that, replace Keyward's block in ~/.ssh/config \
+         by what this prints: ssh {to} setup"
+    )
 }
 
 /// `6 days`, `23 hours`, `1 minute`: the largest unit, rounded down.

@@ -55,10 +55,11 @@ pub async fn init(dir: &Path, listen: SocketAddr) -> Result<PathBuf, InitError> 
     let vault = Vault::new(Arc::new(backend), master);
     vault.initialise().await.map_err(failed)?;
     let signers = Signers::create(&vault).await.map_err(failed)?;
+    let authorities = signers.authorities();
     for (name, key) in [
         ("host_key.pub", signers.host.public_key()),
-        ("host_ca.pub", signers.host_ca.public_key()),
-        ("user_ca.pub", signers.user_ca.public_key()),
+        ("host_ca.pub", authorities.host_ca.public_key()),
+        ("user_ca.pub", authorities.user_ca.public_key()),
         ("audit_key.pub", signers.audit.public_key()),
     ] {
         let line = key.to_openssh().map_err(failed)?;

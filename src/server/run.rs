@@ -57,6 +57,7 @@ pub async fn run(config: Config) -> Result<(), ServeError> {
     tasks.spawn(watch(Arc::clone(&house), stop.clone()));
     let workflows = Arc::clone(&house);
     tasks.spawn(rotation::keep(move || admin::rotation(&workflows), stop.clone()));
+    tasks.spawn(upkeep::custody(Arc::clone(&house), stop.clone()));
     tasks.spawn(upkeep::keep(Arc::clone(&house), stop.clone()));
     tasks.spawn(reload::heed(hangup, Arc::clone(&house), stop.clone()));
     tasks.spawn(socket::serve(door, Arc::clone(&house), stop.clone()));

@@ -6,6 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
+use crate::admin;
 use crate::audit::Event;
 use crate::recording::{Room, disk_left};
 use crate::rotation;
@@ -36,6 +37,31 @@ pub(super) async fn keep(house: Arc<House>, stop: CancellationToken) {
         if ticks % DISK_EVERY == 1 {
             disk(&house, &mut alarm).await;
             compact(&house, now).await;
+        }
+    }
+}
+
+/// Looks after what Keyward itself holds, until `stop`: CAs retire, its keys on instances are rotated. A task of its own,
+/// since an instance may take its time.
+pub(super) async fn custody(house: Arc<House>, stop: CancellationToken) {
+    let mut tick = tokio::time::interval(rotation::LOOK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = tick.tick() => {}
+        }
+        let errands = admin::errands(&house);
+        let custody = admin::custody(&house, &errands);
+        let max_age = house.config().credentials.max_age;
+        // Stopped in the middle, it is gone on with at the next start.
+        tokio::select! {
+            () = stop.cancelled() => return,
+            settled = custody.settle(&house.signers, max_age, Timestamp::now()) => {
+                if let Err(fault) = settled {
+                    tracing::error!(%fault, "custody.failed: tried again within a minute");
+                }
+            }
         }
     }
 }

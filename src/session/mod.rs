@@ -4,6 +4,7 @@
 //! channel's messages both ways, each recorded before it is sent. [`Registry`] knows what is live; [`watch`] re-decides
 //! it whenever a user, key, instance or rule changes. Nothing here speaks SSH: `ingress` and `egress` do.
 
+mod credential;
 mod desk;
 mod house;
 mod open;

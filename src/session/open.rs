@@ -8,11 +8,12 @@ use keystore::journal::Receipt;
 use keystore::{Instance, Login};
 use tokio::net::TcpStream;
 
+use super::credential;
 use super::watch::lost_right;
 use super::{Cut, House, LiveInfo, Registered};
 use crate::audit::{Event, SessionFacts};
 use crate::auth::Authenticated;
-use crate::egress::{self, EgressError, FromInstance, Leg, Proofs, ToInstance, Upstream};
+use crate::egress::{self, EgressError, FromInstance, Proofs, ToInstance, Upstream};
 use crate::policy::Authorized;
 use crate::recording::{ChannelSummary, Deed, Mode, Operation, SessionEnd, SessionId, SessionStatus, Tape};
 
@@ -63,9 +64,11 @@ impl OpenFault {
             Self::Egress(EgressError::NothingInCommon { kind, .. }) => {
                 format!("{name} has no {kind} in common with this bastion. Tell your administrator.")
             }
-            Self::Egress(EgressError::NotAccepted) => {
-                format!("{name} does not accept this bastion for {}.", wanted.login)
-            }
+            Self::Egress(EgressError::NotAccepted | EgressError::KeyNotAccepted(_)) => format!(
+                "{name} does not accept this bastion for {}. Your administrator can mend that: keyward instances \
+                 trust-script {name} prints what to run there.",
+                wanted.login
+            ),
             Self::Egress(_) => format!("{name} could not be entered."),
         }
     }
@@ -107,9 +110,7 @@ pub async fn open(
     id: SessionId,
 ) -> Result<Opened, OpenFault> {
     let (ongoing, receipt) = begin(house, caller, wanted, id).await?;
-    let leg = Leg { session: &ongoing.id, transport: house.config().transport };
-    let dialled = egress::dial(ongoing.proofs(&receipt), &house.signers.user_ca, leg, Timestamp::now()).await;
-    match dialled {
+    match credential::dial(house, ongoing.proofs(&receipt), &ongoing.id).await {
         Ok(upstream) => Ok(Opened { ongoing, upstream }),
         Err(fault) => Err(ongoing.not_reached(fault).await),
     }

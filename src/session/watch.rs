@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use keystore::lifecycle::in_grace;
-use keystore::{Instance, Record, Rule, User, UserKey, UserName};
+use keystore::{CaRotation, Instance, Record, Rule, User, UserKey, UserName};
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
@@ -28,6 +28,11 @@ pub async fn watch(house: Arc<House>, stop: CancellationToken) {
                 Ok(change) => {
                     if change.kind == Rule::KIND {
                         recompile(&house).await;
+                    }
+                    if change.kind == CaRotation::KIND
+                        && let Err(error) = house.signers.reload(&house.vault).await
+                    {
+                        tracing::error!(%error, "ca.not_reloaded");
                     }
                     [Rule::KIND, User::KIND, UserKey::KIND, Instance::KIND].contains(&change.kind.as_str())
                 }

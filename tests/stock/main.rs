@@ -14,6 +14,7 @@
 mod administration;
 mod attacks;
 mod auditor;
+mod authorities;
 mod channels;
 mod crash;
 mod cuts;
@@ -28,6 +29,7 @@ mod interop;
 mod jump;
 mod leaver;
 mod login;
+mod managed;
 mod master_key;
 mod nested;
 mod raw;

@@ -337,6 +337,14 @@ impl Rig {
         self.restart_sshd();
     }
 
+    /// The instance is down.
+    #[allow(dead_code, reason = "for the tests, not for the benchmark, which shares this rig")]
+    pub fn stop_sshd(&mut self) {
+        let mut sshd = self.sshd.take().unwrap();
+        sshd.kill().unwrap();
+        sshd.wait().unwrap();
+    }
+
     /// (Re)starts the instance on `sshd_config`, with a new log.
     pub fn restart_sshd(&mut self) {
         if let Some(mut old) = self.sshd.take() {

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
-use keystore::{HostPort, InstanceName, Login};
+use keystore::{CaKind, HostPort, InstanceName, Login, SignsIn};
 use serde::{Deserialize, Serialize};
 
-use crate::admin::words::Label;
+use crate::admin::words::{Label, Span};
 
 /// `instances …`
 #[derive(Debug, Clone, Subcommand, Serialize, Deserialize)]
@@ -28,7 +28,17 @@ pub enum Instances {
         #[arg(long)]
         yes: bool,
     },
-    /// The sshd lines an instance needs, as a script for its root
+    /// The keys that Keyward itself holds on instances: age, state, and why one could not be rotated
+    Credentials,
+    /// Rotate the keys that Keyward holds on an instance, now
+    Rotate {
+        /// The instance
+        name: InstanceName,
+        /// Only the key for this account
+        #[arg(long)]
+        login: Option<Login>,
+    },
+    /// What an instance needs to let Keyward in, as a script for its root
     TrustScript {
         /// The instance (default: for any)
         name: Option<InstanceName>,
@@ -65,6 +75,10 @@ pub struct InstanceAdd {
     /// What the client read from the file.
     #[arg(skip)]
     pub host_ca_text: Option<String>,
+    /// What Keyward enters it with: a certificate of minutes, or a key that it holds there and rotates
+    #[arg(long, value_enum, default_value_t)]
+    #[serde(default)]
+    pub credential: Means,
     /// Ask the instance for its keys now and pin them (shows the fingerprints: compare them)
     #[arg(long)]
     pub scan: bool,
@@ -73,12 +87,49 @@ pub struct InstanceAdd {
 /// `ca …`
 #[derive(Debug, Clone, Subcommand, Serialize, Deserialize)]
 pub enum Ca {
-    /// Print a CA's public key, one line
+    /// Print a CA's public key, one line; while it changes, that of its successor too
     Show {
         /// user: for sshd's TrustedUserCAKeys; host: for known_hosts
         #[arg(value_enum)]
         which: Which,
     },
+    /// Announce a successor; both are trusted for the overlap, then the one of now is forgotten
+    Rotate {
+        /// user: signs logins on instances; host: vouches to clients
+        #[arg(value_enum)]
+        which: Which,
+        /// For how long both are trusted
+        #[arg(long, default_value = "7d")]
+        overlap: Span,
+    },
+    /// End the overlap now
+    Retire {
+        /// Which one
+        #[arg(value_enum)]
+        which: Which,
+        /// Do it without asking
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+/// What Keyward enters an instance with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
+pub enum Means {
+    /// A certificate of minutes.
+    #[default]
+    Certificate,
+    /// A key that it holds there.
+    Managed,
+}
+
+impl From<Means> for SignsIn {
+    fn from(means: Means) -> Self {
+        match means {
+            Means::Certificate => Self::Certificate,
+            Means::Managed => Self::Managed,
+        }
+    }
 }
 
 /// Which certificate authority.
@@ -88,4 +139,13 @@ pub enum Which {
     User,
     /// Signs host keys shown to clients.
     Host,
+}
+
+impl From<Which> for CaKind {
+    fn from(which: Which) -> Self {
+        match which {
+            Which::User => Self::User,
+            Which::Host => Self::Host,
+        }
+    }
 }

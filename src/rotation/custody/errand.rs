@@ -1,0 +1,199 @@
+//! A login of Keyward's own: audited and recorded like a session of anybody's, under the name of nobody's.
+//!
+//! The same doors in the same order: tape, durable receipt, dial. What cannot be recorded does not happen; in a lockdown
+//! nothing does.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use keystore::Vault;
+use keystore::signing::InstanceKey;
+
+use super::managed::{Reach, Visit, VisitFault};
+use super::script::SHELL;
+use crate::audit::{Event, SessionFacts, Trail};
+use crate::config::Transport;
+use crate::egress::{self, EgressError, Leg, Means, Proofs, Upstream};
+use crate::guard::Guard;
+use crate::policy::Authorized;
+use crate::recording::{ChannelMessage, Direction, SessionEnd, SessionId, SessionStatus, Tape, Tapes};
+
+/// The way to real instances.
+pub struct Errands<'a> {
+    /// The store.
+    pub vault: &'a Vault,
+    /// The audit trail.
+    pub trail: &'a Trail,
+    /// The recordings.
+    pub tapes: &'a Tapes,
+    /// Whether there is a lockdown.
+    pub guard: &'a Guard,
+    /// What connections negotiate.
+    pub transport: Transport,
+}
+
+impl Reach for Errands<'_> {
+    fn visit<'a>(&'a self, visit: Visit<'a>) -> BoxFuture<'a, Result<String, VisitFault>> {
+        self.run(visit).boxed()
+    }
+}
+
+fn failed(why: impl std::fmt::Display) -> VisitFault {
+    VisitFault::Failed(why.to_string())
+}
+
+impl Errands<'_> {
+    async fn run(&self, visit: Visit<'_>) -> Result<String, VisitFault> {
+        if self.guard.lockdown().reason().is_some() {
+            return Err(failed("there is a lockdown: nothing is entered"));
+        }
+        let key = InstanceKey::load(self.vault, visit.key).await.map_err(failed)?;
+        let authorized = Authorized::housekeeping(visit.instance, visit.login, &visit.key.fingerprint);
+        let authorized = authorized.map_err(failed)?;
+        let id = SessionId::new(visit.now);
+        let tape = self.tapes.record(&authorized, id, visit.now).await;
+        let tape = tape.map_err(|e| failed(format!("it cannot be recorded: {e}")))?;
+        let session = Errand { errands: self, authorized: &authorized, id: id.to_string(), tape: &tape };
+        let outcome = session.go(&key, visit).await;
+        let reason = match &outcome {
+            Ok(_) => "looked after its key".to_owned(),
+            Err(fault) => fault.to_string(),
+        };
+        session.end(reason).await?;
+        outcome
+    }
+}
+
+struct Errand<'a> {
+    errands: &'a Errands<'a>,
+    authorized: &'a Authorized,
+    id: String,
+    tape: &'a Tape,
+}
+
+impl Errand<'_> {
+    async fn go(&self, key: &InstanceKey, visit: Visit<'_>) -> Result<String, VisitFault> {
+        let opened = Event::SessionOpened { facts: self.facts(), rules: Vec::new(), recording: None };
+        let receipt = self.errands.trail.append(opened, visit.now).await;
+        let receipt = receipt.map_err(|e| failed(format!("it cannot be audited: {e}")))?;
+        let proofs = Proofs { authorized: self.authorized, tape: self.tape, receipt: &receipt };
+        let leg = Leg { session: &self.id, transport: self.errands.transport };
+        let upstream = match egress::dial(proofs, Means::Key(key), leg, visit.now).await {
+            Ok(upstream) => upstream,
+            Err(fault) => return Err(self.not_reached(fault, visit).await?),
+        };
+        let said = match visit.script {
+            None => Ok(String::new()),
+            Some(script) => match tokio::time::timeout(PATIENCE, self.exec(&upstream, script, visit)).await {
+                Ok(said) => said,
+                Err(_) => Err(failed("it did not answer within a minute")),
+            },
+        };
+        upstream.hang_up().await;
+        said
+    }
+
+    /// Runs `script` there; what it printed. Each message is on the tape before it is sent, or believed.
+    async fn exec(&self, upstream: &Upstream, script: &str, visit: Visit<'_>) -> Result<String, VisitFault> {
+        let (user, session) = (self.authorized.user().to_string(), self.id.clone());
+        let (kind, command) = ("exec".to_owned(), Some(SHELL.to_owned()));
+        let event = Event::ChannelOpened { user, session, channel: CHANNEL, kind, command };
+        self.errands.trail.append(event, visit.now).await.map_err(failed)?;
+        let (mut from, to) = upstream.open_session().await.map_err(failed)?;
+        self.tape.channel_opened(CHANNEL);
+        let messages = [
+            ChannelMessage::Exec(Bytes::from_static(SHELL.as_bytes())),
+            ChannelMessage::Data(Bytes::copy_from_slice(script.as_bytes())),
+            ChannelMessage::Eof,
+        ];
+        for message in messages {
+            self.record(Direction::ToInstance, &message).await?;
+            to.send(message).await.map_err(failed)?;
+        }
+        let mut said = Vec::new();
+        while let Some(message) = from.next().await {
+            self.record(Direction::ToUser, &message).await?;
+            match message {
+                ChannelMessage::Data(data) if said.len() < LONGEST => said.extend_from_slice(&data),
+                ChannelMessage::Stderr(data) if said.len() < LONGEST => said.extend_from_slice(&data),
+                ChannelMessage::Failure => return Err(failed("it runs no commands")),
+                ChannelMessage::Close => break,
+                _ => {}
+            }
+        }
+        Ok(String::from_utf8_lossy(&said).into_owned())
+    }
+
+    async fn record(&self, direction: Direction, message: &ChannelMessage) -> Result<(), VisitFault> {
+        let recorded = self.tape.record(CHANNEL, direction, message).await;
+        recorded.map_err(|e| failed(format!("it cannot be recorded: {e}")))
+    }
+
+    async fn not_reached(&self, fault: EgressError, visit: Visit<'_>) -> Result<VisitFault, VisitFault> {
+        let SessionFacts { session, user, source_ip, instance, login, .. } = self.facts();
+        let (session, login, reason) = (Some(session), Some(login), fault.to_string());
+        let event = match &fault {
+            EgressError::HostKeyMismatch { offered } => Event::InstanceHostKeyMismatch {
+                user,
+                source_ip,
+                session,
+                instance,
+                login,
+                offered: offered.clone(),
+                reason,
+            },
+            _ => Event::InstanceUnreachable { user, source_ip, session, instance, login, reason },
+        };
+        self.errands.trail.append(event, visit.now).await.map_err(failed)?;
+        Ok(match fault {
+            EgressError::KeyNotAccepted(_) => VisitFault::NotAccepted,
+            other => failed(other),
+        })
+    }
+
+    /// Seals the tape, then appends the close that carries its digest.
+    async fn end(&self, reason: String) -> Result<(), VisitFault> {
+        let now = jiff::Timestamp::now();
+        if let Some(ledger) = self.tape.channel_closed(CHANNEL) {
+            let event = Event::ChannelClosed {
+                user: self.authorized.user().to_string(),
+                session: self.id.clone(),
+                channel: ledger.channel,
+                kind: ledger.kind,
+                relayed_bytes: ledger.relayed_bytes,
+                captured_bytes: ledger.captured_bytes,
+            };
+            self.errands.trail.append(event, now).await.map_err(failed)?;
+        }
+        let end = SessionEnd { status: SessionStatus::Closed, reason: Some(reason) };
+        let summary = self.tape.seal(end, now).await.map_err(failed)?;
+        let word = if summary.status == SessionStatus::Closed { "closed" } else { "killed" };
+        let event = Event::SessionClosed {
+            facts: self.facts(),
+            status: word.to_owned(),
+            summary: summary.sha256(),
+            reason: summary.reason,
+            digest: summary.digest.unwrap_or_default(),
+        };
+        self.errands.trail.append(event, now).await.map(drop).map_err(failed)
+    }
+
+    fn facts(&self) -> SessionFacts {
+        SessionFacts {
+            session: self.id.clone(),
+            user: self.authorized.user().to_string(),
+            source_ip: self.authorized.source().ip().to_string(),
+            key: self.authorized.key().to_owned(),
+            instance: self.authorized.instance().name.to_string(),
+            login: self.authorized.login().to_string(),
+        }
+    }
+}
+
+/// The only channel of such a session.
+const CHANNEL: u32 = 0;
+/// Bytes of an answer that are read.
+const LONGEST: usize = 64 << 10;
+const PATIENCE: Duration = Duration::from_secs(60);

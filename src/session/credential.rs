@@ -1,0 +1,70 @@
+//! Which credential a session signs in with, and what is remembered of its being accepted.
+
+use jiff::Timestamp;
+use keystore::signing::{InstanceKey, UserCa};
+use keystore::{Accepted, Batch, Credential, Instance, SignsIn};
+
+use super::House;
+use crate::egress::{self, EgressError, Leg, Means, Proofs, Upstream};
+
+/// Dials with what the instance is to be entered with. Of two user CAs the newer is tried first: an instance that was
+/// not told of it yet is entered with the other.
+pub(super) async fn dial(house: &House, proofs: Proofs<'_>, session: &str) -> Result<Upstream, EgressError> {
+    let now = Timestamp::now();
+    let instance = proofs.authorized.instance();
+    if instance.credential == SignsIn::Managed {
+        return managed(house, proofs, session, now).await;
+    }
+    let authorities = house.signers.authorities();
+    let newest_first: Vec<&UserCa> = authorities.next_user_ca.iter().chain([&authorities.user_ca]).collect();
+    let upstream = egress::dial(proofs, Means::Certificates(&newest_first), leg(house, session), now).await?;
+    // What is not remembered is noticed again at the next session.
+    if let Err(error) = remember(house, instance, upstream.accepted(), now).await {
+        tracing::warn!(%error, "ca.acceptance_not_remembered");
+    }
+    Ok(upstream)
+}
+
+async fn managed(
+    house: &House,
+    proofs: Proofs<'_>,
+    session: &str,
+    now: Timestamp,
+) -> Result<Upstream, EgressError> {
+    let unusable = |e: String| EgressError::Certificate(e);
+    let id = Credential::id_of(&proofs.authorized.instance().name, proofs.authorized.login());
+    let held = house.vault.get::<Credential>(&id).await.map_err(|e| unusable(e.to_string()))?;
+    let held = held.ok_or_else(|| unusable(format!("Keyward holds no key for {id}")))?;
+    let key = InstanceKey::load(&house.vault, &held.key).await.map_err(|e| unusable(e.to_string()))?;
+    let upstream = egress::dial(proofs, Means::Key(&key), leg(house, session), now).await?;
+    if held.proven_at.is_none() {
+        let proven = house.vault.update(&id, |credential: &mut Credential| {
+            if credential.key.fingerprint == upstream.accepted() {
+                credential.proven_at.get_or_insert(now);
+            }
+            Ok::<_, keystore::Error>(())
+        });
+        if let Err(error) = proven.await {
+            tracing::warn!(%error, "credential.acceptance_not_remembered");
+        }
+    }
+    Ok(upstream)
+}
+
+fn leg<'a>(house: &House, session: &'a str) -> Leg<'a> {
+    Leg { session, transport: house.config().transport }
+}
+
+async fn remember(
+    house: &House,
+    instance: &Instance,
+    ca: &str,
+    now: Timestamp,
+) -> Result<(), keystore::Error> {
+    let known = house.vault.get::<Accepted>(instance.name.as_str()).await?;
+    if known.is_some_and(|known| known.ca == ca) {
+        return Ok(());
+    }
+    let accepted = Accepted { instance: instance.name.clone(), ca: ca.to_owned(), since: now };
+    house.vault.commit(Batch::default().put(&accepted)?).await
+}
