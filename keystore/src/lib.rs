@@ -9,6 +9,7 @@ pub mod backend;
 pub mod journal;
 pub mod lifecycle;
 pub mod record;
+pub mod rules;
 pub mod seal;
 pub mod signing;
 mod vault;
@@ -20,4 +21,5 @@ pub mod ssh {
 }
 
 pub use record::*;
+pub use rules::KeyRules;
 pub use vault::{Change, Error, Vault};

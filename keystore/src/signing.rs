@@ -22,7 +22,7 @@ use crate::vault::{self, Vault};
 
 mod user_key;
 
-pub use user_key::{KeyFault, parse_user_key};
+pub use user_key::{GivenKey, KeyFault, parse_user_key};
 
 /// Everything that Keyward signs with.
 pub struct Signers {

@@ -32,7 +32,7 @@ async fn open(dir: &Path, create: bool) -> Rotation {
         Signers::load(&vault).await.unwrap()
     };
     let trail = Trail::open(&dir.join("audit"), signers.audit.clone()).unwrap();
-    Rotation { vault: Arc::new(vault), trail: Arc::new(trail), terms: Terms::default() }
+    Rotation { vault: Arc::new(vault), trail: Arc::new(trail), rules: Default::default() }
 }
 
 async fn login(house: &Rotation, name: &str, key: u8, now: Timestamp) -> Result<Authenticated, LoginFault> {

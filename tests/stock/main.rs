@@ -26,6 +26,7 @@ mod flow;
 mod forward;
 mod interop;
 mod jump;
+mod kinds;
 mod leaver;
 mod login;
 mod raw;
