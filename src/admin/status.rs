@@ -26,7 +26,7 @@ pub(super) async fn status(house: &House, out: &mut Output) -> Result<(), Fault>
     let room = room.map_err(|e| Fault::error(e.to_string()))?;
     let lockdown = house.guard.lockdown().reason();
     let mut warnings = Vec::new();
-    if room.percent_used >= house.config.audit.disk_warn_percent {
+    if room.percent_used >= house.config().audit.disk_warn_percent {
         warnings.push(format!("the disk is {} % full; at its end no session is let in", room.percent_used));
     }
     if !reserve {
