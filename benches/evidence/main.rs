@@ -253,7 +253,7 @@ impl House {
 
     async fn record(&self, start: &[ChannelMessage], bytes: usize) -> SessionId {
         let id = SessionId::new(Timestamp::now());
-        let tape = self.tapes.record(&self.authorized, id, Timestamp::now()).await.unwrap();
+        let tape = self.tapes.record(&self.authorized, (id, None), Timestamp::now()).await.unwrap();
         tape.channel_opened(1);
         for message in start {
             tape.record(1, Direction::ToInstance, message).await.unwrap();
@@ -312,12 +312,13 @@ async fn authorized() -> Authorized {
         retires_at: None,
         warned: None,
         revoked: None,
+        verify_required: false,
     };
     vault.insert(&user_key).await.unwrap();
     auth::mfa::enroll(&vault, &name, now).await.unwrap();
     let codes = auth::mfa::new_recovery_codes(&vault, &name).await.unwrap();
     let admitted = Guard::new(Limits::default()).admit("192.0.2.7:4022".parse().unwrap(), now).unwrap();
-    let knock = Unauthenticated::new(&admitted, &keystore::lifecycle::Terms::default());
+    let knock = Unauthenticated::new(&admitted, &Default::default());
     let verified = knock.key_verified(&vault, "alice", &key, now).await.ok().unwrap();
     let login = verified.with_second_factor(&vault, "alice", &codes[0], now).await.ok().unwrap();
     let instance = Instance {
@@ -327,6 +328,7 @@ async fn authorized() -> Authorized {
         logins: ["ubuntu".parse().unwrap()].into(),
         labels: Default::default(),
         host_trust: HostTrust::Ca(line.to_owned()),
+        credential: Default::default(),
         added_at: now,
     };
     let rule = Rule {

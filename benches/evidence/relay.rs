@@ -22,7 +22,7 @@ pub async fn throughput(house: Option<&House>, bytes: usize) -> f64 {
     let tape = match house {
         Some(house) => {
             let id = SessionId::new(Timestamp::now());
-            Some(house.tapes.record(&house.authorized, id, Timestamp::now()).await.unwrap())
+            Some(house.tapes.record(&house.authorized, (id, None), Timestamp::now()).await.unwrap())
         }
         None => None,
     };

@@ -10,6 +10,7 @@ pub mod failpoint;
 pub mod journal;
 pub mod lifecycle;
 pub mod record;
+pub mod rules;
 pub mod seal;
 pub mod signing;
 mod vault;
@@ -21,4 +22,5 @@ pub mod ssh {
 }
 
 pub use record::*;
+pub use rules::KeyRules;
 pub use vault::{Batch, Change, Error, Rekeyed, Successor, Vault};

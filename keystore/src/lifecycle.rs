@@ -192,6 +192,7 @@ mod tests {
             retires_at: None,
             warned: None,
             revoked: None,
+            verify_required: false,
         }
     }
 

@@ -257,6 +257,9 @@ pub struct UserKey {
     pub warned: Option<i64>,
     /// Set once revoked.
     pub revoked: Option<Ended>,
+    /// Its signatures count only if the security key verified its user, by PIN or finger.
+    #[serde(default)]
+    pub verify_required: bool,
 }
 
 impl Record for UserKey {

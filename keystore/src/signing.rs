@@ -26,7 +26,7 @@ mod user_key;
 
 pub use authority::{Authorities, announcement, retirement};
 pub use held::InstanceKey;
-pub use user_key::{KeyFault, parse_user_key};
+pub use user_key::{GivenKey, KeyFault, parse_user_key};
 
 /// Everything that Keyward signs with.
 pub struct Signers {

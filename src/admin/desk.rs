@@ -138,18 +138,21 @@ fn parse(visitor: &Visitor, ask: &Ask) -> Result<Asked, Fault> {
 async fn page(house: &House, visitor: &Visitor, out: &mut Output) -> Result<(), Fault> {
     let now = Timestamp::now();
     let by = LoggedIn { user: &visitor.user, key: &visitor.key, only_exchanges: visitor.only_exchanges };
-    if let Err(sentence) = still_in(house, by, now).await {
-        out.note(format!("keyward: {sentence}")).await?;
-        return Err(Fault::denied(sentence));
-    }
+    let user = match still_in(house, by, now).await {
+        Ok(user) => user,
+        Err(sentence) => {
+            out.note(format!("keyward: {sentence}")).await?;
+            return Err(Fault::denied(sentence));
+        }
+    };
     let roles = visitor.roles.iter().map(Role::as_str).collect::<Vec<_>>().join(", ");
     let mut owned: Vec<UserKey> = house.vault.list().await?;
     owned.retain(|k| k.user == visitor.user);
     let config = house.config();
-    let bastion = config.bastion();
+    let (bastion, terms) = (config.bastion(), config.keys.of(&user));
     let mut told: Vec<String> = owned
         .iter()
-        .filter_map(|key| notice(key, &config.keys, now, config.bastion()))
+        .filter_map(|key| notice(key, &terms, now, bastion))
         .chain(owned.iter().filter(|k| k.status_at(now) == KeyStatus::Pending).map(|k| waits(k, bastion)))
         .collect();
     let factor = house.vault.get::<SecondFactor>(visitor.user.as_str()).await?;

@@ -4,14 +4,16 @@
 //! added again. Revoking writes the event, then the record, which cuts the key's live sessions.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use jiff::Timestamp;
-use keystore::signing::parse_user_key;
+use keystore::signing::{GivenKey, KeyFault, parse_user_key};
 use keystore::{Ended, KeyStatus, User, UserKey, UserKind, UserName};
 use serde_json::{Value, json};
 
 use super::blast::{self, Whose};
 use super::render::{day, plain, short_time, table};
+use super::report::Lasting;
 use super::{Caller, Fault, Output, SshKeys, report, rotate, trail, users};
 use crate::auth;
 use crate::session::House;
@@ -24,11 +26,11 @@ pub(super) async fn run(
 ) -> Result<(), Fault> {
     let now = Timestamp::now();
     match command {
-        SshKeys::Add { user, file: _, file_text, name, expires } => {
+        SshKeys::Add { user, file: _, file_text, name, expires, verify_required } => {
             let text =
                 file_text.ok_or_else(|| Fault::usage("name the public key file: --file id_ed25519.pub"))?;
             let expires_at = expires.map(|when| when.ahead(now));
-            let key = add(house, caller, NewKey { user, text, name, expires_at }).await?;
+            let key = add(house, caller, NewKey { user, text, name, expires_at, verify_required }).await?;
             let text = format!(
                 "Added {} for {}: {}, expires {}.",
                 key.id,
@@ -66,12 +68,16 @@ pub(super) async fn run(
             if !caller.has_role("admin") && !caller.has_role("auditor") && caller.user() != Some(&key.user) {
                 return Err(Fault::denied("that key is not yours; see yours with: ssh-keys list"));
             }
-            let text = format!(
-                "{}\n{}",
-                listed(std::slice::from_ref(&key), &services(house).await?, now, out.width()),
-                plain(&key.public_key)
-            );
-            out.either(&shown(&key, now), text).await
+            let listed = listed(std::slice::from_ref(&key), &services(house).await?, now, out.width());
+            let owner = users::found(house, &key.user).await.ok();
+            let terms = owner.map(|owner| Lasting::of(&house.config().keys, &owner));
+            let told = terms.as_ref().map(|terms| format!("\n{}", terms.told())).unwrap_or_default();
+            let text = format!("{listed}\n{}{told}", plain(&key.public_key));
+            let mut value = shown(&key, now);
+            if let Some(fields) = value.as_object_mut() {
+                fields.insert("terms".to_owned(), json!(terms));
+            }
+            out.either(&value, text).await
         }
         SshKeys::Revoke { key, reason } => {
             let key = find(house, &key).await?;
@@ -107,6 +113,7 @@ pub(super) struct NewKey {
     pub(super) text: String,
     pub(super) name: Option<String>,
     pub(super) expires_at: Option<Timestamp>,
+    pub(super) verify_required: bool,
 }
 
 async fn add(house: &House, caller: &Caller, new: NewKey) -> Result<UserKey, Fault> {
@@ -120,7 +127,14 @@ async fn add(house: &House, caller: &Caller, new: NewKey) -> Result<UserKey, Fau
 /// The record of a key that nobody holds or ever held; not stored yet.
 pub(super) async fn made(house: &House, new: NewKey, now: Timestamp) -> Result<UserKey, Fault> {
     let user = users::found(house, &new.user).await?;
-    let public = parse_user_key(&new.text).map_err(|fault| Fault::error(fault.to_string()))?;
+    let rules = Arc::clone(&house.config().keys);
+    let faulty = |fault: KeyFault| Fault::error(fault.to_string());
+    let GivenKey { key: public, verify_required } =
+        parse_user_key(&new.text, &rules.accepted).map_err(faulty)?;
+    let verify_required = verify_required || new.verify_required;
+    if verify_required && !public.algorithm().as_str().starts_with("sk-") {
+        return Err(faulty(KeyFault::NoVerification));
+    }
     let fingerprint = UserKey::fingerprint_of(&public);
     if let Some(held) = house.vault.get::<UserKey>(&fingerprint).await? {
         return Err(Fault::conflict(match held.status_at(now) {
@@ -136,7 +150,7 @@ pub(super) async fn made(house: &House, new: NewKey, now: Timestamp) -> Result<U
             _ => format!("{fingerprint} belongs to another user; make a key of {}'s own", new.user),
         }));
     }
-    let latest = now.as_second() + house.config().keys.max_age_of(user.kind);
+    let latest = now.as_second() + rules.of(&user).max_age_of(user.kind);
     let latest = Timestamp::from_second(latest).map_err(|e| Fault::error(e.to_string()))?;
     let expires_at = new.expires_at.unwrap_or(latest);
     if expires_at > latest || expires_at <= now {
@@ -159,6 +173,7 @@ pub(super) async fn made(house: &House, new: NewKey, now: Timestamp) -> Result<U
         retires_at: None,
         warned: None,
         revoked: None,
+        verify_required,
     })
 }
 
@@ -212,6 +227,7 @@ pub(super) fn listed(
 fn standing(key: &UserKey, now: Timestamp) -> String {
     match (key.status_at(now), key.retires_at) {
         (KeyStatus::Retiring, Some(end)) => format!("retiring, until {}", short_time(end)),
+        (status, _) if key.verify_required => format!("{status}, verify-required"),
         (status, _) => status.to_string(),
     }
 }

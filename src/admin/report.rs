@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
-use keystore::{KeyStatus, User, UserKey, UserKind};
+use keystore::{KeyRules, KeyStatus, User, UserKey, UserKind};
 use serde::Serialize;
 
 use super::render::{day, table};
 use super::{Fault, Output};
+use crate::rotation::span;
 use crate::session::House;
 
 /// What the report says; only keys that log in, or will, count in its figures.
@@ -19,6 +20,8 @@ struct Report {
     never_used: Vec<Line>,
     unused_30_days: Vec<Line>,
     expiring_14_days: Vec<Line>,
+    /// Older than the terms of now allow: added under longer ones.
+    over_age: Vec<Line>,
     oldest: Vec<Line>,
     by_user: Vec<Group>,
     by_role: Vec<Group>,
@@ -54,6 +57,35 @@ struct Group {
     keys: usize,
     oldest_days: Option<i64>,
     next_expiry: Option<Timestamp>,
+    max_age_days: i64,
+}
+
+/// How long the keys of somebody last, in words for people and seconds for programs.
+#[derive(Debug, Serialize)]
+pub(super) struct Lasting {
+    max_age_secs: i64,
+    warn_secs: Vec<i64>,
+    grace_secs: i64,
+    overlap_secs: i64,
+}
+
+impl Lasting {
+    pub(super) fn of(rules: &KeyRules, owner: &User) -> Self {
+        let terms = rules.of(owner);
+        let max_age_secs = terms.max_age_of(owner.kind);
+        Self { max_age_secs, warn_secs: terms.warn, grace_secs: terms.grace, overlap_secs: terms.overlap }
+    }
+
+    pub(super) fn told(&self) -> String {
+        let warn = self.warn_secs.iter().map(|warning| span(*warning)).collect::<Vec<_>>().join(", ");
+        format!(
+            "A new key of this user lasts {}, with warnings {} before its end, {} of grace after it, and works {} longer once replaced.",
+            span(self.max_age_secs),
+            if warn.is_empty() { "never" } else { &warn },
+            span(self.grace_secs),
+            span(self.overlap_secs)
+        )
+    }
 }
 
 pub(super) async fn run(house: &House, csv: bool, out: &mut Output) -> Result<(), Fault> {
@@ -62,7 +94,7 @@ pub(super) async fn run(house: &House, csv: bool, out: &mut Output) -> Result<()
     if csv {
         return out.line(as_csv(&lines(&keys, &users, now))).await;
     }
-    let report = Report::of(&keys, &users, now);
+    let report = Report::of(&keys, (&users, &house.config().keys), now);
     let text = report.told(out.width());
     out.either(&report, text).await
 }
@@ -88,7 +120,7 @@ fn lines(keys: &[UserKey], users: &[User], now: Timestamp) -> Vec<Line> {
 }
 
 impl Report {
-    fn of(keys: &[UserKey], users: &[User], now: Timestamp) -> Self {
+    fn of(keys: &[UserKey], (users, rules): (&[User], &KeyRules), now: Timestamp) -> Self {
         let mut by_status = BTreeMap::new();
         for key in keys {
             *by_status.entry(key.status_at(now).to_string()).or_insert(0) += 1;
@@ -118,12 +150,25 @@ impl Report {
             never_used: only(&|l| l.last_used_at.is_none()),
             unused_30_days: only(&|l| l.last_used_at.is_some_and(|at| since(at) > days(30))),
             expiring_14_days: only(&|l| l.expires_at.as_second() - now.as_second() <= days(14)),
+            over_age: only(&|l| {
+                let owner = users.iter().find(|u| u.name.as_str() == l.user);
+                owner.is_some_and(|owner| since(l.added_at) > rules.of(owner).max_age_of(owner.kind))
+            }),
             oldest: lines.iter().take(10).cloned().collect(),
-            by_user: users.iter().map(|u| group(u.name.as_str(), &[u], &lines)).collect(),
+            by_user: users
+                .iter()
+                .map(|u| {
+                    let group = group(u.name.as_str(), &[u], &lines);
+                    Group { max_age_days: rules.of(u).max_age_of(u.kind) / 86_400, ..group }
+                })
+                .collect(),
             by_role: roles
                 .iter()
                 .map(|role| {
-                    group(role, &users.iter().filter(|u| u.has_role(role)).collect::<Vec<_>>(), &lines)
+                    let alone = role.parse().into_iter().collect();
+                    let held = users.iter().filter(|u| u.has_role(role)).collect::<Vec<_>>();
+                    let max_age_days = rules.of_roles(&alone).max_age / 86_400;
+                    Group { max_age_days, ..group(role, &held, &lines) }
                 })
                 .collect(),
             users_without_key: users
@@ -147,6 +192,7 @@ impl Report {
             ("Never used", &self.never_used),
             ("Not used for 30 days", &self.unused_30_days),
             ("Expiring within 14 days", &self.expiring_14_days),
+            ("Older than their terms allow by now", &self.over_age),
             ("Oldest", &self.oldest),
         ] {
             let rows = lines.iter().map(|l| {
@@ -164,9 +210,10 @@ impl Report {
                     g.keys.to_string(),
                     g.oldest_days.map_or_else(|| "-".to_owned(), |d| format!("{d} d")),
                     g.next_expiry.map_or_else(|| "-".to_owned(), day),
+                    format!("{} d", g.max_age_days),
                 ]
             });
-            let shown = table(&[title, "KEYS IN USE", "OLDEST", "NEXT EXPIRY"], rows, width);
+            let shown = table(&[title, "KEYS IN USE", "OLDEST", "NEXT EXPIRY", "MAX AGE"], rows, width);
             text.push_str(&format!("\n{shown}\n"));
         }
         if !self.users_without_key.is_empty() {
@@ -185,6 +232,7 @@ fn group(name: &str, users: &[&User], lines: &[Line]) -> Group {
         keys: theirs.len(),
         oldest_days: theirs.iter().map(|l| l.age_days).max(),
         next_expiry: theirs.iter().map(|l| l.expires_at).min(),
+        max_age_days: 0,
     }
 }
 
@@ -238,15 +286,19 @@ mod tests {
         let fresh =
             UserKey { id: "K2".to_owned(), added_at: at(49 * DAY), ..user_key("bob", &public_key(2)) };
         let gone = UserKey { status: KeyStatus::Revoked, ..user_key("bob", &public_key(3)) };
+        let mut rules = KeyRules::default();
+        let admins = keystore::rules::RoleTerms { max_age: Some(0), ..Default::default() };
+        rules.roles.insert("admin".parse().unwrap(), admins);
         let users = [user("alice", &["engineer"]), user("bob", &["admin"]), user("carol", &["engineer"])];
-        let report = Report::of(&[old, fresh, gone], &users, at(50 * DAY));
+        let report = Report::of(&[old, fresh, gone], (&users, &rules), at(50 * DAY));
         assert_eq!(report.by_status, [("active".to_owned(), 2), ("revoked".to_owned(), 1)].into());
         let histogram: Vec<_> = report.ages.iter().map(|a| a.keys).collect();
         assert_eq!(histogram, [1, 0, 1, 0, 0, 0, 0]);
         let ids = |lines: &[Line]| lines.iter().map(|l| l.id.clone()).collect::<Vec<_>>().join(",");
         assert_eq!(ids(&report.never_used), "K2");
         assert_eq!(ids(&report.unused_30_days), "K1");
-        assert_eq!(ids(&report.oldest), "K1,K2");
+        assert_eq!((ids(&report.oldest), ids(&report.over_age)), ("K1,K2".to_owned(), "K2".to_owned()));
+        assert_eq!(report.by_role.iter().map(|g| g.max_age_days).collect::<Vec<_>>(), [0, 90]);
         assert_eq!(report.users_without_key, ["carol"]);
         assert_eq!(
             report.by_role.iter().map(|g| (g.name.as_str(), g.keys)).collect::<Vec<_>>(),

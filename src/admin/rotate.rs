@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::keys::{self, NewKey, find, shown};
 use super::render::short_time;
-use super::{Caller, Fault, Output, trail};
+use super::{Caller, Fault, Output, trail, users};
 use crate::audit::Event;
 use crate::rotation::{Rotation, RotationFault, span};
 use crate::session::House;
@@ -18,7 +18,7 @@ pub fn rotation(house: &House) -> Rotation {
     Rotation {
         vault: Arc::clone(&house.vault),
         trail: Arc::clone(&house.trail),
-        terms: house.config().keys.clone(),
+        rules: Arc::clone(&house.config().keys),
     }
 }
 
@@ -59,12 +59,19 @@ pub(super) async fn run(
         return Err(Fault::denied(format!("{} is another user's key; see: ssh-keys list", old.id)));
     }
     rotation(house).may_replace(&old, now).await?;
-    let new = NewKey { user: old.user.clone(), text, name: wanted.name, expires_at: None };
+    let new =
+        NewKey { user: old.user.clone(), text, name: wanted.name, expires_at: None, verify_required: false };
     let new = UserKey {
         status: KeyStatus::Pending,
         replaces: Some(old.fingerprint.clone()),
         ..keys::made(house, new, now).await?
     };
+    // Keyward cannot see whether a security key is one: who may say so is who vouches for it.
+    if new.verify_required && !caller.has_role("admin") {
+        return Err(Fault::denied(
+            "only an administrator can add a key as verify-required; leave that word out",
+        ));
+    }
     let rotated = Event::SshKeyRotated {
         user: old.user.to_string(),
         key: old.fingerprint.clone(),
@@ -74,11 +81,12 @@ pub(super) async fn run(
     let staged = async { Ok(house.vault.insert(&new).await?) };
     trail::gives(house, vec![trail::key_added(caller, &new), rotated], now, staged).await?;
     let value = json!({ "old": shown(&old, now), "new": shown(&new, now) });
-    out.either(&value, told(house, &old, &new)).await
+    let overlap = house.config().keys.of(&users::found(house, &old.user).await?).overlap;
+    out.either(&value, told(house, &old, &new, overlap)).await
 }
 
 /// What happens when, and what to type next.
-fn told(house: &House, old: &UserKey, new: &UserKey) -> String {
+fn told(house: &House, old: &UserKey, new: &UserKey, overlap: i64) -> String {
     let now = Timestamp::now();
     let bastion = house.bastion();
     let (id, next, user) = (&old.id, &new.id, &new.user);
@@ -90,7 +98,7 @@ fn told(house: &House, old: &UserKey, new: &UserKey) -> String {
         KeyStatus::Expired => format!("{next} is your key from that moment on; {id} retires."),
         _ => format!(
             "{next} is your key from that moment on; {id} works {} longer, then retires.",
-            span(house.config().keys.overlap)
+            span(overlap)
         ),
     };
     format!(

@@ -9,16 +9,15 @@
 //! one in a day, but whoever knows a user's name could void an invitation that wears out.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use jiff::Timestamp;
-use keystore::lifecycle::Terms;
-use keystore::signing::parse_user_key;
 use keystore::ssh::PublicKey;
-use keystore::{Invitation, KeyStatus, SecondFactor, User, UserKey, UserKind, UserName, Vault};
+use keystore::{Invitation, KeyRules, KeyStatus, SecondFactor, User, UserKey, UserKind, UserName, Vault};
 use sha2::{Digest, Sha256};
 
 use super::mfa::{self, Enrolment};
-use super::{Authenticated, KeyVerified, LoginFault, Reach, Unauthenticated, usable};
+use super::{Authenticated, KeyVerified, LoginFault, Reach, SignedKey, Unauthenticated, usable};
 
 /// An invitation for `user` and its code; it counts once it is given ([`invite`]).
 pub fn invitation(user: &UserName, now: Timestamp) -> (String, Invitation) {
@@ -73,8 +72,8 @@ impl Unauthenticated {
     ) -> Result<Invited, (Self, LoginFault)> {
         match check(vault, user, code, now).await {
             Ok(user) => {
-                let Self { source, terms } = self;
-                Ok(Invited { user, source, terms, invitation: hash(code), voided: false })
+                let Self { source, rules } = self;
+                Ok(Invited { user, source, rules, invitation: hash(code), voided: false })
             }
             Err(fault) => Err((self, fault)),
         }
@@ -106,9 +105,9 @@ impl KeyVerified {
         };
         match begun.await {
             Ok(factor) => {
-                let Self { user, fingerprint, source, terms, .. } = self;
-                let by = Invited { user, source, terms, invitation: hash(code), voided: false };
-                Ok(Enrolling { by, fingerprint, key: None, factor, confirms: None })
+                let Self { user, fingerprint, source, rules, verifies, .. } = self;
+                let by = Invited { user, source, rules, invitation: hash(code), voided: false };
+                Ok(Enrolling { by, fingerprint, key: None, factor, confirms: None, verifies })
             }
             Err(fault) => Err((self, fault)),
         }
@@ -138,7 +137,7 @@ impl KeyVerified {
 pub struct Invited {
     user: UserName,
     source: SocketAddr,
-    terms: Terms,
+    rules: Arc<KeyRules>,
     invitation: [u8; 32],
     voided: bool,
 }
@@ -151,7 +150,7 @@ impl Invited {
 
     /// Gives up what was proved, as a changed user name demands (RFC 4252 §5).
     pub fn void(self) -> Unauthenticated {
-        Unauthenticated { source: self.source, terms: self.terms }
+        Unauthenticated { source: self.source, rules: self.rules }
     }
 
     /// Whether a key that is *offered* may become, or is, the user's.
@@ -168,32 +167,44 @@ impl Invited {
         mut self,
         vault: &Vault,
         user: &str,
-        key: &PublicKey,
+        key: impl Into<SignedKey<'_>>,
         now: Timestamp,
     ) -> Result<Enrolling, (Self, LoginFault)> {
         self.voided |= user != self.user.as_str();
         if self.voided {
             return Err((self, LoginFault::UserChanged));
         }
-        let begun = async { Ok((self.judge(vault, key, now).await?, begin(vault, &self.user, now).await?)) };
+        let SignedKey { key, user_verified } = key.into();
+        let begun = async {
+            let held = self.judge(vault, key, now).await?;
+            if held.as_ref().is_some_and(|held| held.verify_required) && !user_verified {
+                return Err(LoginFault::UserNotVerified);
+            }
+            Ok((held, begin(vault, &self.user, now).await?))
+        };
         match begun.await {
             Ok((held, factor)) => {
                 let fingerprint = UserKey::fingerprint_of(key);
-                let key = (!held).then(|| key.clone());
-                Ok(Enrolling { by: self, fingerprint, key, factor, confirms: None })
+                let verifies = held.as_ref().is_some_and(|held| held.verify_required);
+                let key = held.is_none().then(|| key.clone());
+                Ok(Enrolling { by: self, fingerprint, key, factor, confirms: None, verifies })
             }
             Err(fault) => Err((self, fault)),
         }
     }
 
-    /// Whether the key is the user's already; an error if it can never be.
-    async fn judge(&self, vault: &Vault, key: &PublicKey, now: Timestamp) -> Result<bool, LoginFault> {
-        let line = key.to_openssh().map_err(|_| LoginFault::UnknownKey)?;
-        parse_user_key(&line).map_err(|_| LoginFault::UnknownKey)?;
+    /// The key as it is known, if it is the user's already; an error if it can never be.
+    async fn judge(
+        &self,
+        vault: &Vault,
+        key: &PublicKey,
+        now: Timestamp,
+    ) -> Result<Option<UserKey>, LoginFault> {
+        self.rules.accepted.admits(key).map_err(|_| LoginFault::UnknownKey)?;
         match vault.get::<UserKey>(&UserKey::fingerprint_of(key)).await? {
-            None => Ok(false),
+            None => Ok(None),
             Some(held) => match usable(&held, self.user.as_str(), 0, now)? {
-                Reach::Everything => Ok(true),
+                Reach::Everything => Ok(Some(held)),
                 Reach::Exchange => Err(LoginFault::KeyUnusable(KeyStatus::Expired)),
             },
         }
@@ -228,6 +239,8 @@ pub struct Enrolling {
     factor: Factor,
     /// As in [`Authenticated`].
     confirms: Option<Timestamp>,
+    /// As in [`Authenticated`].
+    verifies: bool,
 }
 
 /// What confirms the enrolment.
@@ -302,9 +315,9 @@ impl Enrolling {
             })
             .await?;
         if let Some(key) = &self.key {
-            vault.insert(&self.record(vault, key, now).await?).await?;
+            vault.insert(&self.record(vault, (&user, key), now).await?).await?;
         } else {
-            let grace = self.by.terms.grace;
+            let grace = self.by.rules.of(&user).grace;
             vault
                 .update(&self.fingerprint, |key: &mut UserKey| {
                     usable(key, name, grace, now)?;
@@ -325,13 +338,19 @@ impl Enrolling {
             at: now,
             reach: Reach::Everything,
             confirms: self.confirms,
+            verifies: self.verifies,
         })
     }
 
-    async fn record(&self, vault: &Vault, key: &PublicKey, now: Timestamp) -> Result<UserKey, LoginFault> {
+    async fn record(
+        &self,
+        vault: &Vault,
+        (user, key): (&User, &PublicKey),
+        now: Timestamp,
+    ) -> Result<UserKey, LoginFault> {
         let store = |why: String| LoginFault::Store(why);
-        let expires_at =
-            Timestamp::from_second(now.as_second().saturating_add(self.by.terms.max_age_of(UserKind::Human)));
+        let max_age = self.by.rules.of(user).max_age_of(user.kind);
+        let expires_at = Timestamp::from_second(now.as_second().saturating_add(max_age));
         Ok(UserKey {
             id: vault.next_id("K").await?,
             user: self.by.user.clone(),
@@ -347,6 +366,7 @@ impl Enrolling {
             retires_at: None,
             warned: None,
             revoked: None,
+            verify_required: false,
         })
     }
 }

@@ -6,11 +6,11 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use jiff::Timestamp;
-use keystore::lifecycle::{self, Terms};
 use keystore::ssh::PublicKey;
-use keystore::{KeyStatus, Role, User, UserKey, UserKind, UserName, Vault};
+use keystore::{KeyRules, KeyStatus, Role, User, UserKey, UserKind, UserName, Vault, lifecycle};
 
 use crate::audit::AuditError;
 use crate::guard::Admitted;
@@ -24,7 +24,7 @@ mod unasked;
 pub use invite::{
     Confirmed, Enrolled, Enrolling, Invited, any_invited, invitation, invite, looks_like_invitation, withdraw,
 };
-pub use unasked::{forget_all, forget_key, forget_user, remember};
+pub use unasked::{Spared, forget_all, forget_key, forget_user, remember};
 
 /// Whether a key that a client *offers* (without a signature) is worth a signature. This is no proof of anything.
 pub async fn offered_key_known(vault: &Vault, knock: Knock<'_>, now: Timestamp) -> bool {
@@ -40,21 +40,37 @@ pub struct Knock<'a> {
     pub key: &'a PublicKey,
     /// Where the connection comes from.
     pub source: IpAddr,
-    /// The grace of expired keys, in seconds.
-    pub grace: i64,
+    /// What keys must be, and how long they live.
+    pub rules: &'a KeyRules,
+}
+
+/// A key that has signed this session's authentication request; the caller has verified the signature.
+#[derive(Debug, Clone, Copy)]
+pub struct SignedKey<'a> {
+    /// The key.
+    pub key: &'a PublicKey,
+    /// It is a security key's, which says that it verified its user.
+    pub user_verified: bool,
+}
+
+impl<'a> From<&'a PublicKey> for SignedKey<'a> {
+    /// A key that verifies nobody.
+    fn from(key: &'a PublicKey) -> Self {
+        Self { key, user_verified: false }
+    }
 }
 
 /// A connection whose peer has proved nothing yet.
 pub struct Unauthenticated {
     source: SocketAddr,
-    terms: Terms,
+    rules: Arc<KeyRules>,
 }
 
 impl Unauthenticated {
-    /// The state every admitted connection starts in. In its grace (`terms`) an expired key still logs in, to be
+    /// The state every admitted connection starts in. In its grace (`rules`) an expired key still logs in, to be
     /// exchanged and for nothing else.
-    pub fn new(admitted: &Admitted, terms: &Terms) -> Self {
-        Self { source: admitted.addr(), terms: terms.clone() }
+    pub fn new(admitted: &Admitted, rules: &Arc<KeyRules>) -> Self {
+        Self { source: admitted.addr(), rules: Arc::clone(rules) }
     }
 
     /// Spends this state for a key that has *signed* this session's authentication request (RFC 4252 §7). The caller
@@ -87,16 +103,21 @@ impl Unauthenticated {
         self,
         vault: &Vault,
         user: &str,
-        key: &PublicKey,
+        key: impl Into<SignedKey<'_>>,
         now: Timestamp,
     ) -> Result<KeyVerified, (Self, LoginFault)> {
-        let knock = Knock { user, key, source: self.source.ip(), grace: self.terms.grace };
+        let SignedKey { key, user_verified } = key.into();
+        let knock = Knock { user, key, source: self.source.ip(), rules: &self.rules };
         match find_key(vault, &knock, now).await {
-            Ok(user) => Ok(KeyVerified {
+            Ok((_, held)) if held.verify_required && !user_verified => {
+                Err((self, LoginFault::UserNotVerified))
+            }
+            Ok((user, held)) => Ok(KeyVerified {
                 user: user.name,
-                fingerprint: UserKey::fingerprint_of(key),
+                verifies: held.verify_required,
+                fingerprint: held.fingerprint,
                 source: self.source,
-                terms: self.terms,
+                rules: self.rules,
                 voided: false,
             }),
             Err(fault) => Err((self, fault)),
@@ -127,7 +148,9 @@ pub struct KeyVerified {
     user: UserName,
     fingerprint: String,
     source: SocketAddr,
-    terms: Terms,
+    rules: Arc<KeyRules>,
+    /// The key verified its user, as it must each time.
+    verifies: bool,
     /// Another name was tried on this state: it never becomes a login any more.
     voided: bool,
 }
@@ -145,7 +168,7 @@ impl KeyVerified {
 
     /// Gives up what was proved, as a changed user name demands (RFC 4252 §5).
     pub fn void(self) -> Unauthenticated {
-        Unauthenticated { source: self.source, terms: self.terms }
+        Unauthenticated { source: self.source, rules: self.rules }
     }
 
     /// Spends this state and a code for a login. The code is durably spent before this returns `Ok`; user and key are
@@ -184,8 +207,9 @@ impl KeyVerified {
     }
 
     fn spent(self, user: User, reach: Reach, now: Timestamp) -> Authenticated {
-        let Self { fingerprint, source, .. } = self;
+        let Self { fingerprint, source, verifies, .. } = self;
         Authenticated {
+            verifies,
             user: user.name,
             roles: user.roles,
             kind: user.kind,
@@ -205,14 +229,19 @@ impl KeyVerified {
     ) -> Result<(User, Reach, Option<Timestamp>), LoginFault> {
         // RFC 6238 §5.2: an accepted code is spent. Persist first, then let the login through.
         let confirms = mfa::spend(vault, &self.user, code, now).await?;
+        let grace = match vault.get::<User>(self.user.as_str()).await? {
+            Some(user) => self.rules.of(&user).grace,
+            None => return Err(LoginFault::UnknownUser),
+        };
         // For a pending key this is the proof that makes it active (`keystore::lifecycle`).
         let reach = vault
             .update(&self.fingerprint, |key: &mut UserKey| {
-                let reach = usable(key, self.user.as_str(), self.terms.grace, now)?;
+                let reach = usable(key, self.user.as_str(), grace, now)?;
                 key.last_used_at = Some(now);
                 Ok::<_, LoginFault>(reach)
             })
             .await?;
+        // Read after the key was written: who was suspended meanwhile stays out.
         let user = vault.get::<User>(self.user.as_str()).await?.ok_or(LoginFault::UnknownUser)?;
         match user.barred(now) {
             Some(why) => Err(LoginFault::Barred(why)),
@@ -238,6 +267,8 @@ pub struct Authenticated {
     reach: Reach,
     /// It was made with the first code of the second factor that was enrolled then.
     confirms: Option<Timestamp>,
+    /// Its key verifies its user each time it signs.
+    verifies: bool,
 }
 
 /// How far a login goes.
@@ -279,6 +310,11 @@ impl Authenticated {
         self.confirms.is_some()
     }
 
+    /// Whether a signature of its key counts only if the key verified its user.
+    pub fn verifies(&self) -> bool {
+        self.verifies
+    }
+
     /// Whether it is a service, which has nothing to say to the bastion itself.
     pub fn is_service(&self) -> bool {
         self.kind == UserKind::Service
@@ -304,6 +340,12 @@ pub enum LoginFault {
     /// The key is nobody's, or another user's.
     #[error("unknown key")]
     UnknownKey,
+    /// The key is of a kind that is not accepted any more.
+    #[error("kind of key not accepted")]
+    KeyNotAccepted,
+    /// The security key did not verify its user, as this one must.
+    #[error("user not verified by the security key")]
+    UserNotVerified,
     /// The key is the user's but no longer, or not yet, in use.
     #[error("key {0}")]
     KeyUnusable(KeyStatus),
@@ -342,6 +384,8 @@ impl LoginFault {
         match self {
             Self::UnknownUser => "unknown user",
             Self::UnknownKey => "unknown key",
+            Self::KeyNotAccepted => "kind of key not accepted",
+            Self::UserNotVerified => "user not verified by the security key",
             Self::KeyUnusable(KeyStatus::Expired) => "key expired",
             Self::KeyUnusable(KeyStatus::Retired) => "key retired",
             Self::KeyUnusable(KeyStatus::Revoked) => "key revoked",
@@ -384,9 +428,9 @@ impl From<keystore::Error> for LoginFault {
     }
 }
 
-/// The user, if the key is the user's and both are in use. Reads the same records whoever asks, so that a name that
-/// does not exist takes as long as one that does.
-async fn find_key(vault: &Vault, knock: &Knock<'_>, now: Timestamp) -> Result<User, LoginFault> {
+/// The user and the key, if the key is the user's and both are in use. Reads the same records whoever asks, so that a name
+/// that does not exist takes as long as one that does.
+async fn find_key(vault: &Vault, knock: &Knock<'_>, now: Timestamp) -> Result<(User, UserKey), LoginFault> {
     let name = knock.user.parse::<UserName>();
     let found = vault.get::<User>(name.as_ref().map_or("-", UserName::as_str)).await;
     let key = vault.get::<UserKey>(&UserKey::fingerprint_of(knock.key)).await;
@@ -394,11 +438,13 @@ async fn find_key(vault: &Vault, knock: &Knock<'_>, now: Timestamp) -> Result<Us
     if let Some(why) = found.barred(now) {
         return Err(LoginFault::Barred(why));
     }
-    usable(&key?.ok_or(LoginFault::UnknownKey)?, found.name.as_str(), knock.grace, now)?;
+    let held = key?.ok_or(LoginFault::UnknownKey)?;
+    usable(&held, found.name.as_str(), knock.rules.of(&found).grace, now)?;
+    knock.rules.accepted.takes(knock.key).map_err(|_| LoginFault::KeyNotAccepted)?;
     if !found.comes_from(knock.source) {
         return Err(LoginFault::WrongNetwork);
     }
-    Ok(found)
+    Ok((found, held))
 }
 
 fn usable(key: &UserKey, user: &str, grace: i64, now: Timestamp) -> Result<Reach, LoginFault> {

@@ -54,6 +54,7 @@ pub(crate) fn user_key(name: &str, key: &PublicKey) -> UserKey {
         retires_at: None,
         warned: None,
         revoked: None,
+        verify_required: false,
     }
 }
 
@@ -81,7 +82,7 @@ pub(crate) async fn code(vault: &Vault, user: &str, when: Timestamp) -> String {
 
 pub(crate) fn unauthenticated() -> Unauthenticated {
     let admitted = Guard::new(Limits::default()).admit("192.0.2.7:4022".parse().unwrap(), at(0)).unwrap();
-    Unauthenticated::new(&admitted, &keystore::lifecycle::Terms::default())
+    Unauthenticated::new(&admitted, &Default::default())
 }
 
 /// A login of a new user with these roles, by the real chain, from 192.0.2.7.

@@ -1,4 +1,5 @@
-//! Logins that are not asked for a code: services, and a second factor that is remembered for a while.
+//! Logins that are not asked for a code: services, security keys that verify their user where the configuration counts
+//! that, and a second factor that is remembered for a while.
 //!
 //! A memory belongs to one key, one source address and one second factor, counts only while the configuration says so,
 //! and only for a key in use. Suspension, revocation and reset forget it at once.
@@ -8,23 +9,38 @@ use keystore::{KeyStatus, Remembered, SecondFactor, User, UserKey, UserKind, Use
 
 use super::{Authenticated, KeyVerified, LoginFault, Reach, usable};
 
+/// What spares a human a code, as configured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Spared {
+    /// A code given with the same key from the same address less than so many seconds ago.
+    pub remember: Option<i64>,
+    /// A key that verifies its user each time it signs: something held, and something known (or a finger).
+    pub verified_keys: bool,
+}
+
+impl From<Option<i64>> for Spared {
+    fn from(remember: Option<i64>) -> Self {
+        Self { remember, verified_keys: false }
+    }
+}
+
 impl KeyVerified {
     /// Spends this state for a login without a code: the user is a service (whose networks the key's proof has
-    /// checked), or gave a code with this key from this address less than `remember` seconds ago.
+    /// checked), or is spared it.
     ///
     /// # Errors
     /// This state again: a code is due.
     pub async fn without_code(
         self,
         vault: &Vault,
-        remember: Option<i64>,
+        spared: impl Into<Spared>,
         now: Timestamp,
     ) -> Result<Authenticated, Self> {
         if self.voided {
             return Err(self);
         }
         // Whatever fails here, a code settles it.
-        match self.unasked(vault, remember, now).await {
+        match self.unasked(vault, spared.into(), now).await {
             Ok(Some((user, reach))) => Ok(self.spent(user, reach, now)),
             Ok(None) | Err(_) => Err(self),
         }
@@ -33,7 +49,7 @@ impl KeyVerified {
     async fn unasked(
         &self,
         vault: &Vault,
-        remember: Option<i64>,
+        spared: Spared,
         now: Timestamp,
     ) -> Result<Option<(User, Reach)>, LoginFault> {
         let user = vault.get::<User>(self.user.as_str()).await?.ok_or(LoginFault::UnknownUser)?;
@@ -41,15 +57,16 @@ impl KeyVerified {
             return Err(LoginFault::Barred(why));
         }
         let service = user.kind == UserKind::Service;
-        if !service && !self.remembered(vault, remember, now).await? {
+        let whole = service || (spared.verified_keys && self.verifies);
+        if !whole && !self.remembered(vault, spared.remember, now).await? {
             return Ok(None);
         }
-        let (name, grace) = (self.user.as_str(), self.terms.grace);
+        let (name, grace) = (self.user.as_str(), self.rules.of(&user).grace);
         let reach = vault
             .update(&self.fingerprint, |key: &mut UserKey| {
                 let reach = usable(key, name, grace, now)?;
                 let in_use = matches!(key.status_at(now), KeyStatus::Active | KeyStatus::Retiring);
-                if !service && !in_use {
+                if !whole && !in_use {
                     return Err(LoginFault::KeyUnusable(key.status_at(now)));
                 }
                 key.last_used_at = Some(now);
@@ -233,10 +250,46 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn a_key_that_must_verify_its_user_does_and_counts_as_a_code_only_where_configured() {
+        use crate::auth::SignedKey;
+        let vault = vault().await;
+        let must = |k: &mut UserKey| {
+            k.verify_required = true;
+            Ok::<_, keystore::Error>(())
+        };
+        vault.update(&UserKey::fingerprint_of(&public_key(1)), must).await.unwrap();
+        let key = public_key(1);
+        let signs = async |user_verified: bool| {
+            let signed = SignedKey { key: &key, user_verified };
+            unauthenticated().key_verified(&vault, "alice", signed, at(0)).await
+        };
+        assert_eq!(signs(false).await.err().unwrap().1, LoginFault::UserNotVerified);
+        let spared = |verified_keys: bool| Spared { remember: None, verified_keys };
+        let key = signs(true).await.ok().unwrap();
+        let key = key.without_code(&vault, spared(false), at(0)).await.err().unwrap();
+        let login = key.without_code(&vault, spared(true), at(0)).await.ok().unwrap();
+        assert!(login.verifies());
+        let suspend = |u: &mut User| {
+            u.suspended = Some(keystore::Ended { at: at(0), reason: "left".to_owned() });
+            Ok::<_, keystore::Error>(())
+        };
+        let between = signs(true).await.ok().unwrap();
+        vault.update("alice", suspend).await.unwrap();
+        assert!(between.without_code(&vault, spared(true), at(0)).await.is_err(), "suspended between");
+        let other = public_key(2);
+        let other = SignedKey { key: &other, user_verified: true };
+        let bob = unauthenticated().key_verified(&vault, "bob", other, at(0)).await.ok().unwrap();
+        assert!(
+            bob.without_code(&vault, spared(true), at(0)).await.is_err(),
+            "not enrolled as one that must"
+        );
+    }
+
     async fn offered(vault: &Vault, user: &str, key: u8) -> bool {
-        let key = public_key(key);
+        let (key, rules) = (public_key(key), keystore::KeyRules::default());
         let knock =
-            crate::auth::Knock { user, key: &key, source: "192.0.2.7".parse().unwrap(), grace: GRACE };
+            crate::auth::Knock { user, key: &key, source: "192.0.2.7".parse().unwrap(), rules: &rules };
         offered_key_known(vault, knock, at(0)).await
     }
 }

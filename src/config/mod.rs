@@ -5,7 +5,9 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use keystore::KeyRules;
 use keystore::seal::MasterKeySource;
 use serde::Deserialize;
 
@@ -49,8 +51,8 @@ pub struct Config {
     pub transport: Transport,
     /// Whom tapes are sealed to, and how much they keep.
     pub recording: Recording,
-    /// How long keys live, and when their owners are warned.
-    pub keys: keystore::lifecycle::Terms,
+    /// What keys must be, how long they live, and when their owners are warned.
+    pub keys: Arc<KeyRules>,
     /// What is remembered of second factors.
     pub mfa: Mfa,
     /// How long the keys live that Keyward itself holds on instances.
@@ -100,7 +102,7 @@ impl Config {
             limits: raw.limits,
             transport: raw.transport,
             recording: raw.recording.resolved(&base),
-            keys: raw.keys.terms(raw.key_max_age_days),
+            keys: Arc::new(raw.keys.rules(raw.key_max_age_days)),
             mfa: raw.mfa.into(),
             credentials: raw.credentials.into(),
             audit: Audit { head_file: raw.audit.head_file.map(|file| base.join(file)), ..raw.audit },
@@ -212,9 +214,9 @@ impl Raw {
         within("limits.per_source", self.limits.per_source as u64, 1..=100_000)?;
         within("transport.rekey_mb", self.transport.rekey_mb, 1..=65_536)?;
         within("key_max_age_days", self.key_max_age_days.unwrap_or(1).into(), 1..=3650)?;
-        self.keys.check(self.key_max_age_days).map_err(|(key, what)| source.fault(key, what))?;
+        self.keys.check(self.key_max_age_days).map_err(|(key, what)| source.fault(&key, what))?;
         self.mfa.check().map_err(|(key, what)| source.fault(key, what))?;
-        self.credentials.check().map_err(|(key, what)| source.fault(key, what))?;
+        self.credentials.check().map_err(|(key, what)| source.fault(&key, what))?;
         within("audit.checkpoint_events", self.audit.checkpoint_events, 1..=1_000_000)?;
         within("audit.disk_warn_percent", self.audit.disk_warn_percent, 1..=99)?;
         within("audit.reserve_mb", self.audit.reserve_mb, 0..=4096)?;

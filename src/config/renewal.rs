@@ -84,7 +84,7 @@ mod tests {
         let now = renewal.config;
         assert_eq!((now.listen, now.state_dir.as_path()), (old.listen, old.state_dir.as_path()));
         assert_eq!((now.audit.reserve_mb, now.drain_secs, now.mfa.remember), (16, 20, None));
-        assert_eq!(now.keys.max_age, 5 * 86_400);
+        assert_eq!(now.keys.base.max_age, 5 * 86_400);
         // Read once more it is told once more: the running daemon still has the old one.
         assert_eq!(now.renewed(parse(new)).at_start, ["listen", "state_dir", "audit.reserve_mb"]);
     }

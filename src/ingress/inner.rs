@@ -10,8 +10,11 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use keystore::{CaKind, CaRotation, Capability, Instance, Login, SecondFactor, UserKey};
-use russh::server::{self, Auth, ChannelOpenHandle, Handle, Msg, PublicKeyOffer, Session, VerifiedPublicKey};
+use keystore::ssh::PublicKey;
+use keystore::{CaKind, CaRotation, Capability, Instance, Login, SecondFactor, User, UserKey};
+use russh::server::{
+    self, Auth, ChannelOpenHandle, Handle, Msg, PublicKeyOffer, Session, SkSignature, VerifiedPublicKey,
+};
 use russh::{Channel, ChannelId, ChannelOpenFailure, MethodKind, MethodSet, Pty, Sig};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -20,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use super::forward::{self, Target};
 use super::goodbye::Goodbye;
 use super::jump::{Arrival, Within};
+use super::outer::sound;
 use super::refusal;
 use super::stream::{Deadlined, Phase};
 use super::visit::{Visit, serve_channel};
@@ -278,7 +282,9 @@ impl server::Handler for Inner {
         let jump = &self.shared.jump;
         let Ok(Some(key)) = jump.house.vault.get::<UserKey>(jump.caller.key()).await else { return Ok(None) };
         let config = jump.house.config();
-        let end = notice(&key, &config.keys, Timestamp::now(), config.bastion());
+        let owner = jump.house.vault.get::<User>(key.user.as_str()).await.ok().flatten();
+        let terms = owner.map(|owner| config.keys.of(&owner));
+        let end = terms.and_then(|terms| notice(&key, &terms, Timestamp::now(), config.bastion()));
         let factor = jump.house.vault.get::<SecondFactor>(jump.caller.user().as_str()).await.ok().flatten();
         let clock = factor.as_ref().and_then(mfa::clock_notice);
         let changing = jump.house.vault.get::<CaRotation>(CaKind::Host.as_str()).await.ok().flatten();
@@ -301,15 +307,21 @@ impl server::Handler for Inner {
         _user: &str,
         offer: PublicKeyOffer<'_>,
     ) -> Result<Auth, russh::Error> {
-        if self.shared.jump.caller.matches_key(offer.public_key) {
+        if sound(offer.algorithm) && self.shared.jump.caller.matches_key(offer.public_key) {
             return Ok(Auth::Accept);
         }
         self.refused = Some(keystore::UserKey::fingerprint_of(offer.public_key));
         Ok(Auth::reject())
     }
 
+    /// A key that must verify its user does so here too.
+    fn accept_sk_signature(&mut self, _user: &str, _key: &PublicKey, signature: SkSignature) -> bool {
+        let verified = signature.user_verified() || !self.shared.jump.caller.verifies();
+        signature.user_present() && verified
+    }
+
     async fn auth_publickey(&mut self, user: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, russh::Error> {
-        if self.shared.jump.caller.matches_key(key.public_key) {
+        if sound(key.algorithm) && self.shared.jump.caller.matches_key(key.public_key) {
             return Ok(self.admit(user));
         }
         Ok(Auth::reject())

@@ -20,8 +20,8 @@ use super::prompts::{CODE_PROMPT, INVITATION, ask, enrolment_prompt, recovery_pr
 use super::stream::Phase;
 use crate::audit::Event;
 use crate::auth::{
-    Authenticated, Enrolling, Invited, KeyVerified, Knock, LoginFault, Unauthenticated, any_invited,
-    forget_key, looks_like_invitation, mfa, offered_key_known, remember,
+    Authenticated, Enrolling, Invited, KeyVerified, Knock, LoginFault, SignedKey, Spared, Unauthenticated,
+    any_invited, forget_key, looks_like_invitation, mfa, offered_key_known, remember,
 };
 use crate::config::Config;
 use crate::guard::Admitted;
@@ -50,7 +50,7 @@ pub(super) struct Gate {
 enum Stranger {
     None,
     Asked,
-    Signed { user: String, key: PublicKey },
+    Signed { user: String, key: PublicKey, user_verified: bool },
 }
 
 enum Door {
@@ -107,16 +107,16 @@ impl Gate {
         if changed {
             self.void();
         }
-        let (vault, grace) = (&self.house.vault, self.config.keys.grace);
+        let (vault, rules) = (&self.house.vault, &*self.config.keys);
         let worth_while = match &self.door {
             Door::Invited(invited) => invited.welcomes(vault, user, key, now).await,
-            _ => offered_key_known(vault, Knock { user, key, source: self.source.ip(), grace }, now).await,
+            _ => offered_key_known(vault, Knock { user, key, source: self.source.ip(), rules }, now).await,
         };
         if worth_while {
             return Auth::Accept;
         }
         let first = matches!((&self.door, &self.stranger), (Door::Outside(_), Stranger::None));
-        if self.inviting && first && ADDED.contains(&key.algorithm().as_str()) {
+        if self.inviting && first && rules.accepted.admits(key).is_ok() {
             self.stranger = Stranger::Asked;
             return Auth::Accept;
         }
@@ -127,8 +127,8 @@ impl Gate {
     }
 
     /// A key whose signature of this request is right.
-    pub(super) async fn signed(&mut self, user: &str, key: &PublicKey) -> Auth {
-        let since = Instant::now();
+    pub(super) async fn signed(&mut self, user: &str, signed: SignedKey<'_>) -> Auth {
+        let (since, SignedKey { key, user_verified }) = (Instant::now(), signed);
         if self.locked_down() {
             return self.keep_out(user, since).await;
         }
@@ -137,7 +137,7 @@ impl Gate {
             // A new key starts the login anew (RFC 4252 §5).
             Door::Hall(verified) => verified.void(),
             Door::Invited(invited) => {
-                let asked = self.enrols(*invited, (user, key), since).await;
+                let asked = self.enrols(*invited, (user, signed), since).await;
                 return asked.map_or_else(|refusal| refusal, |_| proceed(MethodKind::KeyboardInteractive));
             }
             other => {
@@ -145,10 +145,11 @@ impl Gate {
                 return Auth::reject();
             }
         };
-        match outside.key_verified(&self.house.vault, user, key, Timestamp::now()).await {
+        match outside.key_verified(&self.house.vault, user, signed, Timestamp::now()).await {
             Ok(verified) => {
-                let remember = self.config.mfa.remember;
-                match verified.without_code(&self.house.vault, remember, Timestamp::now()).await {
+                let mfa = self.config.mfa;
+                let spared = Spared { remember: mfa.remember, verified_keys: mfa.verify_required_counts };
+                match verified.without_code(&self.house.vault, spared, Timestamp::now()).await {
                     Ok(caller) => self.enter(caller, since).await,
                     Err(verified) => {
                         self.door = Door::Hall(verified);
@@ -162,7 +163,8 @@ impl Gate {
                 if matches!(self.stranger, Stranger::Asked) {
                     // As an offer, this is not counted yet.
                     self.refused = Some((user.chars().take(64).collect(), UserKey::fingerprint_of(key)));
-                    self.stranger = Stranger::Signed { user: user.to_owned(), key: key.clone() };
+                    self.stranger =
+                        Stranger::Signed { user: user.to_owned(), key: key.clone(), user_verified };
                     tokio::time::sleep_until(since + OFFER).await;
                     return Auth::reject();
                 }
@@ -176,10 +178,10 @@ impl Gate {
     async fn enrols(
         &mut self,
         invited: Invited,
-        (user, key): (&str, &PublicKey),
+        (user, signed): (&str, SignedKey<'_>),
         since: Instant,
     ) -> Result<String, Auth> {
-        match invited.key_signed(&self.house.vault, user, key, Timestamp::now()).await {
+        match invited.key_signed(&self.house.vault, user, signed, Timestamp::now()).await {
             Ok(enrolling) => {
                 let prompt = enrolment_prompt(&enrolling);
                 self.door = Door::Enrolling(Box::new(enrolling));
@@ -187,7 +189,7 @@ impl Gate {
             }
             Err((invited, fault)) => {
                 self.door = Door::Outside(invited.void());
-                self.failed(user, Some(key), fault.reason()).await;
+                self.failed(user, Some(signed.key), fault.reason()).await;
                 Err(self.refuse(since, self.first_methods()).await)
             }
         }
@@ -275,8 +277,9 @@ impl Gate {
             Ok(invited) => {
                 self.phase.enrolling();
                 match std::mem::replace(&mut self.stranger, Stranger::Asked) {
-                    Stranger::Signed { user: signed_for, key } if signed_for == user => {
-                        let asked = self.enrols(invited, (user, &key), since).await;
+                    Stranger::Signed { user: signed_for, key, user_verified } if signed_for == user => {
+                        let signed = SignedKey { key: &key, user_verified };
+                        let asked = self.enrols(invited, (user, signed), since).await;
                         asked.map_or_else(|refusal| refusal, |prompt| ask(None, prompt, false))
                     }
                     _ => {
@@ -475,7 +478,8 @@ impl Gate {
     /// What the owner of the key, which is proven, should know of its end.
     async fn notice(&self, key: &str) -> Option<String> {
         let key = self.house.vault.get::<UserKey>(key).await.ok().flatten()?;
-        notice(&key, &self.config.keys, Timestamp::now(), self.config.bastion())
+        let owner = self.house.vault.get::<User>(key.user.as_str()).await.ok().flatten()?;
+        notice(&key, &self.config.keys.of(&owner), Timestamp::now(), self.config.bastion())
     }
 
     async fn failed(&self, user: &str, key: Option<&PublicKey>, reason: &str) {
@@ -534,8 +538,6 @@ fn proceed(next: MethodKind) -> Auth {
     Auth::Reject { proceed_with_methods: Some(MethodSet::from([next].as_slice())), partial_success: true }
 }
 
-/// The kinds of keys that can be added.
-const ADDED: [&str; 2] = ["ssh-ed25519", "sk-ssh-ed25519@openssh.com"];
 /// Every refusal of a proof takes at least this long, counted from the request.
 const REFUSAL: Duration = Duration::from_millis(400);
 /// Every refusal of an offered key takes at least this long.

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use keystore::ssh::{Algorithm, PublicKey};
 use russh::server::{
-    self, Auth, ChannelOpenHandle, Msg, PublicKeyOffer, Response, Session, VerifiedPublicKey,
+    self, Auth, ChannelOpenHandle, Msg, PublicKeyOffer, Response, Session, SkSignature, VerifiedPublicKey,
 };
 use russh::{Channel, ChannelId, ChannelOpenFailure, Pty, Sig};
 use tokio::sync::Semaphore;
@@ -20,7 +21,7 @@ use super::login::Gate;
 use super::refusal;
 use super::stream::Deadlines;
 use crate::audit::Event;
-use crate::auth::Authenticated;
+use crate::auth::{Authenticated, SignedKey};
 use crate::config::Config;
 use crate::session::{Cut, Desk, House, LiveInfo};
 
@@ -36,6 +37,13 @@ pub(super) struct Outer {
     sever: CancellationToken,
     /// Known from the login on.
     cut: Option<Cut>,
+    /// The security key whose signature was verified last verified its user.
+    verified: bool,
+}
+
+/// Whether a signature of this algorithm counts: none with SHA-1 (RFC 8332 §3).
+pub(super) fn sound(algorithm: &Algorithm) -> bool {
+    !matches!(algorithm, Algorithm::Rsa { hash: None } | Algorithm::Dsa)
 }
 
 /// The login deadlines of the configuration.
@@ -49,7 +57,7 @@ pub(super) fn deadlines(config: &Config) -> Deadlines {
 impl Outer {
     pub(super) fn new(house: Arc<House>, desk: Arc<dyn Desk>, gate: Gate, sever: CancellationToken) -> Self {
         let room = Arc::new(Semaphore::new(MOST_CHANNELS as usize));
-        Self { house, desk, gate, room, over: CancellationToken::new(), sever, cut: None }
+        Self { house, desk, gate, room, over: CancellationToken::new(), sever, cut: None, verified: false }
     }
 
     fn caller(&self) -> Option<Arc<Authenticated>> {
@@ -70,11 +78,24 @@ impl server::Handler for Outer {
         user: &str,
         offer: PublicKeyOffer<'_>,
     ) -> Result<Auth, russh::Error> {
+        if !sound(offer.algorithm) {
+            return Ok(Auth::reject());
+        }
         Ok(self.gate.offered(user, offer.public_key).await)
     }
 
+    fn accept_sk_signature(&mut self, _user: &str, _key: &PublicKey, signature: SkSignature) -> bool {
+        // Asked right before `auth_publickey`, which takes it.
+        self.verified = signature.user_present() && signature.user_verified();
+        signature.user_present()
+    }
+
     async fn auth_publickey(&mut self, user: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, russh::Error> {
-        Ok(self.gate.signed(user, key.public_key).await)
+        let user_verified = std::mem::take(&mut self.verified);
+        if !sound(key.algorithm) {
+            return Ok(Auth::reject());
+        }
+        Ok(self.gate.signed(user, SignedKey { key: key.public_key, user_verified }).await)
     }
 
     async fn auth_keyboard_interactive<'a>(

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use keystore::lifecycle::{self, Step, Terms};
-use keystore::{Change, KeyStatus, Record, UserKey, Vault};
+use keystore::{Change, KeyRules, KeyStatus, Record, User, UserKey, Vault};
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
@@ -48,7 +48,7 @@ pub struct Rotation {
     /// The audit trail.
     pub trail: Arc<Trail>,
     /// How long keys live.
-    pub terms: Terms,
+    pub rules: Arc<KeyRules>,
 }
 
 impl Rotation {
@@ -106,8 +106,15 @@ impl Rotation {
         if let (KeyStatus::Active, Some(old)) = (key.status, &key.replaces) {
             self.succeed(old, &key, now).await?;
         }
-        self.warn(&key, now).await?;
-        Ok(sooner(lifecycle::next_by_time(&key), lifecycle::next_warning(&key, &self.terms, now)))
+        let terms = self.terms(&key).await?;
+        self.warn(&key, &terms, now).await?;
+        Ok(sooner(lifecycle::next_by_time(&key), lifecycle::next_warning(&key, &terms, now)))
+    }
+
+    /// Those of the key's owner, as the roles are now.
+    async fn terms(&self, key: &UserKey) -> Result<Terms, RotationFault> {
+        let owner = self.vault.get::<User>(key.user.as_str()).await?;
+        Ok(owner.map_or_else(|| self.rules.base.clone(), |owner| self.rules.of(&owner)))
     }
 
     async fn take(&self, key: UserKey, step: Step, now: Timestamp) -> Result<UserKey, RotationFault> {
@@ -133,7 +140,7 @@ impl Rotation {
     async fn succeed(&self, old: &str, new: &UserKey, now: Timestamp) -> Result<(), RotationFault> {
         let Some(old) = self.vault.get::<UserKey>(old).await? else { return Ok(()) };
         let (user, key) = (old.user.to_string(), old.fingerprint.clone());
-        let end = Timestamp::from_second(now.as_second().saturating_add(self.terms.overlap));
+        let end = Timestamp::from_second(now.as_second().saturating_add(self.terms(&old).await?.overlap));
         let end = end.unwrap_or(old.expires_at).min(old.expires_at);
         let event = match lifecycle::next(old.status, Step::Succeed) {
             Some(KeyStatus::Retiring) => {
@@ -152,8 +159,8 @@ impl Rotation {
         self.trail.ahead_of(vec![event], now, written).await.map(drop)
     }
 
-    async fn warn(&self, key: &UserKey, now: Timestamp) -> Result<(), RotationFault> {
-        let Some(before) = lifecycle::warning(key, &self.terms, now) else { return Ok(()) };
+    async fn warn(&self, key: &UserKey, terms: &Terms, now: Timestamp) -> Result<(), RotationFault> {
+        let Some(before) = lifecycle::warning(key, terms, now) else { return Ok(()) };
         if key.warned.is_some_and(|warned| warned <= before) {
             return Ok(());
         }

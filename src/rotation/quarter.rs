@@ -49,7 +49,7 @@ async fn open_with(dir: &Path, key: &str) -> Result<House, String> {
         Signers::load(&vault).await.unwrap()
     };
     let trail = Trail::open(&dir.join("audit"), signers.audit.clone()).unwrap();
-    let rotation = Rotation { vault: Arc::new(vault), trail: Arc::new(trail), terms: Terms::default() };
+    let rotation = Rotation { vault: Arc::new(vault), trail: Arc::new(trail), rules: Default::default() };
     Ok(House { rotation, signers })
 }
 

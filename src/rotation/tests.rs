@@ -20,7 +20,7 @@ impl Stage {
         let signers = keystore::signing::Signers::create(&vault).await.unwrap();
         let trail = Trail::open(dir.path(), signers.audit.clone()).unwrap();
         vault.insert(&user_key("alice", &public_key(1))).await.unwrap();
-        let rotation = Rotation { vault: Arc::new(vault), trail: Arc::new(trail), terms: Terms::default() };
+        let rotation = Rotation { vault: Arc::new(vault), trail: Arc::new(trail), rules: Default::default() };
         Self { rotation, _dir: dir }
     }
 

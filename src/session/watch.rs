@@ -123,7 +123,9 @@ pub async fn still_in(house: &House, by: LoggedIn<'_>, now: Timestamp) -> Result
     }
     match house.vault.get::<UserKey>(by.key).await {
         Ok(Some(key)) if key.user == *by.user && key.usable(now) => Ok(user),
-        Ok(Some(key)) if by.only_exchanges && in_grace(&key, house.config().keys.grace, now) => Ok(user),
+        Ok(Some(key)) if by.only_exchanges && in_grace(&key, house.config().keys.of(&user).grace, now) => {
+            Ok(user)
+        }
         Ok(Some(key)) => Err(format!("Your key {} is {}.", key.id, key.status_at(now))),
         Ok(None) => Err("Your key was removed.".to_owned()),
         Err(_) => Err(UNDECIDED.to_owned()),

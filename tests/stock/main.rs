@@ -27,6 +27,7 @@ mod flow;
 mod forward;
 mod interop;
 mod jump;
+mod kinds;
 mod leaver;
 mod login;
 mod managed;

@@ -75,7 +75,7 @@ pub enum Kind {
 /// `ssh-keys …`
 #[derive(Debug, Clone, Subcommand, Serialize, Deserialize)]
 pub enum SshKeys {
-    /// Add a public key (ssh-ed25519 or sk-ssh-ed25519)
+    /// Add a public key (ssh-ed25519, sk-ssh-ed25519, or what keys.algorithms says)
     Add {
         /// Whose key
         #[arg(long)]
@@ -92,6 +92,9 @@ pub enum SshKeys {
         /// When the key expires: a date, RFC 3339 time, or from now: 90d
         #[arg(long)]
         expires: Option<When>,
+        /// A security key whose signatures count only if it verified its user, by PIN or finger
+        #[arg(long)]
+        verify_required: bool,
     },
     /// List keys
     List {

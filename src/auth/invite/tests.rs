@@ -29,8 +29,8 @@ async fn fault(vault: &Vault, user: &str, code: &str, now: Timestamp) -> Option<
 }
 
 async fn known(vault: &Vault, key: u8) -> bool {
-    let key = public_key(key);
-    let knock = Knock { user: "carol", key: &key, source: "192.0.2.7".parse().unwrap(), grace: 0 };
+    let (key, rules) = (public_key(key), KeyRules::default());
+    let knock = Knock { user: "carol", key: &key, source: "192.0.2.7".parse().unwrap(), rules: &rules };
     offered_key_known(vault, knock, at(1)).await
 }
 

@@ -53,7 +53,7 @@ impl Errands<'_> {
         let authorized = Authorized::housekeeping(visit.instance, visit.login, &visit.key.fingerprint);
         let authorized = authorized.map_err(failed)?;
         let id = SessionId::new(visit.now);
-        let tape = self.tapes.record(&authorized, id, visit.now).await;
+        let tape = self.tapes.record(&authorized, (id, None), visit.now).await;
         let tape = tape.map_err(|e| failed(format!("it cannot be recorded: {e}")))?;
         let session = Errand { errands: self, authorized: &authorized, id: id.to_string(), tape: &tape };
         let outcome = session.go(&key, visit).await;
@@ -188,6 +188,7 @@ impl Errand<'_> {
             key: self.authorized.key().to_owned(),
             instance: self.authorized.instance().name.to_string(),
             login: self.authorized.login().to_string(),
+            parent: None,
         }
     }
 }
