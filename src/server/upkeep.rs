@@ -6,6 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
+use crate::admin;
 use crate::audit::Event;
 use crate::recording::{Room, disk_left};
 use crate::session::House;
@@ -34,6 +35,13 @@ pub(super) async fn keep(house: Arc<House>, stop: CancellationToken) {
         ticks += 1;
         if ticks % DISK_EVERY == 1 {
             disk(&house, &mut alarm).await;
+        }
+        if ticks % RETIRE_EVERY == 3 {
+            match admin::retire(&house, now).await {
+                Ok(0) => {}
+                Ok(count) => tracing::info!(count, "recordings.deleted: their time is over"),
+                Err(error) => tracing::error!(%error, "recordings.retention_failed"),
+            }
         }
     }
 }
@@ -101,6 +109,8 @@ impl Alarm {
 
 const TICK: Duration = Duration::from_secs(1);
 const HOUR: i64 = 3600;
+/// Ticks between looks for recordings whose time is over.
+const RETIRE_EVERY: u64 = 600;
 /// Ticks between looks at the disk.
 const DISK_EVERY: u64 = 30;
 /// Hundredths by which the disk must be better before it is low again.
