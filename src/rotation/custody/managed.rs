@@ -204,14 +204,19 @@ impl Custody<'_> {
         after.installed = after.installed && step != Step::Switch;
         self.still_wanted(&after).await?;
         self.vault.commit(Batch::default().put(&after)?).await?;
+        let again = format!("keyward instances rotate {instance}");
         let holds = match (step, &credential.old) {
-            (Step::Prove, _) => format!("Install it first: keyward instances trust-script {instance}"),
-            (_, Some(_)) => "The new key works; the old one is still accepted there.".to_owned(),
-            _ => "The key in use works as before.".to_owned(),
+            (Step::Prove, _) => {
+                format!("Install it, as keyward instances trust-script {instance} says; then: {again}")
+            }
+            (_, Some(_)) => {
+                format!(
+                    "The new key works; the old one is still accepted there. Tried again by itself, or now: {again}"
+                )
+            }
+            _ => format!("The key in use works as before. Tried again by itself, or now: {again}"),
         };
-        Ok(RotationFault::NotNow(format!(
-            "{login}@{instance}: {fault}. {holds} Tried again by itself, or now: keyward instances rotate {instance}"
-        )))
+        Ok(RotationFault::NotNow(format!("{login}@{instance}: {fault}. {holds}")))
     }
 }
 
