@@ -226,11 +226,65 @@ fn managed_script(held: &Held, instance: &Instance) -> String {
          set -eu\numask 077\ntrust() {\n  home=$(getent passwd \"$1\" | cut -d: -f6)\n  group=$(id -gn \"$1\")\n  \
          [ -d \"$home/.ssh\" ] || install -d -m 700 -o \"$1\" -g \"$group\" \"$home/.ssh\"\n  \
          file=$home/.ssh/authorized_keys\n  \
+         [ ! -h \"$file\" ] || { echo \"$file is a symbolic link: add the key by hand\" >&2; exit 1; }\n  \
          [ -e \"$file\" ] || install -m 600 -o \"$1\" -g \"$group\" /dev/null \"$file\"\n  \
-         grep -qF -- \"$2\" \"$file\" || printf '%s %s\\n' \"$2\" \"$3\" >> \"$file\"\n}\n"
+         if grep -qF -- \"$2\" \"$file\"; then return; fi\n  \
+         [ -z \"$(tail -c 1 \"$file\")\" ] || echo >> \"$file\"\n  \
+         printf '%s %s\\n' \"$2\" \"$3\" >> \"$file\"\n}\n"
         .to_owned();
     for Credential { instance, login, key, .. } in held.of(instance) {
         script.push_str(&format!("trust '{login}' '{}' 'keyward:{instance}:{login}'\n", key.public_key));
     }
     script
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use keystore::{Batch, HostTrust};
+
+    use super::*;
+
+    /// Runs the script with a `getent` that knows one home.
+    fn run(script: &str, home: &std::path::Path) -> bool {
+        let known = format!("getent() {{ echo \"x:x:0:0::{}:/bin/sh\"; }}\n", home.display());
+        Command::new("/bin/sh").arg("-c").arg(known + script).status().unwrap().success()
+    }
+
+    #[test]
+    fn the_script_adds_a_key_once_on_a_line_of_its_own_and_follows_no_link() {
+        let login = String::from_utf8(Command::new("id").arg("-un").output().unwrap().stdout).unwrap();
+        let login: Login = login.trim().parse().unwrap();
+        let instance = Instance {
+            name: "db-1".parse().unwrap(),
+            aliases: [].into(),
+            address: "192.0.2.1:22".parse().unwrap(),
+            logins: [login.clone()].into(),
+            labels: [].into(),
+            host_trust: HostTrust::Pinned(Vec::new()),
+            credential: SignsIn::Managed,
+            added_at: Timestamp::UNIX_EPOCH,
+        };
+        let made = Custody::fresh((&instance.name, &login), Batch::default(), Timestamp::UNIX_EPOCH);
+        let credential = made.unwrap().0;
+        let line = format!("{} keyward:db-1:{login}\n", credential.key.public_key);
+        let held = Held { credentials: vec![credential], accepted: Vec::new(), next_ca: None, max_age: 1 };
+        let script = managed_script(&held, &instance);
+        let home = tempfile::tempdir().unwrap();
+        let file = home.path().join(".ssh/authorized_keys");
+        for _ in 0..2 {
+            assert!(run(&script, home.path()));
+            assert_eq!(std::fs::read_to_string(&file).unwrap(), line);
+        }
+        std::fs::write(&file, "theirs").unwrap();
+        assert!(run(&script, home.path()));
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), format!("theirs\n{line}"));
+        let elsewhere = home.path().join("elsewhere");
+        std::fs::write(&elsewhere, "not keys\n").unwrap();
+        std::fs::remove_file(&file).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, &file).unwrap();
+        assert!(!run(&script, home.path()));
+        assert_eq!(std::fs::read_to_string(&elsewhere).unwrap(), "not keys\n");
+    }
 }

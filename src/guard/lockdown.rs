@@ -40,6 +40,14 @@ impl Lockdown {
         self.reason.borrow().clone()
     }
 
+    /// Resolves once there is a lockdown. Cancel-safe.
+    pub async fn begun(&self) {
+        let mut reason = self.reason.subscribe();
+        if reason.wait_for(Option::is_some).await.is_err() {
+            std::future::pending().await
+        }
+    }
+
     /// Nobody is let in from now on, also after a restart. Whoever is in must be cut by the caller. Blocks.
     ///
     /// # Errors

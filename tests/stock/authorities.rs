@@ -91,6 +91,11 @@ fn an_overlap_ends_by_itself_also_while_the_bastion_was_down() {
 
 /// A client whose trust is what `setup` printed, and nothing else.
 fn reaches(rig: &Rig, setup: &str) -> bool {
+    reached(rig, setup).0
+}
+
+/// The same, and what it is told on the way.
+fn reached(rig: &Rig, setup: &str) -> (bool, String) {
     let mine = format!(
         "Host *\n IdentityFile {}\n IdentitiesOnly yes\n UserKnownHostsFile /dev/null\n GlobalKnownHostsFile /dev/null\n \
          StrictHostKeyChecking yes\n ControlMaster no\n ControlPath none\n",
@@ -101,9 +106,9 @@ fn reaches(rig: &Rig, setup: &str) -> bool {
     let mut ssh = std::process::Command::new("ssh");
     ssh.arg("-F").arg(file).args(["db-1", "echo", "here"]).stdin(std::process::Stdio::null());
     let output = rig.asked(&mut ssh, "alice");
-    let refused = text(output.stderr);
-    assert!(output.status.success() || refused.contains("Host key verification failed"), "{refused}");
-    output.stdout == b"here\n"
+    let told = text(output.stderr);
+    assert!(output.status.success() || told.contains("Host key verification failed"), "{told}");
+    (output.stdout == b"here\n", told)
 }
 
 #[test]
@@ -117,7 +122,9 @@ fn clients_that_asked_again_in_time_trust_the_host_ca_before_and_after_it_change
         rig.ok(&["ca", "show", "host"]).lines().filter(|l| l.starts_with("@cert-authority * ")).count(),
         2
     );
-    assert!(reaches(&rig, &before), "who does not know yet goes on");
+    let (here, told) = reached(&rig, &before);
+    assert!(here, "who does not know yet goes on");
+    assert!(told.contains("this bastion changes the key that it vouches with"), "and is told: {told}");
     assert!(reaches(&rig, &during), "and so does who asked in time");
     // Everybody is told, at the desk of the bastion.
     let page = text(rig.client("ssh", "alice").arg("bastion").output().unwrap().stdout);

@@ -81,7 +81,7 @@ fn a_held_key_is_installed_used_and_rotated_and_every_login_is_on_tape() {
     assert_eq!(told.status.code(), Some(1));
     let told = text(told.stderr);
     assert!(
-        told.contains("its key was never accepted: it does not accept the key. Install it first"),
+        told.contains("its key was never accepted: it does not accept the key. Install it, as keyward instances trust-script db-1 says"),
         "{told}"
     );
 

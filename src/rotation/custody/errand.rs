@@ -56,7 +56,11 @@ impl Errands<'_> {
         let tape = self.tapes.record(&authorized, (id, None), visit.now).await;
         let tape = tape.map_err(|e| failed(format!("it cannot be recorded: {e}")))?;
         let session = Errand { errands: self, authorized: &authorized, id: id.to_string(), tape: &tape };
-        let outcome = session.go(&key, visit).await;
+        let outcome = tokio::select! {
+            outcome = session.go(&key, visit) => outcome,
+            // The connection goes with what is dropped here.
+            () = self.guard.lockdown().begun() => Err(failed("a lockdown began")),
+        };
         let reason = match &outcome {
             Ok(_) => "looked after its key".to_owned(),
             Err(fault) => fault.to_string(),

@@ -70,7 +70,7 @@ impl Custody<'_> {
             tried_at: None,
             fault: None,
         };
-        let batch = batch.insert(&credential)?;
+        let batch = batch.put(&credential)?;
         Ok((credential, batch))
     }
 
@@ -169,9 +169,19 @@ impl Custody<'_> {
             self.trail.append(event, now).await?;
         }
         failpoint::reach(step.point().1);
+        self.still_wanted(&after).await?;
         self.vault.commit(batch.put(&after)?).await?;
         failpoint::reach(step.point().2);
         Ok(after)
+    }
+
+    /// Nothing is written of an instance that was removed while one of its keys was rotated.
+    async fn still_wanted(&self, credential: &Credential) -> Result<(), RotationFault> {
+        let id = Credential::id_of(&credential.instance, &credential.login);
+        match self.vault.get::<Credential>(&id).await? {
+            Some(_) => Ok(()),
+            None => Err(RotationFault::NotNow(format!("{} was removed meanwhile", credential.instance))),
+        }
     }
 
     /// Writes down why `step` was not taken; told in the trail when it is something new.
@@ -192,15 +202,21 @@ impl Custody<'_> {
         let mut after = Credential { tried_at: Some(now), fault: Some(fault.clone()), ..credential.clone() };
         // Whoever writes that file may have written over the new key: it is put there again.
         after.installed = after.installed && step != Step::Switch;
+        self.still_wanted(&after).await?;
         self.vault.commit(Batch::default().put(&after)?).await?;
+        let again = format!("keyward instances rotate {instance}");
         let holds = match (step, &credential.old) {
-            (Step::Prove, _) => format!("Install it first: keyward instances trust-script {instance}"),
-            (_, Some(_)) => "The new key works; the old one is still accepted there.".to_owned(),
-            _ => "The key in use works as before.".to_owned(),
+            (Step::Prove, _) => {
+                format!("Install it, as keyward instances trust-script {instance} says; then: {again}")
+            }
+            (_, Some(_)) => {
+                format!(
+                    "The new key works; the old one is still accepted there. Tried again by itself, or now: {again}"
+                )
+            }
+            _ => format!("The key in use works as before. Tried again by itself, or now: {again}"),
         };
-        Ok(RotationFault::NotNow(format!(
-            "{login}@{instance}: {fault}. {holds} Tried again by itself, or now: keyward instances rotate {instance}"
-        )))
+        Ok(RotationFault::NotNow(format!("{login}@{instance}: {fault}. {holds}")))
     }
 }
 

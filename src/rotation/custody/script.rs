@@ -46,14 +46,19 @@ pub(super) fn answer(said: &str, mark: &str) -> Result<(), String> {
     let words = said.lines().find_map(|line| line.trim_end().strip_prefix(mark)?.strip_prefix(' '));
     match words {
         Some("done") => Ok(()),
-        Some(why) => Err(why.trim_start_matches("failed ").chars().take(200).collect()),
+        Some(why) => Err(harmless(why.trim_start_matches("failed "), 200)),
         None => {
-            let said: String = said.chars().filter(|c| !c.is_control()).take(120).collect();
+            let said = harmless(said, 120);
             Err(format!(
                 "commands are not run there as they are asked for (a forced command, or no shell?); it said: {said:?}"
             ))
         }
     }
+}
+
+/// An instance's words, for logs and terminals: its own program may have said them.
+fn harmless(said: &str, most: usize) -> String {
+    said.chars().filter(|c| c.is_ascii_graphic() || *c == ' ').take(most).collect()
 }
 
 /// Says whose line it is.
@@ -207,6 +212,7 @@ mod tests {
         assert_eq!(answer("Welcome!\nM done\n", "M"), Ok(()));
         assert_eq!(answer("M failed it is full\n", "M"), Err("it is full".to_owned()));
         assert!(answer("done\n", "M").unwrap_err().contains("forced command"));
+        assert_eq!(answer("M failed \u{1b}[2J\u{202e}gone\n", "M"), Err("[2Jgone".to_owned()));
         assert!(answer("\u{1b}[2Jno shell", "M").unwrap_err().contains("\"[2Jno shell\""));
     }
 }
