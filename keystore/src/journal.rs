@@ -191,8 +191,8 @@ impl Journal {
 
 pub(crate) type Answer = oneshot::Receiver<Result<Receipt, JournalError>>;
 
-/// The hash of a line in a chain.
-fn chain_hash(prev: &str, seq: u64, payload: &[u8]) -> String {
+/// The hash of a line in a chain: what it is made of stands at the top.
+pub fn chain_hash(prev: &str, seq: u64, payload: &[u8]) -> String {
     let mut hasher = Sha256::new();
     hasher.update(prev.as_bytes());
     hasher.update(format!(" {seq} ").as_bytes());

@@ -14,7 +14,7 @@ mod people;
 mod places;
 
 pub use access::{Access, RuleTerms};
-pub use desk::{Format, LogFormat, Logs, Recording, SessionFilter, Sessions};
+pub use desk::{Format, FromCopy, LogFormat, Logs, Recording, SessionFilter, Sessions};
 pub use encryption::Encryption;
 pub use people::{Kind, Mfa, SshKeys, Users};
 pub use places::{Ca, InstanceAdd, Instances, Means, Which};

@@ -10,7 +10,8 @@ use keystore::{KeyStatus, Role, SecondFactor, UserKey};
 use tokio::sync::mpsc;
 
 use super::{
-    Access, Caller, Chunk, Command, Fault, Instances, Logs, Output, Recording, Sessions, SshKeys, Visitor,
+    Access, Caller, Chunk, Command, Fault, Instances, Keyboard, Logs, Output, Recording, Sessions, SshKeys,
+    Visitor,
 };
 use super::{access, execute, keys};
 use crate::auth::{Authenticated, mfa};
@@ -29,8 +30,9 @@ impl FrontDesk {
         Self { house }
     }
 
-    async fn answer(&self, visitor: Visitor, ask: Ask, to: mpsc::Sender<Chunk>) -> u8 {
-        let mut out = Output::new(to, false, ask.columns);
+    async fn answer(&self, visitor: Visitor, mut ask: Ask, to: mpsc::Sender<Chunk>) -> u8 {
+        let keyboard = ask.keys.take().map(|keys| Keyboard { keys, rows: ask.rows.unwrap_or(24) });
+        let mut out = Output::new(to, false, ask.columns).with_keyboard(keyboard);
         match parse(&visitor, &ask) {
             Ok(Asked::Page) if visitor.service => {
                 let says =
@@ -125,7 +127,20 @@ fn parse(visitor: &Visitor, ask: &Ask) -> Result<Asked, Fault> {
         | Command::Recording(Recording::Rewrap { state: Some(_), .. }) => {
             return Err(Fault::usage("keyward: --state names files of your own machine: use it there"));
         }
-        Command::Sessions(Sessions::Export { output: Some(_), .. })
+        Command::Sessions(
+            Sessions::Play { copy, .. }
+            | Sessions::Transcript { copy, .. }
+            | Sessions::Export { copy, .. }
+            | Sessions::Search { copy, .. },
+        ) if copy.state.is_some() => {
+            return Err(Fault::usage("keyward: --state names files of your own machine: use it there"));
+        }
+        Command::Sessions(Sessions::Verify { bundle: Some(_), .. }) => {
+            return Err(Fault::usage("keyward: --bundle names a file of your own machine: use it there"));
+        }
+        Command::Sessions(
+            Sessions::Export { output: Some(_), .. } | Sessions::Bundle { output: Some(_), .. },
+        )
         | Command::Access(Access::Export { output: Some(_) })
         | Command::Logs(Logs::Export { output: Some(_), .. }) => {
             return Err(Fault::usage("keyward: over SSH, leave --output out and redirect: … > FILE"));

@@ -11,7 +11,7 @@ use crate::session::{House, LoggedIn, still_in};
 /// Carries out `command` and returns its exit code. What failed is written to `out`'s standard error.
 /// Not cancel-safe: run it to its end, or a change may be made without its audit event.
 pub async fn execute(house: &House, caller: &Caller, command: Command, out: &mut Output) -> u8 {
-    let done = match permitted(caller, &command) {
+    let done = match permitted(caller, &command, Viewers::of(house)) {
         Ok(()) => dispatch(house, caller, command, out).await,
         Err(fault) => Err(fault),
     };
@@ -32,11 +32,28 @@ fn exchanges(caller: &Caller, command: &Command) -> bool {
     }
 }
 
+/// Who may see recordings besides auditors.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Viewers {
+    /// A user those of her own sessions.
+    pub owner: bool,
+    /// Admins.
+    pub admin: bool,
+}
+
+impl Viewers {
+    /// As configured.
+    pub fn of(house: &House) -> Self {
+        let terms = &house.config().recording;
+        Self { owner: terms.owner_may_view, admin: terms.admin_may_view }
+    }
+}
+
 /// Whether `caller` may say `command` at all; some commands look closer at what it names.
 ///
 /// # Errors
 /// [`Fault`] with exit code 4.
-pub fn permitted(caller: &Caller, command: &Command) -> Result<(), Fault> {
+pub fn permitted(caller: &Caller, command: &Command, viewers: Viewers) -> Result<(), Fault> {
     if let Caller::User(visitor) = caller
         && visitor.only_exchanges
         && !exchanges(caller, command)
@@ -58,6 +75,13 @@ pub fn permitted(caller: &Caller, command: &Command) -> Result<(), Fault> {
         Command::SshKeys(SshKeys::List { user, .. }) => user.is_some() && user.as_ref() == caller.user(),
         Command::Sessions(Sessions::List { user, .. }) => user.is_some() && user.as_ref() == caller.user(),
         Command::Access(Access::Explain { .. }) => true,
+        // Whose session it is is looked at where it is known.
+        Command::Sessions(
+            Sessions::Play { .. }
+            | Sessions::Transcript { .. }
+            | Sessions::Export { .. }
+            | Sessions::Show { .. },
+        ) => viewers.owner && !caller.has_role("admin"),
         _ => false,
     };
     let auditor = match command {
@@ -80,9 +104,11 @@ pub fn permitted(caller: &Caller, command: &Command) -> Result<(), Fault> {
                 | Sessions::Transcript { .. }
                 | Sessions::Search { .. }
                 | Sessions::Watch { .. }
+                | Sessions::Bundle { .. }
         )
     );
-    if anyone || caller.has_role("auditor") && auditor || caller.has_role("admin") && !tape {
+    if anyone || caller.has_role("auditor") && auditor || caller.has_role("admin") && (viewers.admin || !tape)
+    {
         return Ok(());
     }
     let whose = if auditor { "auditors" } else { "admins" };
@@ -119,7 +145,7 @@ async fn of_now(house: &House, caller: &Caller, command: &Command) -> Result<Cal
     let by = LoggedIn { user: &visitor.user, key: &visitor.key, only_exchanges: visitor.only_exchanges };
     let user = still_in(house, by, Timestamp::now()).await.map_err(Fault::denied)?;
     let caller = Caller::User(Visitor { roles: user.roles, ..visitor.clone() });
-    permitted(&caller, command)?;
+    permitted(&caller, command, Viewers::of(house))?;
     Ok(caller)
 }
 
@@ -147,6 +173,10 @@ fn changes(command: &Command) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn permitted(caller: &Caller, command: &Command) -> Result<(), Fault> {
+        super::permitted(caller, command, Viewers::default())
+    }
     use crate::admin::Logs;
 
     fn user(role: &str) -> Caller {
@@ -187,11 +217,33 @@ mod tests {
 
     #[test]
     fn an_auditor_plays_tapes_and_kills_no_session() {
-        let play =
-            Command::Sessions(Sessions::Play { id: "s".into(), speed: 1.0, from: crate::admin::Offset(0) });
+        let play = Command::Sessions(Sessions::Play {
+            id: "s".into(),
+            speed: 1.0,
+            from: crate::admin::Offset(0),
+            copy: crate::admin::FromCopy::default(),
+        });
         let kill = Command::Sessions(Sessions::Kill { id: "s".into(), reason: "r".into() });
         assert!(permitted(&user("auditor"), &play).is_ok() && permitted(&user("auditor"), &kill).is_err());
         assert!(permitted(&user("admin"), &kill).is_ok() && permitted(&user("admin"), &play).is_err());
+    }
+
+    #[test]
+    fn an_owner_and_an_admin_see_recordings_only_where_that_is_configured() {
+        let command = |command| Command::Sessions(command);
+        let transcript =
+            command(Sessions::Transcript { id: "s".into(), copy: crate::admin::FromCopy::default() });
+        let watch = command(Sessions::Watch { id: "s".into() });
+        let bundle = command(Sessions::Bundle { ids: vec!["s".into()], output: None });
+        let may = |role, command: &Command, owner, admin| {
+            super::permitted(&user(role), command, Viewers { owner, admin }).is_ok()
+        };
+        assert!(may("engineer", &transcript, true, false) && !may("engineer", &transcript, false, true));
+        assert!(!may("engineer", &watch, true, true) && !may("engineer", &bundle, true, true));
+        for told in [&transcript, &watch, &bundle] {
+            assert!(may("admin", told, false, true) && !may("admin", told, true, false), "{told:?}");
+            assert!(may("auditor", told, false, false));
+        }
     }
 
     #[test]

@@ -59,6 +59,7 @@ pub struct StateVerified {
     opened: usize,
     store: bool,
     unclosed: Vec<String>,
+    deleted: Vec<(String, audit::DeletedTape)>,
 }
 
 impl StateVerified {
@@ -67,13 +68,16 @@ impl StateVerified {
         json!({
             "events": self.events, "checkpoints": self.checkpoints, "tapes": self.tapes,
             "tapes_opened": self.opened, "store": self.store, "unclosed_sessions": self.unclosed,
+            "deleted_by_retention": self.deleted.iter().map(|(session, gone)| json!({
+                "session": session, "deleted_at": gone.time, "sha256": gone.digest, "seq": gone.seq,
+            })).collect::<Vec<_>>(),
         })
     }
 }
 
 impl std::fmt::Display for StateVerified {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { events, checkpoints, tapes, opened, store, unclosed } = self;
+        let Self { events, checkpoints, tapes, opened, store, unclosed, deleted } = self;
         write!(
             f,
             "{events} events, {checkpoints} checkpoints, {tapes} tapes ({opened} opened): whole and unchanged"
@@ -83,6 +87,9 @@ impl std::fmt::Display for StateVerified {
         }
         if !unclosed.is_empty() {
             write!(f, "\nnot closed (live, or cut off since the last start): {}", unclosed.join(", "))?;
+        }
+        for (session, gone) in deleted {
+            write!(f, "\n{session}: deleted by retention on {} (event {})", gone.time, gone.seq)?;
         }
         Ok(())
     }
@@ -105,6 +112,16 @@ pub fn verify(audit_dir: &Path, tapes: &Tapes, against: &Against) -> Result<Stat
             ))
         };
         let id = closed.session.parse().map_err(|_| named("not a session id".to_owned()))?;
+        if let Some(gone) = chain.deleted.get(&closed.session) {
+            // Its files may still be there after a crash: the next start takes them away.
+            if gone.digest != closed.digest {
+                return Err(named(format!(
+                    "event {} deleted another, with SHA-256 {}",
+                    gone.seq, gone.digest
+                )));
+            }
+            continue;
+        }
         match tapes.verify(id, Some(&closed.digest)).and_then(|verified| {
             let told = tapes.summary_digest(id)?;
             let changed = closed.summary.as_ref().is_some_and(|named| *named != told);
@@ -131,6 +148,7 @@ pub fn verify(audit_dir: &Path, tapes: &Tapes, against: &Against) -> Result<Stat
         tapes: chain.tapes.len(),
         opened,
         unclosed: chain.unclosed,
+        deleted: chain.deleted.into_iter().collect(),
     })
 }
 
@@ -197,6 +215,12 @@ async fn written(found: &[Value], format: LogFormat, out: &mut Output) -> Result
         LogFormat::Ndjson => {
             for event in found {
                 out.line(event.to_string()).await?;
+            }
+            Ok(())
+        }
+        LogFormat::Ocsf => {
+            for event in found {
+                out.line(super::ocsf::ocsf(event).to_string()).await?;
             }
             Ok(())
         }
@@ -301,6 +325,7 @@ mod tests {
             tapes: Vec::new(),
             store: Default::default(),
             unclosed: Vec::new(),
+            deleted: std::collections::BTreeMap::new(),
         };
         let (now, id) = (Timestamp::now(), SessionId::new(Timestamp::now()));
         let told = |ended_at: Option<Timestamp>| {

@@ -5,13 +5,13 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use keystore::{Role, UserName};
 use serde::Serialize;
 use tokio::sync::{MutexGuard, mpsc};
 
-use super::render::is_command;
-use crate::audit::AuditError;
+use crate::audit::{AuditError, harmless};
 use crate::session::Chunk;
 
 /// Who asks, as proven by the door the command came through.
@@ -74,13 +74,35 @@ pub struct Output {
     to: mpsc::Sender<Chunk>,
     json: bool,
     width: Option<u16>,
+    keyboard: Option<Keyboard>,
+    began: Instant,
+    in_progress: bool,
     turn: Option<MutexGuard<'static, ()>>,
+}
+
+/// What is typed at the terminal that an answer goes to.
+pub struct Keyboard {
+    /// The keys, as the terminal sends them.
+    pub keys: mpsc::Receiver<Vec<u8>>,
+    /// The lines of the terminal.
+    pub rows: u16,
 }
 
 impl Output {
     /// An output into `to`; `width` is that of the terminal it ends on, in columns, if it does.
     pub fn new(to: mpsc::Sender<Chunk>, json: bool, width: Option<u16>) -> Self {
-        Self { to, json, width, turn: None }
+        Self { to, json, width, keyboard: None, began: Instant::now(), in_progress: false, turn: None }
+    }
+
+    /// The same output, on a terminal at which somebody types.
+    #[must_use]
+    pub fn with_keyboard(self, keyboard: Option<Keyboard>) -> Self {
+        Self { keyboard, ..self }
+    }
+
+    /// The keyboard, if there is one; whoever takes it listens to it.
+    pub fn take_keyboard(&mut self) -> Option<Keyboard> {
+        self.keyboard.take()
     }
 
     /// Holds the turn of a change until the answer begins.
@@ -120,6 +142,7 @@ impl Output {
     /// If the client has gone.
     pub async fn bytes(&mut self, bytes: Vec<u8>) -> Result<(), Fault> {
         self.release();
+        self.progressed().await?;
         self.to.send(Chunk::Out(bytes)).await.map_err(|_| Fault::error("the client has gone"))
     }
 
@@ -143,7 +166,39 @@ impl Output {
         let mut text = harmless(text.into());
         text.push('\n');
         self.release();
+        self.progressed().await?;
         self.to.send(Chunk::Err(text.into_bytes())).await.map_err(|_| Fault::error("the client has gone"))
+    }
+
+    /// On a terminal, and once it takes over two seconds: how much of all is done, and how long the rest will take.
+    ///
+    /// # Errors
+    /// If the client has gone.
+    pub async fn progress(&mut self, doing: &str, (done, all): (u64, u64)) -> Result<(), Fault> {
+        let since = self.began.elapsed();
+        if self.width.is_none() || since < Duration::from_secs(2) || done == 0 || all == 0 {
+            return Ok(());
+        }
+        let share = (done as f64 / all as f64).min(1.0);
+        let left = since.mul_f64((1.0 - share) / share).as_secs();
+        let bar = "#".repeat((share * 20.0) as usize);
+        let text = format!(
+            "\r{doing} [{bar:<20}] {:.0} %, {}:{:02} left\u{1b}[K",
+            share * 100.0,
+            left / 60,
+            left % 60
+        );
+        self.in_progress = true;
+        self.to.send(Chunk::Err(text.into_bytes())).await.map_err(|_| Fault::error("the client has gone"))
+    }
+
+    /// Takes the progress away before something else is written.
+    async fn progressed(&mut self) -> Result<(), Fault> {
+        if !std::mem::take(&mut self.in_progress) {
+            return Ok(());
+        }
+        let gone = Chunk::Err(b"\r\x1b[K".to_vec());
+        self.to.send(gone).await.map_err(|_| Fault::error("the client has gone"))
     }
 
     /// Writes `value` as JSON if that was asked for, or else `text`.
@@ -157,26 +212,6 @@ impl Output {
         let value = serde_json::to_string_pretty(value).map_err(|e| Fault::error(e.to_string()))?;
         self.line(value).await
     }
-}
-
-/// `text` with JSON's escapes for what [`is_command`], but for the white space of text. JSON stays the same JSON: serde
-/// escapes the C0 controls alone, and an event holds names that nobody vouched for.
-fn harmless(text: String) -> String {
-    let obeyed = |c: char| is_command(c) && !matches!(c, '\n' | '\r' | '\t');
-    if !text.contains(obeyed) {
-        return text;
-    }
-    let mut out = String::with_capacity(text.len() + 32);
-    for c in text.chars() {
-        if obeyed(c) {
-            for unit in c.encode_utf16(&mut [0; 2]) {
-                out.push_str(&format!("\\u{unit:04x}"));
-            }
-        } else {
-            out.push(c);
-        }
-    }
-    out
 }
 
 /// Why a command did not do what it was asked to: an exit code and one sentence.
@@ -239,6 +274,7 @@ impl From<AuditError> for Fault {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::audit::is_command;
 
     #[tokio::test]
     async fn who_does_not_read_an_answer_holds_up_no_other_change() {

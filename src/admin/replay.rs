@@ -1,76 +1,100 @@
 //! Reading tapes: played, watched, searched, as text, exported. That somebody looks is in the trail before the first
 //! byte is shown. Tapes are read a frame at a time where blocking is allowed, and never faster than the reader takes it.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use regex::{Regex, RegexBuilder};
 use serde_json::json;
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::mpsc;
 
+use super::keys_typed::{Key, keys};
+use super::player::{self, LONGEST_PAUSE, Wanted};
 use super::render::plain;
-use super::sessions::{parsed, summary};
-use super::{Caller, Fault, Format, Output};
-use crate::audit::Event;
+use super::sessions::parsed;
+use super::shelf::Shelf;
+use super::steps::Steps;
+use super::{Caller, Fault, Format, Keyboard, Output};
+use crate::audit::{Event, harmless};
 use crate::recording::{
-    Cast, Frames, Line, Playback, Record, SessionId, Source, Summary, TapeError, Tapes, Transcript, What,
-    cast_header, cast_line, json_record, picture,
+    Cast, CastEvent, Drawing, Frames, Line, Lines, Playback, Record, SessionId, Source, Summary, TapeError,
+    What, cast_header, cast_line, json_record, picture,
 };
 use crate::session::House;
 
 /// Whose tape is asked for, and by whom.
-pub(super) type Asked<'a> = (&'a House, &'a Caller, &'a str);
+pub(super) type Asked<'a> = (Shelf<'a>, &'a Caller, &'a str);
 
-/// Replays at the tape's own pace; pauses are shortened to two seconds.
+/// Replays at the tape's own pace; pauses are shortened to two seconds. With a keyboard it listens to it.
 pub(super) async fn play(asked: Asked<'_>, speed: f64, from: u64, out: &mut Output) -> Result<(), Fault> {
-    let (house, caller, id) = asked;
+    let (shelf, caller, id) = asked;
     let id = parsed(id)?;
-    let mut playback = super::sessions::reading(house, move |tapes| Playback::from(tapes, id, from)).await?;
-    viewed(house, caller, id).await?;
-    let mut events = piped(house, move |_, to| {
-        while let Some(event) = playback.next_event()? {
-            if to.blocking_send(Ok(event)).is_err() {
-                break;
-            }
-        }
-        Ok(())
-    });
-    let mut last = from;
-    while let Some(event) = events.recv().await {
-        let (millis, code, text) = event?;
-        if code != 'o' {
-            continue;
-        }
-        let pause = Duration::from_millis(millis.saturating_sub(last)).min(LONGEST_PAUSE);
-        last = millis;
-        tokio::time::sleep(pause.div_f64(speed)).await;
-        out.bytes(text.into_bytes()).await?;
+    let length = length(&shelf.summary(id).await?);
+    let playback = shelf.reading(move |tapes| Playback::from(tapes, id, from)).await?;
+    viewed(shelf, caller, id).await?;
+    if let Some(keyboard) = out.take_keyboard() {
+        return player::play(shelf, Wanted { id, speed, from, length }, keyboard, out).await;
     }
-    Ok(())
+    let (mut events, mut last, mut drawing) = (events(playback), from, Drawing::default());
+    while let Some(events) = events.next().await? {
+        for (millis, _, text) in events.into_iter().filter(|(_, code, _)| *code == 'o') {
+            let pause = Duration::from_millis(millis.saturating_sub(last)).min(LONGEST_PAUSE);
+            last = millis;
+            tokio::time::sleep(pause.div_f64(speed)).await;
+            out.bytes(drawing.of_text(&text).into_bytes()).await?;
+        }
+    }
+    tidied(&drawing, out).await
+}
+
+/// Gives the terminal back as it was, if it is one.
+async fn tidied(drawing: &Drawing, out: &mut Output) -> Result<(), Fault> {
+    if out.width().is_some() { out.bytes(drawing.tidy().into_bytes()).await } else { Ok(()) }
+}
+
+/// Milliseconds that a session lasted.
+fn length(summary: &Summary) -> u64 {
+    let end = summary.ended_at.unwrap_or(summary.header.started_at).as_millisecond();
+    u64::try_from(end.saturating_sub(summary.header.started_at.as_millisecond())).unwrap_or(0)
+}
+
+/// What a playback shows, some events at a time.
+pub(super) fn events(mut playback: Playback) -> Steps<Vec<CastEvent>> {
+    Steps::of(move || {
+        let (mut events, mut size) = (Vec::new(), 0);
+        while events.len() < 64 && size < PIECE {
+            let Some(event) = playback.next_event()? else { break };
+            size += event.2.len();
+            events.push(event);
+        }
+        Ok((!events.is_empty()).then_some(events))
+    })
 }
 
 /// What a person saw, line by line.
 pub(super) async fn transcript(asked: Asked<'_>, out: &mut Output) -> Result<(), Fault> {
-    let (house, caller, id) = asked;
+    let (shelf, caller, id) = asked;
     let id = parsed(id)?;
-    let frames = super::sessions::reading(house, move |tapes| tapes.frames(id, 0)).await?;
-    viewed(house, caller, id).await?;
-    let mut lines = piped(house, move |_, to| read_lines(frames, |line| to.blocking_send(Ok(line)).is_ok()));
+    let started = shelf.summary(id).await?.header.started_at;
+    let frames = shelf.reading(move |tapes| tapes.frames(id, 0)).await?;
+    viewed(shelf, caller, id).await?;
+    let mut lines = Lines::of(frames);
+    let mut steps = Steps::of(move || lines.more());
     let mut first = true;
-    while let Some(line) = lines.recv().await {
-        let line = line?;
-        if out.json() {
-            let shown = json!({
-                "seconds": Duration::from_millis(line.millis).as_secs_f64(), "channel": line.channel,
-                "source": source(line.source), "text": line.text,
-            });
-            out.line(format!("{}{shown}", if first { "[\n" } else { "," })).await?;
-        } else {
-            out.line(format!("{}  {}", place(line.millis), shown(&line))).await?;
+    while let Some(lines) = steps.next().await? {
+        for line in lines {
+            if out.json() {
+                let shown = json!({
+                    "seconds": Duration::from_millis(line.millis).as_secs_f64(), "channel": line.channel,
+                    "time": moment(started, line.millis).map(|at| format!("{at:.3}")),
+                    "source": source(line.source), "text": line.text,
+                });
+                out.line(format!("{}{shown}", if first { "[\n" } else { "," })).await?;
+            } else {
+                let at = moment(started, line.millis).map(clock).unwrap_or_default();
+                out.line(format!("{}  {at}  {}", place(line.millis), shown(&line))).await?;
+            }
+            first = false;
         }
-        first = false;
     }
     if out.json() {
         out.line(if first { "[]" } else { "]" }).await?;
@@ -78,83 +102,67 @@ pub(super) async fn transcript(asked: Asked<'_>, out: &mut Output) -> Result<(),
     Ok(())
 }
 
-/// What is looked for.
-pub(super) fn pattern(text: &str, regex: bool) -> Result<Regex, Fault> {
-    let text = if regex { text.to_owned() } else { regex::escape(text) };
-    let built = RegexBuilder::new(&text).case_insensitive(true).size_limit(1 << 20).build();
-    built.map_err(|e| Fault::usage(format!("the pattern is no regular expression: {e}")))
-}
-
-/// Looks through the tapes of `among`, oldest first.
-pub(super) async fn search(
-    (house, caller): (&House, &Caller),
-    among: &[Summary],
-    pattern: Regex,
+/// A second auditor lets `watcher` watch, for as long as is configured.
+pub(super) async fn approve(
+    asked: (&House, &Caller, &str),
+    watcher: &str,
     out: &mut Output,
 ) -> Result<(), Fault> {
-    let pattern = Arc::new(pattern);
-    let (mut found, mut unread) = (Vec::new(), Vec::new());
-    for summary in among {
-        let id = parsed(&summary.header.id)?;
-        let wanted = Arc::clone(&pattern);
-        let mut hits = piped(house, move |tapes, to| {
-            read_lines(tapes.frames(id, 0)?, |line| {
-                !wanted.is_match(&line.text) || to.blocking_send(Ok(line)).is_ok()
-            })
-        });
-        let mut viewed_already = false;
-        while let Some(hit) = hits.recv().await {
-            let line = match hit {
-                Ok(line) => line,
-                // One tape that does not open must not end the search; that it was left out is said.
-                Err(error) => {
-                    unread.push(format!("{id}: {error}"));
-                    break;
-                }
-            };
-            if !viewed_already {
-                viewed(house, caller, id).await?;
-                viewed_already = true;
-            }
-            if out.json() {
-                found.push(json!({
-                    "session": id.to_string(), "user": summary.header.user, "instance": summary.header.instance,
-                    "seconds": Duration::from_millis(line.millis).as_secs_f64(), "channel": line.channel,
-                    "source": source(line.source), "text": line.text,
-                }));
-            } else {
-                out.line(format!("{id}  {}  {}", place(line.millis), shown(&line))).await?;
-            }
-        }
+    let (house, caller, id) = asked;
+    let shelf = Shelf::from(house);
+    let id = parsed(id)?;
+    let Some(seconds) = house.config().recording.watch_approval else {
+        return Err(Fault::usage("watching takes no approval here; see recording.watch_approval"));
+    };
+    if caller.name() == watcher {
+        return Err(Fault::denied("nobody approves for themselves: it takes a second auditor"));
     }
-    if out.json() {
-        out.either(&found, "").await?;
+    if shelf.summary(id).await?.ended_at.is_some() {
+        return Err(TapeError::Ended(id).into());
     }
-    if unread.is_empty() {
-        return Ok(());
-    }
-    Err(Fault::error(format!("not searched, so there may be more:\n{}", plain_lines(&unread))))
+    let now = Timestamp::now();
+    let until = Timestamp::from_second(now.as_second() + seconds).map_err(|e| Fault::error(e.to_string()))?;
+    let event = Event::WatchApproved {
+        by: caller.name(),
+        user: watcher.to_owned(),
+        session: id.to_string(),
+        until: format!("{until:.0}"),
+    };
+    house.trail.append(event, now).await.map_err(|e| Fault::error(e.to_string()))?;
+    house.approvals.grant(id, watcher, until);
+    out.note(format!("{} may watch {id} until {until:.0}.", plain(watcher))).await
 }
 
 /// The live session, as it stands and as it goes on.
-pub(super) async fn watch(asked: Asked<'_>, out: &mut Output) -> Result<(), Fault> {
+pub(super) async fn watch(asked: (&House, &Caller, &str), out: &mut Output) -> Result<(), Fault> {
     let (house, caller, id) = asked;
+    let shelf = Shelf::from(house);
     let id = parsed(id)?;
-    if summary(house, &id.to_string()).await?.ended_at.is_some() {
+    if shelf.summary(id).await?.ended_at.is_some() {
         return Err(TapeError::Ended(id).into());
     }
-    viewed(house, caller, id).await?;
+    let approved = || house.approvals.allow(id, &caller.name(), Timestamp::now());
+    if house.config().recording.watch_approval.is_some() && !approved() {
+        let (id, name) = (id.to_string(), caller.name());
+        return Err(Fault::denied(format!(
+            "watching takes a second auditor here; ask one to run: keyward sessions approve {id} --for {name}"
+        )));
+    }
+    viewed(shelf, caller, id).await?;
     let (frames, before, mut live) = house.tapes.watch(id).await?;
     let stood = tokio::task::spawn_blocking(move || picture(frames, before)).await;
     let (mut cast, dump) = stood.map_err(|e| Fault::error(e.to_string()))??;
-    out.bytes(dump.into_bytes()).await?;
-    loop {
+    let mut drawing = Drawing::default();
+    out.bytes(drawing.of_text(&dump).into_bytes()).await?;
+    let mut keyboard = out.take_keyboard();
+    let ended = loop {
         let record = tokio::select! {
             () = out.gone() => return Ok(()),
+            () = quits(&mut keyboard) => break false,
             record = live.recv() => record,
         };
         match record {
-            Ok(record) if matches!(record.what, What::End(..)) => break,
+            Ok(record) if matches!(record.what, What::End(..)) => break true,
             Ok(record) => {
                 if cast.channel().is_none()
                     && let Some(terminal) = Cast::begins(&record)
@@ -162,123 +170,113 @@ pub(super) async fn watch(asked: Asked<'_>, out: &mut Output) -> Result<(), Faul
                     cast = terminal;
                 }
                 if let Some((_, 'o', text)) = cast.event(&record) {
-                    out.bytes(text.into_bytes()).await?;
+                    out.bytes(drawing.of_text(&text).into_bytes()).await?;
                 }
             }
             Err(RecvError::Lagged(missed)) => {
                 out.note(format!("\r\nkeyward: {missed} pieces were left out: you read too slowly\r"))
                     .await?;
             }
-            Err(RecvError::Closed) => break,
+            Err(RecvError::Closed) => break true,
+        }
+    };
+    tidied(&drawing, out).await?;
+    let says =
+        if ended { format!("session {id} has ended") } else { format!("session {id} goes on, unwatched") };
+    out.note(format!("\r\nkeyward: {says}\r")).await
+}
+
+/// Resolves when `q` is typed; never without a keyboard. Cancel-safe.
+async fn quits(keyboard: &mut Option<Keyboard>) {
+    let Some(keyboard) = keyboard else { return std::future::pending().await };
+    loop {
+        match keyboard.keys.recv().await {
+            Some(typed) if !keys(&typed).iter().any(|key| matches!(key, Key::Char('q') | Key::End)) => {}
+            _ => return,
         }
     }
-    out.note(format!("\r\nkeyward: session {id} has ended\r")).await
 }
 
 /// The tape in another format.
 pub(super) async fn export(asked: Asked<'_>, format: Format, out: &mut Output) -> Result<(), Fault> {
-    let (house, caller, id) = asked;
+    let (shelf, caller, id) = asked;
     let id = parsed(id)?;
-    let summary = summary(house, &id.to_string()).await?;
+    let summary = shelf.summary(id).await?;
     let mut pieces = match format {
         Format::Asciicast => {
-            let mut playback =
-                super::sessions::reading(house, move |tapes| Playback::from(tapes, id, 0)).await?;
-            piped(house, move |_, to| {
-                let mut piece = cast_header(&summary, playback.cast());
-                while let Some(event) = playback.next_event()? {
-                    piece.push_str(&cast_line(&event));
-                    if piece.len() > PIECE && to.blocking_send(Ok(std::mem::take(&mut piece))).is_err() {
-                        return Ok(());
-                    }
-                }
-                drop(to.blocking_send(Ok(piece)));
-                Ok(())
-            })
+            let playback = shelf.reading(move |tapes| Playback::from(tapes, id, 0)).await?;
+            as_cast(&summary, playback)
         }
         Format::Json => {
-            let frames = super::sessions::reading(house, move |tapes| tapes.frames(id, 0)).await?;
-            piped(house, move |_, to| as_json(&summary, frames, &to))
+            let frames = shelf.reading(move |tapes| tapes.frames(id, 0)).await?;
+            as_json(&summary, frames)?
         }
     };
-    viewed(house, caller, id).await?;
-    while let Some(piece) = pieces.recv().await {
-        out.bytes(piece?.into_bytes()).await?;
+    viewed(shelf, caller, id).await?;
+    while let Some(piece) = pieces.next().await? {
+        out.bytes(piece.into_bytes()).await?;
     }
     Ok(())
 }
 
-type Pieces<T> = mpsc::Sender<Result<T, TapeError>>;
+fn as_cast(summary: &Summary, mut playback: Playback) -> Steps<String> {
+    let mut header = Some(cast_header(summary, playback.cast()));
+    Steps::of(move || {
+        let mut piece = header.take().unwrap_or_default();
+        while piece.len() < PIECE {
+            let Some(event) = playback.next_event()? else { break };
+            piece.push_str(&cast_line(&event));
+        }
+        Ok((!piece.is_empty()).then_some(piece))
+    })
+}
 
-fn as_json(summary: &Summary, mut frames: Frames, to: &Pieces<String>) -> Result<(), TapeError> {
+fn as_json(summary: &Summary, mut frames: Frames) -> Result<Steps<String>, Fault> {
     let encoded = |error: serde_json::Error| TapeError::Failed(error.to_string());
-    let mut piece =
-        format!("{{\"session\":{},\"records\":[", serde_json::to_string(summary).map_err(encoded)?);
-    let mut first = true;
-    while let Some(records) = frames.next_frame()? {
-        for record in records.iter().filter(|r: &&Record| !matches!(r.what, What::Screen { .. })) {
-            piece.push_str(if first { "\n" } else { ",\n" });
-            first = false;
-            piece.push_str(&json_record(record).map_err(encoded)?.to_string());
-            if piece.len() > PIECE && to.blocking_send(Ok(std::mem::take(&mut piece))).is_err() {
-                return Ok(());
+    let session = serde_json::to_string(summary).map_err(encoded)?;
+    let mut piece = format!("{{\"session\":{session},\"records\":[");
+    let (mut first, mut done) = (true, false);
+    Ok(Steps::of(move || {
+        while piece.len() < PIECE && !done {
+            let Some(records) = frames.next_frame()? else {
+                piece.push_str("\n]}\n");
+                done = true;
+                break;
+            };
+            for record in records.iter().filter(|r: &&Record| !matches!(r.what, What::Screen { .. })) {
+                piece.push_str(if first { "\n" } else { ",\n" });
+                first = false;
+                let record = json_record(record).map_err(encoded)?.to_string();
+                // JSON too ends on terminals.
+                piece.push_str(&harmless(record));
             }
         }
-    }
-    piece.push_str("\n]}\n");
-    drop(to.blocking_send(Ok(piece)));
-    Ok(())
-}
-
-/// Runs `work` where blocking is allowed; what it sends comes out as it is taken.
-fn piped<T: Send + 'static>(
-    house: &House,
-    work: impl FnOnce(&Tapes, Pieces<T>) -> Result<(), TapeError> + Send + 'static,
-) -> mpsc::Receiver<Result<T, TapeError>> {
-    let (to, from) = mpsc::channel(64);
-    let tapes = Arc::clone(&house.tapes);
-    tokio::task::spawn_blocking(move || {
-        if let Err(error) = work(&tapes, to.clone()) {
-            // Whoever asked may have gone away.
-            drop(to.blocking_send(Err(error)));
-        }
-    });
-    from
-}
-
-/// Every line of a tape, until `each` says that it is enough.
-fn read_lines(mut frames: Frames, mut each: impl FnMut(Line) -> bool) -> Result<(), TapeError> {
-    let (mut transcript, mut done) = (Transcript::default(), Vec::new());
-    while let Some(records) = frames.next_frame()? {
-        records.iter().for_each(|record| transcript.feed(record, &mut done));
-        for line in done.drain(..) {
-            if !each(line) {
-                return Ok(());
-            }
-        }
-    }
-    transcript.finish(&mut done);
-    for line in done {
-        if !each(line) {
-            return Ok(());
-        }
-    }
-    Ok(())
+        Ok((!piece.is_empty()).then(|| std::mem::take(&mut piece)))
+    }))
 }
 
 /// Before the first byte is shown: who looks is known, or nothing is shown.
-async fn viewed(house: &House, caller: &Caller, id: SessionId) -> Result<(), Fault> {
-    let event = Event::RecordingViewed { by: caller.name(), session: id.to_string() };
-    house.trail.append(event, Timestamp::now()).await.map(drop).map_err(|e| Fault::error(e.to_string()))
+pub(super) async fn viewed(shelf: Shelf<'_>, caller: &Caller, id: SessionId) -> Result<(), Fault> {
+    shelf.hears(Event::RecordingViewed { by: caller.name(), session: id.to_string() }).await
+}
+
+/// When something `millis` after the start of a session happened.
+pub(super) fn moment(started: Timestamp, millis: u64) -> Option<Timestamp> {
+    started.checked_add(Duration::from_millis(millis)).ok()
+}
+
+/// `2026-11-23 12:00:59`, UTC.
+pub(super) fn clock(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%d %H:%M:%S").to_string()
 }
 
 /// `0:01:23` since the session started.
-fn place(millis: u64) -> String {
+pub(super) fn place(millis: u64) -> String {
     let seconds = millis / 1000;
     format!("{}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60)
 }
 
-fn shown(line: &Line) -> String {
+pub(super) fn shown(line: &Line) -> String {
     let mark = match line.source {
         Source::Output => "",
         Source::Stderr => "stderr: ",
@@ -289,7 +287,7 @@ fn shown(line: &Line) -> String {
     format!("{mark}{}", plain(&line.text))
 }
 
-fn source(source: Source) -> &'static str {
+pub(super) fn source(source: Source) -> &'static str {
     match source {
         Source::Output => "output",
         Source::Stderr => "stderr",
@@ -299,9 +297,4 @@ fn source(source: Source) -> &'static str {
     }
 }
 
-fn plain_lines(lines: &[String]) -> String {
-    lines.iter().map(|line| plain(line)).collect::<Vec<_>>().join("\n")
-}
-
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 const PIECE: usize = 64 << 10;

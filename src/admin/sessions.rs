@@ -4,7 +4,8 @@ use jiff::Timestamp;
 use serde_json::json;
 
 use super::render::{plain, short_time, table};
-use super::{Caller, Fault, Output, SessionFilter, Sessions, replay};
+use super::shelf::Shelf;
+use super::{Caller, Fault, Output, Sessions, bundle, finds, replay, retention, search};
 use crate::recording::{Mode, SessionId, SessionStatus, Summary, TapeError};
 use crate::session::House;
 
@@ -14,6 +15,7 @@ pub(super) async fn run(
     command: Sessions,
     out: &mut Output,
 ) -> Result<(), Fault> {
+    finds::may_see(house, caller, &command).await?;
     match command {
         Sessions::List { live, user, since, only } => {
             let since = since.map(|when| when.ago(Timestamp::now()));
@@ -21,7 +23,7 @@ pub(super) async fn run(
             found.retain(|s| !live || s.status == SessionStatus::Live);
             found.retain(|s| user.as_ref().is_none_or(|u| s.header.user == u.as_str()));
             found.retain(|s| since.is_none_or(|t| s.header.started_at >= t));
-            found.retain(|s| wanted(s, &only));
+            let found = finds::only(house, found, &only).await?;
             let shown = listed(&found, out.width());
             out.either(&found, shown).await
         }
@@ -31,25 +33,34 @@ pub(super) async fn run(
             out.either(&summary, shown).await
         }
         Sessions::Gaps { since } => gaps(house, since.map(|when| when.ago(Timestamp::now())), out).await,
-        Sessions::Play { id, speed, from } => {
+        Sessions::Play { id, speed, from, copy: _ } => {
             if !(speed > 0.0 && speed <= 1000.0) {
                 return Err(Fault::usage("--speed takes a number above 0, at most 1000"));
             }
-            replay::play((house, caller, &id), speed, from.0, out).await
+            replay::play((house.into(), caller, &id), speed, from.0, out).await
         }
-        Sessions::Transcript { id } => replay::transcript((house, caller, &id), out).await,
-        Sessions::Search { pattern, regex, user, since } => {
+        Sessions::Transcript { id, copy: _ } => replay::transcript((house.into(), caller, &id), out).await,
+        Sessions::Search { pattern, regex, user, since, only, copy: _ } => {
             let since = since.map(|when| when.ago(Timestamp::now()));
-            let pattern = replay::pattern(&pattern, regex)?;
+            let sought = search::pattern(&pattern, regex)?;
             let mut among = summaries(house).await?;
             among.retain(|s| s.status != SessionStatus::Live);
             among.retain(|s| user.as_ref().is_none_or(|u| s.header.user == u.as_str()));
             among.retain(|s| since.is_none_or(|t| s.header.started_at >= t));
-            replay::search((house, caller), &among, pattern, out).await
+            let among = finds::only(house, among, &only).await?;
+            search::search((house.into(), caller), among, &pattern, sought, out).await
         }
         Sessions::Watch { id } => replay::watch((house, caller, &id), out).await,
-        Sessions::Export { id, output: _, format } => replay::export((house, caller, &id), format, out).await,
-        Sessions::Verify { id } => verify(house, &id, out).await,
+        Sessions::Export { id, format, .. } => replay::export((house.into(), caller, &id), format, out).await,
+        Sessions::Verify { id: Some(id), .. } => verify(house, &id, out).await,
+        Sessions::Verify { id: None, .. } => {
+            Err(Fault::usage("--bundle names a file of your own machine: use it there"))
+        }
+        Sessions::Bundle { ids, output: _ } => bundle::make((house, caller), &ids, out).await,
+        Sessions::Hold { id, reason } => retention::hold((house, caller), &id, &reason, out).await,
+        Sessions::Release { id, reason } => retention::release((house, caller), &id, &reason, out).await,
+        Sessions::Holds => retention::list(house, out).await,
+        Sessions::Approve { id, watcher } => replay::approve((house, caller, &id), &watcher, out).await,
         Sessions::Kill { id, reason } => {
             // The session's own end writes `session_killed` to the trail.
             if !house.registry.kill(&id, &caller.name(), &plain(&reason)) {
@@ -60,21 +71,6 @@ pub(super) async fn run(
             out.note(format!("Ended {id}.")).await
         }
     }
-}
-
-fn wanted(session: &Summary, only: &SessionFilter) -> bool {
-    let header = &session.header;
-    let from =
-        |net: &super::Network| header.source_ip.parse().is_ok_and(|ip: std::net::IpAddr| net.0.contains(&ip));
-    let said = |text: &String| {
-        let text = text.to_lowercase();
-        session.channels.iter().filter_map(|c| c.command.as_ref()).any(|c| c.to_lowercase().contains(&text))
-    };
-    only.login.as_ref().is_none_or(|login| header.login == login.as_str())
-        && only.instance.as_ref().is_none_or(|instance| header.instance == instance.as_str())
-        && only.key.as_ref().is_none_or(|key| header.key == *key)
-        && only.source.as_ref().is_none_or(from)
-        && only.command.as_ref().is_none_or(said)
 }
 
 /// Everything that was not recorded, or may not have been, with the reason.
@@ -126,9 +122,7 @@ pub(super) async fn reading<T: Send + 'static>(
     house: &House,
     read: impl FnOnce(&crate::recording::Tapes) -> Result<T, TapeError> + Send + 'static,
 ) -> Result<T, Fault> {
-    let tapes = std::sync::Arc::clone(&house.tapes);
-    let done = tokio::task::spawn_blocking(move || read(&tapes)).await;
-    done.map_err(|e| Fault::error(e.to_string()))?.map_err(Fault::from)
+    Shelf::from(house).reading(read).await
 }
 
 async fn summaries(house: &House) -> Result<Vec<Summary>, Fault> {
@@ -136,8 +130,17 @@ async fn summaries(house: &House) -> Result<Vec<Summary>, Fault> {
 }
 
 pub(super) async fn summary(house: &House, id: &str) -> Result<Summary, Fault> {
-    let id = parsed(id)?;
-    reading(house, move |tapes| tapes.summary(id)).await
+    Shelf::from(house).summary(parsed(id)?).await
+}
+
+/// What there is to say of a tape whose time was over, if it was.
+pub(super) async fn deleted(house: &House, id: SessionId) -> Result<Option<String>, Fault> {
+    let trail = std::sync::Arc::clone(&house.trail);
+    let told = reading(house, move |_| Ok(trail.deletion(&id.to_string()))).await?;
+    let told = told.map_err(|e| Fault::tampering(e.to_string()))?;
+    Ok(told.map(|(at, reason)| {
+        format!("session {id}: its recording was deleted by retention on {at} ({})", plain(&reason))
+    }))
 }
 
 pub(super) fn parsed(id: &str) -> Result<SessionId, Fault> {
@@ -147,13 +150,21 @@ pub(super) fn parsed(id: &str) -> Result<SessionId, Fault> {
 /// The tape against its own frames and against the digest that the chain names.
 async fn verify(house: &House, id: &str, out: &mut Output) -> Result<(), Fault> {
     let session = parsed(id)?;
-    if reading(house, move |tapes| tapes.summary(session)).await?.status == SessionStatus::Live {
-        return Err(Fault::conflict(format!("session {session} is still live; verify it when it has ended")));
+    match reading(house, move |tapes| Ok(tapes.summary(session))).await? {
+        Ok(summary) if summary.status == SessionStatus::Live => {
+            return Err(Fault::conflict(format!(
+                "session {session} is still live; verify it when it has ended"
+            )));
+        }
+        Err(TapeError::Missing(_)) => {
+            return match signed_deletion(house, session).await? {
+                Some(value) => out.either(&value.0, value.1).await,
+                None => Err(TapeError::Missing(session).into()),
+            };
+        }
+        _ => {}
     }
-    let dir = house.config().audit_dir();
-    let chain = tokio::task::spawn_blocking(move || crate::audit::verify(&dir)).await;
-    let chain = chain.map_err(|e| Fault::error(e.to_string()))?;
-    let chain = chain.map_err(|fault| Fault::tampering(format!("audit trail: {fault}")))?;
+    let chain = chain(house).await?;
     let named = chain.tapes.into_iter().rev().find(|closed| closed.session == session.to_string());
     let Some(named) = named else {
         return Err(Fault::tampering(format!("the audit trail names no tape of session {session}")));
@@ -169,6 +180,39 @@ async fn verify(house: &House, id: &str, out: &mut Output) -> Result<(), Fault> 
         verified.digest, named.seq
     );
     out.either(&value, text).await
+}
+
+async fn chain(house: &House) -> Result<crate::audit::Verified, Fault> {
+    let dir = house.config().audit_dir();
+    let chain = tokio::task::spawn_blocking(move || crate::audit::verify(&dir)).await;
+    let chain = chain.map_err(|e| Fault::error(e.to_string()))?;
+    chain.map_err(|fault| Fault::tampering(format!("audit trail: {fault}")))
+}
+
+/// The deletion of a tape, as the signed part of the chain tells it, as JSON and in words.
+async fn signed_deletion(
+    house: &House,
+    session: SessionId,
+) -> Result<Option<(serde_json::Value, String)>, Fault> {
+    let chain = chain(house).await?;
+    let gone = chain.deleted.get(&session.to_string());
+    if gone.is_none() && chain.tapes.iter().any(|tape| tape.session == session.to_string()) {
+        return Err(Fault::tampering(format!(
+            "the tape of session {session} is gone, and no signed event deletes it"
+        )));
+    }
+    Ok(gone.map(|gone| {
+        let value = json!({
+            "session": session.to_string(), "deleted_at": gone.time, "sha256": gone.digest, "seq": gone.seq,
+        });
+        (
+            value,
+            format!(
+                "{session}: deleted by retention on {} (event {}; SHA-256 {})",
+                gone.time, gone.seq, gone.digest
+            ),
+        )
+    }))
 }
 
 fn listed(found: &[Summary], width: Option<u16>) -> String {

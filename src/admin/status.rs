@@ -39,7 +39,17 @@ pub(super) async fn status(house: &House, out: &mut Output) -> Result<(), Fault>
     if let Some(reason) = &lockdown {
         warnings.push(format!("lockdown: {}. End it: keyward access deny-all --end", plain(reason)));
     }
+    let receivers: Vec<_> =
+        house.outlets.standings().iter().map(|to| (to, head.seq.saturating_sub(to.delivered()))).collect();
+    for (to, behind) in &receivers {
+        if let Some(fault) = to.fault() {
+            warnings.push(format!("{} {} is {behind} events behind: {}", to.name, to.target, plain(&fault)));
+        }
+    }
     let value = json!({
+        "receivers": receivers.iter().map(|(to, behind)| json!({
+            "name": to.name, "target": to.target, "delivered": to.delivered(), "behind": behind, "fault": to.fault(),
+        })).collect::<Vec<_>>(),
         "version": version, "listen": house.config().listen, "started_at": house.started_at,
         "uptime_secs": uptime, "live_sessions": live, "connections": connections, "keys_expiring": expiring,
         "disk": { "bytes_left": room.bytes, "percent_used": room.percent_used },
@@ -64,6 +74,9 @@ pub(super) async fn status(house: &House, out: &mut Output) -> Result<(), Fault>
         head.hash,
         if house.tapes.can_read() { "readable here" } else { "readable only with the auditors' identity" },
     );
+    for (to, behind) in &receivers {
+        text.push_str(&format!("\n{:<18} {}, {behind} events behind", to.name, to.target));
+    }
     for warning in &warnings {
         text.push_str(&format!("\nWARNING: {warning}"));
     }

@@ -22,6 +22,9 @@ pub struct Request {
     pub json: bool,
     /// The columns of the client's terminal, if its standard output is one.
     pub width: Option<u16>,
+    /// The lines of that terminal, if what is typed there follows the request.
+    #[serde(default)]
+    pub keyboard: Option<u16>,
 }
 
 impl Request {

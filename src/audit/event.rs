@@ -452,6 +452,62 @@ pub enum Event {
         /// Session id.
         session: String,
     },
+    /// Someone searched the tapes.
+    RecordingsSearched {
+        /// Who did it.
+        by: String,
+        /// For what.
+        pattern: String,
+        /// In how many sessions.
+        count: u64,
+    },
+    /// Someone took tapes out as a signed archive.
+    RecordingsBundled {
+        /// Who did it.
+        by: String,
+        /// Which sessions.
+        sessions: Vec<String>,
+    },
+    /// A tape is kept past its time.
+    RecordingHeld {
+        /// Who did it.
+        by: String,
+        /// Session id.
+        session: String,
+        /// Why, in words for the auditor.
+        reason: String,
+    },
+    /// A tape is no longer kept past its time.
+    RecordingReleased {
+        /// Who did it.
+        by: String,
+        /// Session id.
+        session: String,
+        /// Why, in words for the auditor.
+        reason: String,
+    },
+    /// A tape's time is over: it is deleted once this is signed.
+    RecordingDeleted {
+        /// The user it is about.
+        user: String,
+        /// Session id.
+        session: String,
+        /// SHA-256 of the tape file, hex.
+        digest: String,
+        /// Which rule, in words for the auditor.
+        reason: String,
+    },
+    /// A second auditor lets someone watch a live session.
+    WatchApproved {
+        /// Who did it.
+        by: String,
+        /// Who may watch.
+        user: String,
+        /// Session id.
+        session: String,
+        /// RFC 3339, UTC.
+        until: String,
+    },
     /// The keys of all tapes were wrapped anew.
     RecordingsRewrapped {
         /// Who did it.

@@ -8,12 +8,18 @@
 mod change;
 mod event;
 mod heads;
+mod out;
 mod store;
+mod tell;
+mod text;
 mod trail;
 mod verify;
 
 pub use event::{Event, SessionFacts};
 pub use keystore::journal::Receipt;
+pub use out::{Outlets, Receivers, Standing, SyslogAddress, WebhookTerms};
 pub use store::{SeenStore, StoreHead};
+pub use tell::{Excerpt, Hold};
+pub use text::{harmless, is_command, plain};
 pub use trail::{AuditError, Filter, Follow, Keeping, Known, Trail};
-pub use verify::{Against, ClosedTape, Fault, Verified, read_key, verify, verify_with};
+pub use verify::{Against, ClosedTape, DeletedTape, Fault, Verified, read_key, verify, verify_with};

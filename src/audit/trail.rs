@@ -73,7 +73,7 @@ pub struct Filter {
 
 /// The audit trail. One per daemon; appends from many tasks share one fsync.
 pub struct Trail {
-    dir: PathBuf,
+    pub(super) dir: PathBuf,
     journal: Journal,
     signer: AuditSigner,
     keeping: Keeping,
@@ -321,6 +321,33 @@ fn named(payload: &[u8]) -> Option<&[u8]> {
     payload.get(at..)?.split(|byte| *byte == b'"').next()
 }
 
+impl Follow {
+    /// The next entries, until `each` wanted `most` of them, and whether that was the end. Blocks.
+    ///
+    /// # Errors
+    /// [`AuditError::Damaged`] at the first record that does not verify.
+    pub(super) fn some(
+        &mut self,
+        most: usize,
+        mut each: impl FnMut(journal::Entry) -> bool,
+    ) -> Result<bool, AuditError> {
+        let damaged = |fault: journal::Fault| AuditError::Damaged(fault.to_string());
+        let mut wanted = 0;
+        while wanted < most {
+            let entry = match self.0.next() {
+                Some(entry) => entry,
+                None => {
+                    self.0.resume().map_err(damaged)?;
+                    let Some(entry) = self.0.next() else { return Ok(true) };
+                    entry
+                }
+            };
+            wanted += usize::from(each(entry.map_err(damaged)?));
+        }
+        Ok(false)
+    }
+}
+
 fn fields(entry: journal::Entry) -> Result<Map<String, Value>, AuditError> {
     let mut fields: Map<String, Value> = serde_json::from_slice(&entry.payload)?;
     fields.insert("hash".to_owned(), Value::String(entry.hash));
@@ -361,7 +388,7 @@ pub(super) fn signer_file(dir: &Path) -> PathBuf {
 }
 
 /// Writes beside, syncs, renames over, syncs the directory.
-fn write_durably(path: &Path, content: &[u8]) -> Result<(), AuditError> {
+pub(super) fn write_durably(path: &Path, content: &[u8]) -> Result<(), AuditError> {
     let write = || -> io::Result<()> {
         let beside = path.with_extension("new");
         let mut file = fs::File::create(&beside)?;

@@ -1,7 +1,7 @@
 //! Verification of the trail, with the daemon or offline on the files: the chain, the checkpoints, and which tapes the
 //! chain names. It never repairs. The tapes themselves are checked by `recording`, which stands on a higher floor.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -33,6 +33,19 @@ pub struct Verified {
     pub store: SeenStore,
     /// Sessions that were opened and not closed: live, or cut off by a crash.
     pub unclosed: Vec<String>,
+    /// The tapes whose time was over, by session, as far as a checkpoint covers the event: only then may they be gone.
+    pub deleted: BTreeMap<String, DeletedTape>,
+}
+
+/// A tape that was deleted when its time was over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeletedTape {
+    /// SHA-256 of the tape file, hex.
+    pub digest: String,
+    /// When, RFC 3339.
+    pub time: String,
+    /// Sequence number of the event.
+    pub seq: u64,
 }
 
 /// A tape as the chain names it.
@@ -101,7 +114,9 @@ pub fn verify_with(dir: &Path, against: &Against) -> Result<Verified, Fault> {
         tapes: Vec::new(),
         store: SeenStore::default(),
         unclosed: Vec::new(),
+        deleted: BTreeMap::new(),
     };
+    let mut held = BTreeSet::new();
     let mut signed = None;
     let mut newest = HashMap::new();
     for entry in journal::read(&journal_dir(dir)) {
@@ -154,6 +169,15 @@ pub fn verify_with(dir: &Path, against: &Against) -> Result<Verified, Fault> {
                     None => verified.tapes.push(closed),
                 }
             }
+            Some(Event::RecordingHeld { session, .. }) => drop(held.insert(session)),
+            Some(Event::RecordingReleased { session, .. }) => drop(held.remove(&session)),
+            Some(Event::RecordingDeleted { session, .. }) if held.contains(&session) => {
+                return Err(wrong(format!("it deletes the tape of session {session}, which was on hold")));
+            }
+            Some(Event::RecordingDeleted { session, digest, .. }) => {
+                let gone = DeletedTape { digest, time: line.time, seq: entry.seq };
+                verified.deleted.entry(session).or_insert(gone);
+            }
             // On a running bastion it may have been signed since the checkpoints were listed.
             Some(Event::CheckpointSigned { through, head, .. })
                 if signed.is_none_or(|last| last < through) =>
@@ -173,6 +197,8 @@ pub fn verify_with(dir: &Path, against: &Against) -> Result<Verified, Fault> {
             _ => {}
         }
     }
+    // The chain alone can be written on by whoever writes on the disk: what is not signed deletes nothing.
+    verified.deleted.retain(|_, tape| signed.is_some_and(|last| tape.seq <= last));
     if let (Some((seq, _)), Some(file)) = (heads.first_key_value(), &against.heads) {
         let what = format!(
             "{} names a record that the chain no longer has: the end was cut off, or the whole state rolled back",
@@ -191,6 +217,8 @@ pub fn verify_with(dir: &Path, against: &Against) -> Result<Verified, Fault> {
 /// A line of the chain; an event of a newer version is carried, not refused.
 #[derive(Deserialize)]
 struct Line {
+    #[serde(default)]
+    time: String,
     seq: u64,
     prev: String,
     #[serde(flatten, deserialize_with = "known")]

@@ -6,6 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use super::keyboard::Keyboard;
 use crate::admin::{
     Access, Chunk, Command, Encryption, Fault, Instances, Logs, Reply, Request, Sessions, SshKeys, read_reply,
 };
@@ -13,7 +14,11 @@ use crate::admin::{
 /// Asks the daemon and returns its exit code.
 pub(super) fn ask(socket: &Path, mut command: Command, json: bool) -> Result<u8, Fault> {
     read_files(&mut command)?;
+    let new = matches!(command, Command::Sessions(Sessions::Bundle { .. }));
     let output = take_output(&mut command);
+    if let Some(path) = output.as_ref().filter(|path| new && path.exists()) {
+        return Err(Fault::conflict(format!("{} is there already, and is not overwritten", path.display())));
+    }
     let width = if output.is_none() && io::stdout().is_terminal() {
         Some(comfy_table::Table::new().width().unwrap_or(80))
     } else {
@@ -27,8 +32,14 @@ pub(super) fn ask(socket: &Path, mut command: Command, json: bool) -> Result<u8,
         ),
     };
     let mut stream = UnixStream::connect(socket).map_err(gone)?;
-    let request = Request { command, json, width }.frame().map_err(|e| Fault::usage(e.to_string()))?;
+    let keyboard = keyboard(&command).filter(|_| width.is_some() && !json);
+    let rows = keyboard.as_ref().map(Keyboard::rows);
+    let request = Request { command, json, width, keyboard: rows };
+    let request = request.frame().map_err(|e| Fault::usage(e.to_string()))?;
     stream.write_all(&request).map_err(gone)?;
+    if let Some(keyboard) = keyboard {
+        return keyboard.attended(&mut stream).map_err(gone);
+    }
     match output {
         None => relay(&mut stream, &mut io::stdout().lock()).map_err(gone),
         Some(path) => {
@@ -37,7 +48,14 @@ pub(super) fn ask(socket: &Path, mut command: Command, json: bool) -> Result<u8,
     }
 }
 
-fn relay(stream: &mut UnixStream, out: &mut impl Write) -> io::Result<u8> {
+/// The keyboard, for what listens to one.
+fn keyboard(command: &Command) -> Option<Keyboard> {
+    matches!(command, Command::Sessions(Sessions::Play { .. } | Sessions::Watch { .. }))
+        .then(Keyboard::take)
+        .flatten()
+}
+
+pub(super) fn relay(stream: &mut UnixStream, out: &mut impl Write) -> io::Result<u8> {
     loop {
         match read_reply(stream)? {
             Reply::Chunk(Chunk::Out(bytes)) => {
@@ -71,7 +89,7 @@ fn into_file(stream: &mut UnixStream, path: &Path) -> io::Result<u8> {
 
 fn take_output(command: &mut Command) -> Option<PathBuf> {
     match command {
-        Command::Sessions(Sessions::Export { output, .. })
+        Command::Sessions(Sessions::Export { output, .. } | Sessions::Bundle { output, .. })
         | Command::Access(Access::Export { output })
         | Command::Logs(Logs::Export { output, .. }) => output.take(),
         _ => None,

@@ -3,6 +3,9 @@
 //! It never opens the store: everything but `init`, `serve` and what needs no daemon goes over the socket.
 
 mod client;
+mod keyboard;
+mod log;
+mod offline;
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -11,7 +14,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::admin::{self, Command, Fault, Logs, Recording, StateVerified};
+use crate::admin::{self, Command, Fault, Logs, Recording, Sessions, StateVerified};
 use crate::audit;
 use crate::config::Config;
 use crate::recording::{TapeKeys, Tapes};
@@ -111,6 +114,19 @@ fn run(cli: Cli) -> Result<u8, Fault> {
             let done = tapes.rewrap(&to).map_err(error)?;
             say(&format!("{done} recordings can now be read by {}\n", to.recipients().join(", ")))
         }
+        Top::Admin(Command::Sessions(command)) if offline::copy_of(&command).is_some() => {
+            let copy = offline::copy_of(&command).cloned().unwrap_or_default();
+            offline::read(&copy.state.clone().unwrap_or_default(), &copy, command, cli.json)
+        }
+        Top::Admin(Command::Sessions(Sessions::Verify { bundle: Some(file), trust: Some(key), .. })) => {
+            let key = audit::read_key(&key).map_err(error)?;
+            let archive =
+                std::fs::File::open(&file).map_err(|e| Fault::error(format!("{}: {e}", file.display())))?;
+            let verified = admin::verify_bundle(std::io::BufReader::new(archive), &key)
+                .map_err(|fault| Fault { says: format!("{}: {}", file.display(), fault.says), ..fault })?;
+            let shown = if cli.json { verified.as_json().to_string() } else { verified.to_string() };
+            say(&format!("{}\n", shown))
+        }
         Top::Admin(Command::Logs(Logs::Verify { state: Some(state), trust, heads })) => {
             let verified = verify_offline(&state, &cli.config, Trust { key: trust, heads })?;
             let shown = if cli.json { verified.as_json().to_string() } else { verified.to_string() };
@@ -160,7 +176,7 @@ struct Trust {
 
 fn serve(config: Config) -> Result<u8, Fault> {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(log::stderr).init();
     runtime()?.block_on(server::run(config)).map_err(error)?;
     Ok(0)
 }

@@ -178,7 +178,7 @@ impl From<RawMfa> for Mfa {
 /// A duration in seconds, written `90d`, `12h`, `10m` or `30s`.
 #[derive(Clone, Copy, Deserialize)]
 #[serde(try_from = "String")]
-struct Span(i64);
+pub(super) struct Span(pub(super) i64);
 
 impl TryFrom<String> for Span {
     type Error = String;
@@ -197,7 +197,7 @@ impl TryFrom<String> for Span {
     }
 }
 
-const TEN_YEARS: i64 = 3650 * 86_400;
+pub(super) const TEN_YEARS: i64 = 3650 * 86_400;
 const LONGEST_MEMORY: i64 = 7 * 86_400;
 
 #[cfg(test)]

@@ -105,7 +105,7 @@ impl Config {
             keys: Arc::new(raw.keys.rules(raw.key_max_age_days)),
             mfa: raw.mfa.into(),
             credentials: raw.credentials.into(),
-            audit: Audit { head_file: raw.audit.head_file.map(|file| base.join(file)), ..raw.audit },
+            audit: raw.audit.resolved(&base),
             drain_secs: raw.drain_secs,
             said: toml::from_str(text).map_err(|error| malformed(path, text, &error))?,
             path: absolute,
@@ -217,6 +217,8 @@ impl Raw {
         self.keys.check(self.key_max_age_days).map_err(|(key, what)| source.fault(&key, what))?;
         self.mfa.check().map_err(|(key, what)| source.fault(key, what))?;
         self.credentials.check().map_err(|(key, what)| source.fault(&key, what))?;
+        self.audit.check().map_err(|(key, what)| source.fault(key, what))?;
+        self.recording.check().map_err(|(key, what)| source.fault(key, what))?;
         within("audit.checkpoint_events", self.audit.checkpoint_events, 1..=1_000_000)?;
         within("audit.disk_warn_percent", self.audit.disk_warn_percent, 1..=99)?;
         within("audit.reserve_mb", self.audit.reserve_mb, 0..=4096)?;
@@ -279,6 +281,51 @@ mod tests {
         assert_eq!(parse(strict), Transport { crypto: Crypto::Strict, rekey_mb: 1 });
         let said = said("listen = \"127.0.0.1:1\"\n[transport]\ncrypto = \"stirct\"\n");
         assert!(said.starts_with("/x/k.toml:3: transport.crypto: ") && said.contains("strict"), "{said}");
+    }
+
+    #[test]
+    fn events_go_out_encrypted_or_to_this_machine() {
+        let said = |table: &str| said(&format!("listen = \"127.0.0.1:1\"\n[audit.{table}\n"));
+        let hook = |url: &str| said(&format!("webhook]\nsecret = \"s\"\nurl = \"{url}\""));
+        for good in
+            ["https://siem.example/in", "http://127.0.0.1:8088/in", "http://localhost/in", "http://[::1]:1/"]
+        {
+            assert_eq!(hook(good), "", "{good}");
+        }
+        for bad in [
+            "http://siem.example/in",
+            "http://127.0.0.1.evil.example/",
+            "http://127.0.0.1@evil.example/",
+            "ftp://x/",
+            "https://",
+        ] {
+            assert!(hook(bad).contains(":4: audit.webhook.url: "), "{bad}: {}", hook(bad));
+        }
+        assert!(said("webhook]\nurl = \"https://x/\"").contains("secret"));
+        assert!(said("syslog]\naddress = \"log:514\"").contains(":3: audit.syslog.address: "));
+        assert_eq!(said("syslog]\naddress = \"udp://log:514\""), "");
+    }
+
+    #[test]
+    fn how_long_recordings_are_kept_is_checked_and_not_set_by_default() {
+        let parse = |text: &str| {
+            Config::parse(Path::new("/x/k.toml"), &format!("listen = \"127.0.0.1:1\"\n[recording]\n{text}\n"))
+        };
+        assert_eq!(parse("keep = \"365d\"").unwrap().recording.keep, Some(365 * 86_400));
+        let unset = parse("").unwrap().recording;
+        assert_eq!(
+            (unset.keep, unset.watch_approval, unset.owner_may_view, unset.admin_may_view),
+            (None, None, false, false)
+        );
+        for (wrong, said) in [
+            ("keep = \"0d\"", "/x/k.toml:3: recording.keep: is out of range"),
+            ("keep_other = \"9999d\"", "recording.keep_other"),
+            ("keep = \"forever\"", "is not a duration"),
+            ("watch_approval = \"2d\"", "recording.watch_approval: is out of range; use 1s to 1d"),
+        ] {
+            let told = parse(wrong).err().map(|e| e.to_string()).unwrap_or_default();
+            assert!(told.contains(said), "{told}");
+        }
     }
 
     #[test]

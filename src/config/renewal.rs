@@ -27,6 +27,10 @@ impl Config {
             ("master_key", self.master_key != newer.master_key),
             ("audit.head_file", self.audit.head_file != newer.audit.head_file),
             ("audit.reserve_mb", self.audit.reserve_mb != newer.audit.reserve_mb),
+            ("audit.syslog.address", self.audit.syslog != newer.audit.syslog),
+            ("audit.webhook.url", hook(self).map(|h| &h.url) != hook(&newer).map(|h| &h.url)),
+            ("audit.webhook.secret", hook(self).map(|h| &h.secret) != hook(&newer).map(|h| &h.secret)),
+            ("audit.webhook.ca_file", hook(self).map(|h| &h.ca_file) != hook(&newer).map(|h| &h.ca_file)),
         ];
         let (before, after) = (flat(&self.said), flat(&newer.said));
         let mut changed: Vec<String> = before
@@ -47,8 +51,14 @@ impl Config {
         };
         config.audit.head_file.clone_from(&self.audit.head_file);
         config.audit.reserve_mb = self.audit.reserve_mb;
+        config.audit.syslog.clone_from(&self.audit.syslog);
+        config.audit.webhook.clone_from(&self.audit.webhook);
         Renewal { config, changed, at_start: at_start.collect() }
     }
+}
+
+fn hook(config: &Config) -> Option<&super::evidence::Webhook> {
+    config.audit.webhook.as_ref()
 }
 
 /// Every key with its tables: `login.key_secs`.

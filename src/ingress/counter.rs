@@ -31,8 +31,9 @@ pub(super) async fn serve(visit: Visit, channel: Channel<Msg>, handle: Handle) {
         sentence = cut.happened() => Err(sentence),
         asked = asked(&mut ear, desk.as_ref()) => Ok(asked),
     };
+    let (typed, keys) = mpsc::channel(KEYS);
     let ask = match asked {
-        Ok(Some(ask)) => ask,
+        Ok(Some(ask)) => Ask { keys: ask.columns.map(|_| keys), ..ask },
         Ok(None) => return,
         Err(sentence) => return send_away(&mouth, &sentence).await,
     };
@@ -59,7 +60,7 @@ pub(super) async fn serve(visit: Visit, channel: Channel<Msg>, handle: Handle) {
         sent = send => if let Err(why) = sent {
             tracing::debug!(%why, "user.left_the_counter");
         },
-        () = left(&mut ear, columns.is_some()) => {
+        () = left(&mut ear, columns.map(|_| typed)) => {
             drop(mouth.say(ChannelMessage::Close).await);
         }
     }
@@ -67,10 +68,10 @@ pub(super) async fn serve(visit: Visit, channel: Channel<Msg>, handle: Handle) {
 
 /// What is asked, with its standard input; none if the user leaves first.
 async fn asked(ear: &mut FromUser, desk: &dyn Desk) -> Option<Ask> {
-    let (command, columns) = heard(ear).await?;
+    let (command, size) = heard(ear).await?;
     let wants = command.as_deref().is_some_and(|c| desk.reads_stdin(c));
     let stdin = if wants { rest(ear).await? } else { Vec::new() };
-    Some(Ask { command, stdin, columns })
+    Some(Ask { command, stdin, columns: size.map(|s| s.0), rows: size.map(|s| s.1), keys: None })
 }
 
 /// Tells why nothing was done.
@@ -89,27 +90,38 @@ async fn send_away(mouth: &ToUser, sentence: &str) {
     }
 }
 
-/// Resolves when the user leaves: closes the channel, or types Ctrl-C at a terminal.
-async fn left(ear: &mut FromUser, terminal: bool) {
+/// Resolves when the user leaves: closes the channel, or types Ctrl-C at a terminal. What else is typed there goes to
+/// `typed`; more than the answer takes is dropped.
+async fn left(ear: &mut FromUser, typed: Option<mpsc::Sender<Vec<u8>>>) {
     while let Some(message) = ear.next().await {
         match message {
             ChannelMessage::Close => return,
             ChannelMessage::Signal(_) => return,
-            ChannelMessage::Data(keys) if terminal && keys.contains(&CTRL_C) => return,
+            ChannelMessage::Data(keys) if typed.is_some() && keys.contains(&CTRL_C) => return,
+            ChannelMessage::Data(keys) => {
+                if let Some(Err(dropped)) = typed.as_ref().map(|typed| typed.try_send(keys.to_vec())) {
+                    tracing::trace!(%dropped, "user.keys_dropped");
+                }
+            }
             _ => {}
         }
     }
 }
 
-/// The command (`None`: a shell), and the columns of the terminal, if there is one.
-async fn heard(ear: &mut FromUser) -> Option<(Option<String>, Option<u16>)> {
-    let mut columns = None;
+/// The command (`None`: a shell), and the columns and lines of the terminal, if there is one.
+async fn heard(ear: &mut FromUser) -> Option<(Option<String>, Option<(u16, u16)>)> {
+    let mut size = None;
     loop {
         match ear.next().await? {
-            ChannelMessage::Pty { cols, .. } => columns = Some(u16::try_from(cols).unwrap_or(80).max(40)),
-            ChannelMessage::Shell => return Some((None, columns)),
+            ChannelMessage::Pty { cols, rows, .. } => {
+                // A size of none is that of a terminal that does not say.
+                let or =
+                    |given: u32, other: u16| u16::try_from(given).ok().filter(|n| *n > 0).unwrap_or(other);
+                size = Some((or(cols, 80).max(40), or(rows, 24).max(4)));
+            }
+            ChannelMessage::Shell => return Some((None, size)),
             ChannelMessage::Exec(command) => {
-                return Some((Some(String::from_utf8_lossy(&command).into_owned()), columns));
+                return Some((Some(String::from_utf8_lossy(&command).into_owned()), size));
             }
             ChannelMessage::Close => return None,
             _ => {}
@@ -156,6 +168,8 @@ fn with_returns(text: Vec<u8>) -> Vec<u8> {
 }
 
 const CTRL_C: u8 = 3;
+/// Keystrokes that wait to be heard.
+const KEYS: usize = 32;
 const MOST: usize = 1024 * 1024;
 const PATIENCE: Duration = Duration::from_secs(30);
 

@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use data_encoding::BASE64;
 use serde_json::{Value, json as value};
 
+use super::drawing::Drawing;
 use super::format::{Note, Record, What};
 use super::message::Direction;
 use super::summary::Summary;
 
 /// A replayable view of one channel, or of all where none has a terminal, made record by record.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Cast {
     /// Width in characters.
     pub cols: u32,
@@ -19,7 +20,7 @@ pub struct Cast {
     /// `TERM`.
     pub term: String,
     channel: Option<u32>,
-    halves: BTreeMap<(u32, char), Vec<u8>>,
+    streams: BTreeMap<(u32, char), Drawing>,
     last: u64,
 }
 
@@ -49,8 +50,8 @@ impl Cast {
 
     /// All channels together.
     pub fn without_terminal() -> Self {
-        let (term, halves) = ("dumb".to_owned(), BTreeMap::new());
-        Self { cols: 80, rows: 24, term, channel: None, halves, last: 0 }
+        let (term, streams) = ("dumb".to_owned(), BTreeMap::new());
+        Self { cols: 80, rows: 24, term, channel: None, streams, last: 0 }
     }
 
     /// The channel it shows; none for all together.
@@ -73,26 +74,25 @@ impl Cast {
             }
             _ => return None,
         };
-        // A character may be cut by the edge of a packet: its first half waits for the second.
-        let waiting = self.halves.entry((record.channel, stream)).or_default();
-        waiting.extend_from_slice(&record.payload);
-        let mut text = take_text(waiting);
-        if self.channel.is_none() {
-            // No terminal made the line ends that a player's terminal wants.
-            text = text.replace("\r\n", "\n").replace('\n', "\r\n");
-        }
+        // Whoever plays it draws it on a terminal of their own: nothing but drawing goes there.
+        let fresh = if self.channel.is_none() { Drawing::of_lines } else { Drawing::default };
+        let text = self.streams.entry((record.channel, stream)).or_insert_with(fresh).of(&record.payload);
         (!text.is_empty()).then_some((record.millis, code, text))
     }
 
     /// The first halves whose second never came.
     pub fn rest(&mut self) -> Vec<CastEvent> {
-        let halves = std::mem::take(&mut self.halves);
-        let rest = halves.into_iter().filter(|(_, rest)| !rest.is_empty());
-        rest.map(|((_, stream), rest)| {
-            let code = if stream == 'i' { 'i' } else { 'o' };
-            (self.last, code, String::from_utf8_lossy(&rest).into_owned())
-        })
-        .collect()
+        let streams = std::mem::take(&mut self.streams);
+        let rest = streams.into_iter().map(|((_, stream), mut drawing)| (stream, drawing.rest()));
+        rest.filter(|(_, text)| !text.is_empty())
+            .map(|(stream, text)| (self.last, if stream == 'i' { 'i' } else { 'o' }, text))
+            .collect()
+    }
+
+    /// Puts a terminal that was drawn on back as its owner had it.
+    pub fn tidy(&self) -> String {
+        let all = self.streams.values().map(Drawing::tidy);
+        all.max_by_key(String::len).unwrap_or_default()
     }
 }
 

@@ -8,10 +8,12 @@
 mod cast;
 mod commands;
 mod disk;
+mod drawing;
 mod format;
 mod frames;
 mod keys;
 mod ledger;
+mod markers;
 mod message;
 mod operations;
 mod pack;
@@ -29,17 +31,19 @@ mod typed;
 
 pub use cast::{Cast, CastEvent, cast_header, cast_line, json_record};
 pub use disk::{Room, disk_left};
+pub use drawing::Drawing;
 pub use format::{Header, Note, Record, What};
 pub use keys::TapeKeys;
 pub use ledger::{Capture, ChannelSummary};
+pub use markers::{Marker, Markers};
 pub use message::{ChannelMessage, Direction, SessionId};
 pub use operations::{Deed, Operation};
-pub use player::{Playback, picture};
+pub use player::{Playback, Stage, picture};
 pub use summary::{SessionEnd, SessionStatus, Summary};
 pub use tape::{Mode, Tape, Terms};
-pub use tapes::{TapeError, TapeVerified, Tapes};
+pub use tapes::{Keep, TapeError, TapeVerified, Tapes};
 pub use told::{Frames, Live, Unreadable};
-pub use transcript::{Line, Source, Transcript};
+pub use transcript::{Line, Lines, Source, Transcript};
 
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,8 @@
 //! Playing a tape from any moment: the screen as it stood then, and what followed.
 
 use super::cast::{Cast, CastEvent};
-use super::format::Record;
+use super::drawing::Drawing;
+use super::format::{Record, What};
 use super::message::SessionId;
 use super::screen::Screens;
 use super::tapes::{TapeError, Tapes};
@@ -25,7 +26,7 @@ impl Playback {
         let cast = view(tapes, id)?;
         let mut frames = tapes.frames(id, from)?;
         let (mut screens, mut waiting) = (Screens::default(), Vec::new());
-        let mut drawn = cast.clone();
+        let mut drawn = cast;
         while let Some(records) = frames.next_frame()? {
             let mut records = records.into_iter();
             let mut reached = false;
@@ -35,7 +36,10 @@ impl Playback {
                     reached = true;
                     break;
                 }
-                screens.watch(&record);
+                // The last picture stays, as on the user's own terminal.
+                if !matches!(record.what, What::Closed(_)) {
+                    screens.watch(&record);
+                }
                 drop(drawn.event(&record));
             }
             if reached {
@@ -43,10 +47,10 @@ impl Playback {
                 break;
             }
         }
-        let picture = screens.pictures().into_iter().find(|(channel, ..)| Some(*channel) == cast.channel());
+        let picture = screens.pictures().into_iter().find(|(channel, ..)| Some(*channel) == drawn.channel());
         let first = picture.filter(|_| from > 0).map(|(_, _, dump)| {
             // Reset, so that what the player's terminal shows does not shine through.
-            (from, 'o', format!("\u{1b}c{dump}"))
+            (from, 'o', fresh(&dump))
         });
         Ok(Self { frames, cast: drawn, waiting: waiting.into_iter(), first, ended: false })
     }
@@ -124,5 +128,46 @@ pub fn picture(mut frames: Frames, before: u64) -> Result<(Cast, String), TapeEr
         }
     }
     let shown = screens.pictures().into_iter().find(|(channel, ..)| Some(*channel) == cast.channel());
-    Ok((cast, shown.map(|(_, _, dump)| format!("\u{1b}c{dump}")).unwrap_or_default()))
+    Ok((cast, shown.map(|(_, _, dump)| fresh(&dump)).unwrap_or_default()))
+}
+
+/// What a reader's terminal shows of a cast, so that it can be drawn again after something else covered it.
+pub struct Stage(Option<avt::Terminal>);
+
+impl Stage {
+    /// An empty one.
+    pub fn new(cast: &Cast) -> Self {
+        Self(super::screen::terminal(cast.cols, cast.rows))
+    }
+
+    /// Follows what is drawn.
+    pub fn show(&mut self, (_, code, text): &CastEvent) {
+        let Some(terminal) = &mut self.0 else { return };
+        match code {
+            'o' => terminal.feed(text.as_str()),
+            'r' => {
+                let size = text.split_once('x').map(|(cols, rows)| (cols.parse().ok(), rows.parse().ok()));
+                if let Some((Some(cols), Some(rows))) = size {
+                    let (cols, rows) = super::screen::within(cols, rows);
+                    terminal.resize(cols, rows);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Draws it, on an empty screen.
+    pub fn picture(&self) -> String {
+        self.0.as_ref().map(|terminal| fresh(&terminal.dump())).unwrap_or_default()
+    }
+
+    /// Columns and rows.
+    pub fn size(&self) -> (usize, usize) {
+        self.0.as_ref().map_or((80, 24), avt::Terminal::size)
+    }
+}
+
+/// Draws a picture on an empty screen.
+fn fresh(dump: &str) -> String {
+    Drawing::default().of_text(&format!("\u{1b}c{dump}"))
 }

@@ -3,6 +3,10 @@
 //! A tape without a summary that is not live was cut off by a crash: [`Tapes::open`] gives it one, `truncated`.
 
 mod recovery;
+mod retention;
+mod verify;
+
+pub use retention::Keep;
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File, OpenOptions};
@@ -19,7 +23,7 @@ use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use super::format::Header;
-use super::frames::{self, Reader, Writer};
+use super::frames::{Reader, Writer};
 use super::keys::TapeKeys;
 use super::message::SessionId;
 use super::summary::{SessionStatus, Summary};
@@ -72,7 +76,8 @@ pub enum TapeError {
 }
 
 impl TapeError {
-    pub(super) fn file(path: &Path, source: io::Error) -> Self {
+    /// [`TapeError::File`].
+    pub fn file(path: &Path, source: io::Error) -> Self {
         Self::File { path: path.to_owned(), source }
     }
 
@@ -308,57 +313,6 @@ impl Tapes {
         let reader =
             Reader::open(file, &files.key).map_err(|bad| TapeError::damaged(&path, bad.offset, bad.what))?;
         Ok((Frames { path, reader }, before, live))
-    }
-
-    /// Checks that the tape is the one whose `digest` the trail names (or, without one, its summary), that all its
-    /// frames open, and that the summary beside it is the tape's own. Without the identity only the digest counts.
-    ///
-    /// # Errors
-    /// The first thing that is wrong; see [`TapeError::is_tampering`].
-    pub fn verify(&self, id: SessionId, digest: Option<&str>) -> Result<TapeVerified, TapeError> {
-        let summary = self.summary(id)?;
-        if summary.status == SessionStatus::Live {
-            return Err(TapeError::Live(id));
-        }
-        let (path, summary_path) = (self.path(id, "tape"), self.path(id, "json"));
-        let lies = |what: &str| TapeError::damaged(&summary_path, 0, what);
-        if summary.header.id != id.to_string() {
-            return Err(lies("it is the summary of another session"));
-        }
-        let key_path = self.path(id, "key");
-        if !key_path.exists() {
-            return Err(TapeError::damaged(&key_path, 0, "it is gone: nobody can open the tape"));
-        }
-        // Where it is wrong helps more than that it is wrong: first the frames, then the digest.
-        let opened = self.kept.load().keys.can_read();
-        let end = || TapeError::damaged(&path, length(&path), "the end of the tape is missing");
-        if opened {
-            let told = self.told(id)?;
-            if told.status == SessionStatus::Truncated && summary.status == SessionStatus::Closed {
-                return Err(end());
-            }
-            let own = Summary { digest: summary.digest.clone(), ..told };
-            // What killed a session may be that its tape could not be written: then only the summary tells.
-            let failed = summary.status == SessionStatus::Killed && own.status == SessionStatus::Truncated;
-            if own != summary && !(failed && own.header == summary.header) {
-                return Err(lies("the summary does not say what the tape says: it was changed"));
-            }
-        } else {
-            self.kept.load().keys.recognises(&key_path)?;
-            if summary.status == SessionStatus::Closed && !frames::looks_complete(self.file(id)?) {
-                return Err(end());
-            }
-        }
-        let found = self.digest(id)?;
-        let expected = digest.or(summary.digest.as_deref());
-        if expected != Some(found.as_str()) {
-            let what = format!("its SHA-256 is {found}, not {}", expected.unwrap_or("known"));
-            return Err(TapeError::damaged(&path, 0, what));
-        }
-        if summary.digest.as_ref() != Some(&found) {
-            return Err(lies("it names another digest than the tape has"));
-        }
-        Ok(TapeVerified { digest: found, opened })
     }
 
     /// Wraps the key of every tape anew, to `recipients`. Touches only the `.key` files, each whole or not at all.

@@ -14,6 +14,8 @@ use avt::{ScreenKind, Terminal};
 use super::cast::take_text;
 use super::format::{Note, Record, What};
 use super::screen::{terminal, within};
+use super::tapes::TapeError;
+use super::told::Frames;
 
 /// Where a line comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,6 +141,44 @@ impl Transcript {
                 done.push(std::mem::take(stream).line(record.channel, source));
             }
         }
+    }
+}
+
+/// The lines of a tape, a frame's at a time.
+pub struct Lines {
+    frames: Frames,
+    transcript: Option<Transcript>,
+    /// Bytes of payload that were read so far.
+    pub read: u64,
+}
+
+impl Lines {
+    /// The lines of what `frames` hold.
+    pub fn of(frames: Frames) -> Self {
+        Self { frames, transcript: Some(Transcript::default()), read: 0 }
+    }
+
+    /// Those that are done with after the next frame; none at the end. Reads files.
+    ///
+    /// # Errors
+    /// [`TapeError::Damaged`].
+    pub fn more(&mut self) -> Result<Option<Vec<Line>>, TapeError> {
+        let mut done = Vec::new();
+        let Some(transcript) = &mut self.transcript else { return Ok(None) };
+        match self.frames.next_frame()? {
+            Some(records) => {
+                for record in records {
+                    self.read += record.payload.len() as u64;
+                    transcript.feed(&record, &mut done);
+                }
+            }
+            None => {
+                if let Some(transcript) = self.transcript.take() {
+                    transcript.finish(&mut done);
+                }
+            }
+        }
+        Ok(Some(done))
     }
 }
 

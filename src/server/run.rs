@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::workers::Workers;
 use super::{reload, socket, upkeep};
 use crate::admin::{self, FrontDesk};
-use crate::audit::{Event, Keeping, SessionFacts, Trail};
+use crate::audit::{Event, Keeping, Outlets, SessionFacts, Trail};
 use crate::config::Config;
 use crate::guard::lockdown::Lockdown;
 use crate::guard::{Admitted, Guard};
@@ -24,7 +24,7 @@ use crate::ingress::serve_connection;
 use crate::policy::Rulebook;
 use crate::recording::{Header, SessionStatus, Summary, Tapes};
 use crate::rotation;
-use crate::session::{Desk, House, Registry, recompile, watch};
+use crate::session::{Approvals, Desk, House, Registry, recompile, watch};
 
 /// Why the daemon does not serve: what was being done, and what went wrong.
 #[derive(Debug, thiserror::Error)]
@@ -81,7 +81,9 @@ pub async fn run(config: Config) -> Result<(), ServeError> {
     tokio::task::spawn_blocking(move || workers.end()).await.map_err(during("ending the workers"))?;
     note(&house, Event::DaemonStopped { reason: "told to stop".to_owned() }).await?;
     // Last of all, so that nothing of this run lies behind it unsigned but its own event.
-    house.trail.checkpoint(Timestamp::now()).await.map_err(during("signing the last checkpoint"))?;
+    let last =
+        house.trail.checkpoint(Timestamp::now()).await.map_err(during("signing the last checkpoint"))?;
+    house.outlets.settle(last.seq, Duration::from_secs(3)).await;
     if let Err(error) = std::fs::remove_file(&config.socket) {
         tracing::debug!(%error, "daemon.socket_left");
     }
@@ -113,13 +115,19 @@ async fn open(config: Config) -> Result<House, ServeError> {
         tracing::warn!(%reason, "lockdown: nobody is let in; end it with: keyward access deny-all --end");
     }
     let rulebook = Rulebook::compile(&[]).map_err(during("compiling the rules"))?;
+    let trail = Arc::new(trail);
+    let host = config.names.first().map_or("keyward", String::as_str);
+    let outlets = Outlets::open(&trail, config.audit.receivers(host))
+        .map_err(during("opening the receivers of events"))?;
     let house = House {
         vault: Arc::new(vault),
         guard,
-        trail: Arc::new(trail),
+        trail,
         tapes: Arc::new(tapes),
         signers: Arc::new(signers),
         registry: Registry::new(),
+        outlets,
+        approvals: Approvals::default(),
         started_at: Timestamp::now(),
         settings: ArcSwap::from_pointee(config),
         rulebook: ArcSwap::from_pointee(rulebook),

@@ -11,7 +11,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::{Caller, MAX_REQUEST, Output, Reply, Request, execute};
+use crate::admin::{Caller, Keyboard, MAX_REQUEST, Output, Reply, Request, execute};
 use crate::session::House;
 
 /// Binds the socket; one that a dead daemon left is replaced, a live daemon's is not.
@@ -60,18 +60,29 @@ async fn converse(mut stream: UnixStream, house: &House) -> io::Result<()> {
     }
     let request = tokio::time::timeout(Duration::from_secs(10), read(&mut stream)).await??;
     let (to, mut from) = mpsc::channel(16);
+    let (typed, keys) = mpsc::channel(32);
+    let keyboard = request.keyboard.map(|rows| Keyboard { keys, rows });
+    let types = keyboard.is_some();
     let work = async move {
-        let mut out = Output::new(to, request.json, request.width);
+        let mut out = Output::new(to, request.json, request.width).with_keyboard(keyboard);
         execute(house, &Caller::Operator { uid }, request.command, &mut out).await
     };
     let (mut reader, mut writer) = stream.split();
     let send = async {
         let mut sent = Ok(());
+        let mut key = [0; 64];
         loop {
             let chunk = tokio::select! {
                 chunk = from.recv() => chunk,
-                // A client says nothing after its request: this is its end, and what follows a session must know.
-                _ = reader.read_u8() => {
+                // A client without a keyboard says nothing after its request: this is its end, and what follows a session
+                // must know.
+                read = reader.read(&mut key) => {
+                    let bytes = read.ok().and_then(|length| key.get(..length)).unwrap_or_default();
+                    if types && !bytes.is_empty() && !bytes.contains(&CTRL_C) {
+                        // More than the command takes is dropped.
+                        drop(typed.try_send(bytes.to_vec()));
+                        continue;
+                    }
                     sent = Err(io::ErrorKind::BrokenPipe.into());
                     from.close();
                     break;
@@ -91,6 +102,8 @@ async fn converse(mut stream: UnixStream, house: &House) -> io::Result<()> {
     sent?;
     writer.write_all(&Reply::Exit(code).frame()).await
 }
+
+const CTRL_C: u8 = 3;
 
 async fn read(stream: &mut UnixStream) -> io::Result<Request> {
     let length = stream.read_u32().await?;

@@ -38,6 +38,13 @@ pub(super) async fn keep(house: Arc<House>, stop: CancellationToken) {
             disk(&house, &mut alarm).await;
             compact(&house, now).await;
         }
+        if ticks % RETIRE_EVERY == 3 {
+            match admin::retire(&house, now).await {
+                Ok(0) => {}
+                Ok(count) => tracing::info!(count, "recordings.deleted: their time is over"),
+                Err(error) => tracing::error!(%error, "recordings.retention_failed"),
+            }
+        }
     }
 }
 
@@ -145,6 +152,8 @@ impl Alarm {
 const LONG_HISTORY: u64 = 100_000;
 const TICK: Duration = Duration::from_secs(1);
 const HOUR: i64 = 3600;
+/// Ticks between looks for recordings whose time is over.
+const RETIRE_EVERY: u64 = 600;
 /// Ticks between looks at the disk.
 const DISK_EVERY: u64 = 30;
 /// Hundredths by which the disk must be better before it is low again.

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use crate::auth::Authenticated;
 
 /// What a person asks at the desk.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Ask {
     /// The command line after `ssh alice@bastion`; `None` for a plain shell.
     pub command: Option<String>,
@@ -16,6 +16,10 @@ pub struct Ask {
     pub stdin: Vec<u8>,
     /// The columns of the terminal that the answer goes to, if it does.
     pub columns: Option<u16>,
+    /// The lines of that terminal.
+    pub rows: Option<u16>,
+    /// What is typed at that terminal while the answer comes.
+    pub keys: Option<mpsc::Receiver<Vec<u8>>>,
 }
 
 /// A piece of an answer.

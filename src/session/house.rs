@@ -6,13 +6,13 @@ use arc_swap::ArcSwap;
 use keystore::Vault;
 use keystore::signing::Signers;
 
-use crate::audit::Trail;
+use crate::audit::{Outlets, Trail};
 use crate::config::Config;
 use crate::guard::Guard;
 use crate::policy::Rulebook;
 use crate::recording::Tapes;
 
-use super::Registry;
+use super::{Approvals, Registry};
 
 /// The rooms' live parts.
 pub struct House {
@@ -28,6 +28,10 @@ pub struct House {
     pub signers: Arc<Signers>,
     /// Live sessions and connections.
     pub registry: Arc<Registry>,
+    /// Where events also go.
+    pub outlets: Outlets,
+    /// Who may watch what, where that takes two.
+    pub approvals: Approvals,
     /// When the daemon started.
     pub started_at: jiff::Timestamp,
     /// The validated configuration, as it was last read: see [`House::config`].

@@ -4,6 +4,7 @@
 //! channel's messages both ways, each recorded before it is sent. [`Registry`] knows what is live; [`watch`] re-decides
 //! it whenever a user, key, instance or rule changes. Nothing here speaks SSH: `ingress` and `egress` do.
 
+mod approvals;
 mod credential;
 mod desk;
 mod house;
@@ -12,6 +13,7 @@ mod registry;
 mod relay;
 mod watch;
 
+pub use approvals::Approvals;
 pub use desk::{Ask, Chunk, Desk};
 pub use house::House;
 pub use open::{Ongoing, OpenFault, Opened, Wanted, open, open_plain};

@@ -107,6 +107,8 @@ fn files_by_sftp_scp_rsync_and_git_are_named_with_size_and_hash() {
     wait_for("git's event", || events(&rig, "file_read").len() == 3);
     assert_eq!(events(&rig, "file_read")[2]["path"], bare.to_str().unwrap());
     assert_eq!(events(&rig, "file_written")[2]["path"], there.to_str().unwrap());
+    let with_file = rig.json(&["sessions", "list", "--path", "THERE"]);
+    assert_eq!(with_file.as_array().unwrap().len(), 5, "four copies and rsync, not git");
     let listed = rig.json(&["sessions", "list", "--command", "GIT-UPLOAD"]);
     assert_eq!(listed.as_array().unwrap().len(), 1);
 }
@@ -291,6 +293,12 @@ fn the_trail_tells_a_session_in_order_and_goes_out_in_three_formats() {
 #[test]
 fn sessions_are_filtered_by_who_where_and_what() {
     let rig = Rig::with_alice();
+    rig.ok(&["instances", "remove", "db-1", "--yes"]);
+    let (address, key) = (format!("127.0.0.1:{}", rig.instance_port), rig.path("instance_key.pub"));
+    let add =
+        ["instances", "add", "db-1", "--address", &address, "--login", &rig.login, "--label", "env=prod"];
+    rig.ok(&[&add[..], &["--host-key", key.to_str().unwrap()]].concat());
+    rig.ok(&["access", "allow", "--user", "alice", "--instance", "db-1", "--login", &rig.login]);
     rig.ssh("alice", "echo NEEDLE");
     let session = rig.ended_sessions().remove(0);
     let key = session["key"].as_str().unwrap();
@@ -300,9 +308,15 @@ fn sessions_are_filtered_by_who_where_and_what() {
         ("--key", key, "SHA256:other"),
         ("--source", "127.0.0.0/8", "10.0.0.0/8"),
         ("--command", "needle", "haystack"),
+        ("--path", "NEEDLE", "haystack"),
+        ("--exit", "0", "7"),
+        ("--until", "2099-01-01", "2001-01-01"),
+        ("--label", "env=prod", "env=test"),
     ] {
         let found = |value: &str| rig.json(&["sessions", "list", filter, value]).as_array().unwrap().len();
         assert_eq!((found(hit), found(miss)), (1, 0), "{filter}");
+        let searched = |value: &str| rig.ok(&["sessions", "search", "needle", filter, value]).lines().count();
+        assert_eq!((searched(hit) > 0, searched(miss)), (true, 0), "{filter}");
     }
     let status = rig.json(&["status"]);
     assert!(status["disk"]["bytes_left"].as_u64().unwrap() > 0);

@@ -43,9 +43,16 @@ impl Rig {
 
     /// The same, with more lines in the configuration file.
     pub fn bastion_and(lines: &str) -> Self {
+        let mut rig = Self::unstarted(lines);
+        rig.serve();
+        rig
+    }
+
+    /// The same, but it does not serve yet.
+    pub fn unstarted(lines: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let login = text(Command::new("id").arg("-un").output().unwrap().stdout).trim().to_owned();
-        let mut rig =
+        let rig =
             Self { dir, port: free_port(), instance_port: free_port(), login, daemon: None, sshd: None };
         let state = rig.path("bastion");
         rig.ok(&["init", "--dir", state.to_str().unwrap(), "--listen", &format!("127.0.0.1:{}", rig.port)]);
@@ -54,7 +61,6 @@ impl Rig {
             let text = fs::read_to_string(&file).unwrap();
             fs::write(file, text + lines).unwrap();
         }
-        rig.serve();
         rig
     }
 

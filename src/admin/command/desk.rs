@@ -6,7 +6,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use keystore::{InstanceName, Login, UserName};
 use serde::{Deserialize, Serialize};
 
-use crate::admin::words::{Network, Offset, When};
+use crate::admin::words::{Label, Network, Offset, When};
 
 /// `sessions …`
 #[derive(Debug, Clone, Subcommand, Serialize, Deserialize)]
@@ -41,11 +41,17 @@ pub enum Sessions {
         /// Begin there: 1h20m, 90s
         #[arg(long, default_value = "0s")]
         from: Offset,
+        /// Where it lies.
+        #[command(flatten)]
+        copy: FromCopy,
     },
     /// What a person saw, as text with time stamps
     Transcript {
         /// The session
         id: String,
+        /// Where it lies.
+        #[command(flatten)]
+        copy: FromCopy,
     },
     /// Find text on screens, in output, commands and file names
     Search {
@@ -60,6 +66,12 @@ pub enum Sessions {
         /// In sessions begun since: a date, RFC 3339 time, or ago: 24h
         #[arg(long)]
         since: Option<When>,
+        /// Only in some of them.
+        #[command(flatten)]
+        only: Box<SessionFilter>,
+        /// Where they lie.
+        #[command(flatten)]
+        copy: FromCopy,
     },
     /// What was not recorded, and why
     Gaps {
@@ -82,11 +94,56 @@ pub enum Sessions {
         /// asciicast or json
         #[arg(long, value_enum, default_value = "asciicast")]
         format: Format,
+        /// Where it lies.
+        #[command(flatten)]
+        copy: FromCopy,
     },
-    /// Check that a tape is whole and unchanged
+    /// Take recordings out as a signed archive for a case file
+    Bundle {
+        /// The sessions
+        #[arg(required = true)]
+        ids: Vec<String>,
+        /// Write here, if nothing is there yet (default: standard output)
+        #[arg(long)]
+        output: Option<PathBuf>,
+    },
+    /// Check that a tape, or an archive, is whole and unchanged
     Verify {
         /// The session
+        #[arg(required_unless_present = "bundle")]
+        id: Option<String>,
+        /// Offline: this archive, as sessions bundle made it
+        #[arg(long, requires = "trust", conflicts_with = "id")]
+        bundle: Option<PathBuf>,
+        /// The audit key (audit_key.pub) that you kept elsewhere
+        #[arg(long, requires = "bundle")]
+        trust: Option<PathBuf>,
+    },
+    /// Keep a recording past its time
+    Hold {
+        /// The session
         id: String,
+        /// Why, for the audit trail
+        #[arg(long)]
+        reason: String,
+    },
+    /// Keep it as long as the others again
+    Release {
+        /// The session
+        id: String,
+        /// Why, for the audit trail
+        #[arg(long)]
+        reason: String,
+    },
+    /// What is kept past its time, by whom and why
+    Holds,
+    /// Let another auditor watch a live session, where that takes two
+    Approve {
+        /// The session
+        id: String,
+        /// Who may watch
+        #[arg(long = "for")]
+        watcher: String,
     },
     /// End a live session
     Kill {
@@ -98,6 +155,18 @@ pub enum Sessions {
     },
 }
 
+/// A copy of a bastion's files, or an unpacked archive, to read recordings from without a daemon.
+#[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FromCopy {
+    /// Offline, from this copy of a state directory, or the folder of an unpacked archive
+    #[arg(long, requires = "identity")]
+    pub state: Option<PathBuf>,
+    /// Offline: the auditors' identity that opens them
+    #[arg(long, requires = "state")]
+    pub identity: Option<PathBuf>,
+}
+
 /// Which sessions `sessions list` shows.
 #[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
 pub struct SessionFilter {
@@ -107,6 +176,9 @@ pub struct SessionFilter {
     /// On this instance
     #[arg(long)]
     pub instance: Option<InstanceName>,
+    /// On an instance with this label: KEY=VALUE
+    #[arg(long)]
+    pub label: Option<Label>,
     /// With this key (SHA256: fingerprint)
     #[arg(long)]
     pub key: Option<String>,
@@ -116,6 +188,15 @@ pub struct SessionFilter {
     /// With this text in a command
     #[arg(long)]
     pub command: Option<String>,
+    /// With a command that ended so
+    #[arg(long, value_name = "CODE")]
+    pub exit: Option<u32>,
+    /// In which a file with this text in its path was read or written, or a command names it
+    #[arg(long, value_name = "TEXT")]
+    pub path: Option<String>,
+    /// Begun before: a date, RFC 3339 time, or ago: 24h
+    #[arg(long)]
+    pub until: Option<When>,
 }
 
 /// What `sessions export` writes.
@@ -138,7 +219,7 @@ pub enum Logs {
         /// Until (default: now)
         #[arg(long)]
         end: Option<When>,
-        /// json, ndjson or csv
+        /// json, ndjson, csv, or ocsf (one event of that schema a line)
         #[arg(long, value_enum, default_value = "json")]
         format: LogFormat,
         /// Write here (default: standard output)
@@ -177,6 +258,8 @@ pub enum LogFormat {
     Ndjson,
     /// Comma-separated values (RFC 4180), safe to open in a spreadsheet.
     Csv,
+    /// Events of the Open Cybersecurity Schema Framework, one JSON object a line.
+    Ocsf,
 }
 
 /// `recording …`

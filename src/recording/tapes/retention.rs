@@ -1,0 +1,51 @@
+//! Retention: which tapes have had their time, and their deletion. The trail hears of it before (see `admin::retention`);
+//! nothing here decides that on its own.
+
+use std::fs;
+use std::io;
+
+use jiff::Timestamp;
+
+use super::super::message::SessionId;
+use super::super::summary::Summary;
+use super::{TapeError, Tapes};
+
+/// How long tapes are kept, in seconds; none: for ever.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Keep {
+    /// Of sessions with a terminal.
+    pub terminal: Option<i64>,
+    /// Of all others.
+    pub other: Option<i64>,
+}
+
+impl Keep {
+    /// Whether the time of an ended session's tape is over, and how long it was.
+    pub fn over(&self, summary: &Summary, now: Timestamp) -> Option<i64> {
+        let terminal = summary.channels.iter().any(|channel| channel.terminal);
+        let seconds = if terminal { self.terminal } else { self.other }?;
+        let ended = summary.ended_at?;
+        (now.as_second().saturating_sub(ended.as_second()) >= seconds).then_some(seconds)
+    }
+}
+
+impl Tapes {
+    /// Deletes a tape: first its key, so that a crash in the middle leaves nothing that can be read; its summary last, so
+    /// that it is found again. Writes files.
+    ///
+    /// # Errors
+    /// [`TapeError::Live`], [`TapeError::File`].
+    pub fn delete(&self, id: SessionId) -> Result<(), TapeError> {
+        if self.summary(id)?.ended_at.is_none() {
+            return Err(TapeError::Live(id));
+        }
+        for kind in ["key", "tape", "json"] {
+            let path = self.path(id, kind);
+            match fs::remove_file(&path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(TapeError::file(&path, e)),
+                _ => {}
+            }
+        }
+        fs::File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(|e| TapeError::file(&self.dir, e))
+    }
+}
