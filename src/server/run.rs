@@ -109,11 +109,13 @@ async fn open(config: Config) -> Result<House, ServeError> {
         tracing::warn!(%reason, "lockdown: nobody is let in; end it with: keyward access deny-all --end");
     }
     let rulebook = Rulebook::compile(&[]).map_err(during("compiling the rules"))?;
+    let bytes = config.audit.reserve_mb << 20;
+    let reserve = trail.reserve_file().map(|file| crate::recording::Reserve { file, bytes });
     let house = House {
         vault: Arc::new(vault),
         guard,
         trail: Arc::new(trail),
-        tapes: Arc::new(tapes),
+        tapes: Arc::new(tapes.sparing(reserve)),
         signers: Arc::new(signers),
         registry: Registry::new(),
         started_at: Timestamp::now(),
