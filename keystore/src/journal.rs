@@ -375,6 +375,11 @@ impl Writer {
     }
 }
 
+/// Where the reserve of the journal in `dir` lies while it is set aside.
+pub fn reserve_file(dir: &Path) -> PathBuf {
+    dir.join(RESERVE)
+}
+
 /// Whether the reserve is set aside.
 pub fn has_reserve(dir: &Path, bytes: u64) -> bool {
     bytes == 0 || std::fs::metadata(dir.join(RESERVE)).is_ok_and(|m| m.len() >= bytes)

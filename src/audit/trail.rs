@@ -159,6 +159,11 @@ impl Trail {
         self.signed.load(Ordering::Relaxed)
     }
 
+    /// The file that holds the reserve, if one is kept.
+    pub fn reserve_file(&self) -> Option<PathBuf> {
+        (self.keeping.reserve_bytes > 0).then(|| journal::reserve_file(&journal_dir(&self.dir)))
+    }
+
     /// Whether the reserve is there.
     pub fn has_reserve(&self) -> bool {
         journal::has_reserve(&journal_dir(&self.dir), self.keeping.reserve_bytes)

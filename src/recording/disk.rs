@@ -1,7 +1,7 @@
 //! How much room is left where the evidence lies.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The room of a file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,4 +26,28 @@ pub fn disk_left(dir: &Path) -> io::Result<Room> {
     let percent_used = (used.saturating_mul(100)).div_ceil((used + told.f_bavail).max(1));
     let size = (used + told.f_bavail).saturating_mul(told.f_frsize);
     Ok(Room { bytes, size, percent_used })
+}
+
+/// What is set aside for the audit trail.
+#[derive(Debug, Clone)]
+pub struct Reserve {
+    /// The file that holds it; gone once it was given up.
+    pub file: PathBuf,
+    /// Its size.
+    pub bytes: u64,
+}
+
+/// Whether a tape may write: once the reserve is given up, tapes would fill what was kept for the trail.
+///
+/// # Errors
+/// There is no more room than that.
+pub(super) fn spares(reserve: Option<&Reserve>) -> io::Result<()> {
+    let Some(Reserve { file, bytes }) = reserve.filter(|reserve| !reserve.file.exists()) else {
+        return Ok(());
+    };
+    let left = disk_left(file.parent().unwrap_or(Path::new("/")))?;
+    if left.bytes / 2 >= *bytes {
+        return Ok(());
+    }
+    Err(io::Error::new(io::ErrorKind::StorageFull, "the disk is full but for the audit trail's reserve"))
 }

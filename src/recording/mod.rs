@@ -30,7 +30,7 @@ mod transcript;
 mod typed;
 
 pub use cast::{Cast, CastEvent, cast_header, cast_line, json_record};
-pub use disk::{Room, disk_left};
+pub use disk::{Reserve, Room, disk_left};
 pub use drawing::Drawing;
 pub use format::{Header, Note, Record, What};
 pub use keys::TapeKeys;

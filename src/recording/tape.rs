@@ -19,6 +19,7 @@ use tokio::sync::{Notify, broadcast, watch};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
+use super::disk::Reserve;
 use super::format::{Header, Note, Record, Records, What};
 use super::frames::Writer;
 use super::ledger::{ChannelSummary, Kept, Ledger};
@@ -105,6 +106,8 @@ pub(super) struct Files {
     pub(super) tape: PathBuf,
     pub(super) summary: PathBuf,
     pub(super) key: Zeroizing<[u8; 32]>,
+    /// The audit trail's reserve: where it is used up, what room there is belongs to the trail.
+    pub(super) reserve: Option<Reserve>,
 }
 
 /// How much a tape keeps, and what if it cannot.

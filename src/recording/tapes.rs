@@ -22,6 +22,7 @@ use keystore::Recording;
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
+use super::disk::{Reserve, spares};
 use super::format::Header;
 use super::frames::{Reader, Writer};
 use super::keys::TapeKeys;
@@ -101,6 +102,7 @@ pub struct Tapes {
     dir: PathBuf,
     kept: ArcSwap<Kept>,
     live: Mutex<HashMap<SessionId, Weak<Deck>>>,
+    reserve: Option<Reserve>,
 }
 
 /// Whom tapes are sealed to, and what they keep.
@@ -133,7 +135,12 @@ impl Tapes {
     pub fn open(dir: &Path, keys: TapeKeys, terms: Terms) -> Result<(Self, Vec<Summary>), TapeError> {
         let make = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
         make.map_err(|e| TapeError::file(dir, e))?;
-        let tapes = Self { dir: dir.to_owned(), kept: Kept::swappable(keys, terms), live: Mutex::default() };
+        let tapes = Self {
+            dir: dir.to_owned(),
+            kept: Kept::swappable(keys, terms),
+            live: Mutex::default(),
+            reserve: None,
+        };
         let mut truncated = Vec::new();
         tapes.sweep()?;
         for id in tapes.ids("tape")? {
@@ -147,7 +154,12 @@ impl Tapes {
     /// A directory, or a copy of one, to read from: nothing in it is changed.
     pub fn inspect(dir: &Path, keys: TapeKeys) -> Self {
         let kept = Kept::swappable(keys, Terms { limit: 0, typed: false, mode: Mode::Strict });
-        Self { dir: dir.to_owned(), kept, live: Mutex::default() }
+        Self { dir: dir.to_owned(), kept, live: Mutex::default(), reserve: None }
+    }
+
+    /// Tapes that write nothing while what is left of the disk is the audit trail's reserve.
+    pub fn sparing(self, reserve: Option<Reserve>) -> Self {
+        Self { reserve, ..self }
     }
 
     /// From now on new tapes are sealed to `keys` and kept on `terms`; those that are being written stay as they began.
@@ -190,11 +202,13 @@ impl Tapes {
         let key = Zeroizing::new(rand::random::<[u8; 32]>());
         let kept = self.kept.load_full();
         let wrapped = kept.keys.wrap(&key)?;
-        let files = Files { tape: tape_file.clone(), summary: self.path(id, "json"), key: key.clone() };
+        let (summary, reserve) = (self.path(id, "json"), self.reserve.clone());
+        let files = Files { tape: tape_file.clone(), summary, key: key.clone(), reserve: reserve.clone() };
         let (dir, known) = (self.dir.clone(), header.clone());
         let undo = [tape_file.clone(), key_file.clone()];
         let writer = tokio::task::spawn_blocking(move || {
             enough_room(&dir)?;
+            spares(reserve.as_ref()).map_err(|e| TapeError::Failed(e.to_string()))?;
             let file = new_file(&tape_file).map_err(|e| TapeError::file(&tape_file, e))?;
             let start = || {
                 create(&key_file, &wrapped)?;

@@ -179,7 +179,8 @@ async fn a_full_disk_fails_the_tape_and_says_so() {
     let mut writer = Writer::start(file, &header(id), &[7; 32]).unwrap();
     writer.redirect(OpenOptions::new().write(true).open("/dev/full").unwrap());
     let (summary, key) = (dir.path().join("summary.json"), zeroize::Zeroizing::new([7; 32]));
-    let (tape, _deck) = start(header(id), writer, Files { tape: real.clone(), summary, key }, TERMS);
+    let (tape, _deck) =
+        start(header(id), writer, Files { tape: real.clone(), summary, key, reserve: None }, TERMS);
     tape.record(1, Direction::ToUser, &data("taken, not yet written")).await.unwrap();
     assert!(tape.failed().await.contains("No space left"));
     assert!(matches!(tape.record(1, Direction::ToUser, &data("more")).await, Err(TapeError::Failed(_))));
@@ -306,7 +307,7 @@ async fn with_best_effort_a_session_outlives_its_tape_and_the_ledger_says_so() {
     writer.redirect(OpenOptions::new().write(true).open("/dev/full").unwrap());
     let (summary, key) = (dir.path().join("summary.json"), zeroize::Zeroizing::new([7; 32]));
     let terms = Terms { mode: Mode::BestEffort, ..TERMS };
-    let (tape, _deck) = start(header(id), writer, Files { tape: real, summary, key }, terms);
+    let (tape, _deck) = start(header(id), writer, Files { tape: real, summary, key, reserve: None }, terms);
     tape.record(1, Direction::ToUser, &data("taken, not yet written")).await.unwrap();
     tape.failed().await;
     tape.record(1, Direction::ToUser, &data("lost")).await.unwrap();
@@ -382,7 +383,8 @@ fn hour(dir: &Path, seconds: u64) -> (Tapes, SessionId, String) {
         writer.unsynced(&Plain { records: &records, last: index + 1 == all.len() }).unwrap();
         export.extend(cast.event(record).iter().map(cast_line));
     }
-    let files = Files { tape: file("tape"), summary: file("json"), key: zeroize::Zeroizing::new(key) };
+    let files =
+        Files { tape: file("tape"), summary: file("json"), key: zeroize::Zeroizing::new(key), reserve: None };
     let digest = pack::pack(&header(id), &files, writer.length()).unwrap().unwrap();
     let mut summary = summary::Summary::of(header(id), ledger.summaries());
     (summary.status, summary.reason) = (ended.status, ended.reason);

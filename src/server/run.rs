@@ -115,6 +115,8 @@ async fn open(config: Config) -> Result<House, ServeError> {
         tracing::warn!(%reason, "lockdown: nobody is let in; end it with: keyward access deny-all --end");
     }
     let rulebook = Rulebook::compile(&[]).map_err(during("compiling the rules"))?;
+    let bytes = config.audit.reserve_mb << 20;
+    let reserve = trail.reserve_file().map(|file| crate::recording::Reserve { file, bytes });
     let trail = Arc::new(trail);
     let host = config.names.first().map_or("keyward", String::as_str);
     let outlets = Outlets::open(&trail, config.audit.receivers(host))
@@ -123,7 +125,7 @@ async fn open(config: Config) -> Result<House, ServeError> {
         vault: Arc::new(vault),
         guard,
         trail,
-        tapes: Arc::new(tapes),
+        tapes: Arc::new(tapes.sparing(reserve)),
         signers: Arc::new(signers),
         registry: Registry::new(),
         outlets,

@@ -16,7 +16,7 @@ fn rig() -> Rig {
 }
 
 /// A service that greets whoever connects, and says what it heard.
-fn service() -> u16 {
+pub fn service() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     std::thread::spawn(move || {
@@ -31,7 +31,7 @@ fn service() -> u16 {
     port
 }
 
-fn talk(port: u16) -> String {
+pub fn talk(port: u16) -> String {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     stream.set_read_timeout(Some(std::time::Duration::from_secs(10))).unwrap();
     let mut greeting = [0; 9];
@@ -44,7 +44,7 @@ fn talk(port: u16) -> String {
     format!("{}{}", text(greeting.to_vec()), text(rest))
 }
 
-struct Ended(Child);
+pub struct Ended(pub Child);
 
 impl Drop for Ended {
     fn drop(&mut self) {
@@ -54,7 +54,7 @@ impl Drop for Ended {
 }
 
 /// `ssh -N` with `args`, until dropped.
-fn background(rig: &Rig, args: &[&str], port: u16) -> Ended {
+pub fn background(rig: &Rig, args: &[&str], port: u16) -> Ended {
     let child = rig.client("ssh", "alice").arg("-N").args(args).stderr(Stdio::null()).spawn().unwrap();
     let child = Ended(child);
     wait_for("the forward", || TcpStream::connect(("127.0.0.1", port)).is_ok());

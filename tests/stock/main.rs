@@ -11,6 +11,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod accounting;
 mod administration;
 mod attacks;
 mod auditor;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
+use super::super::disk::spares;
 use super::super::format::Records;
 use super::super::frames::{Plain, Writer};
 use super::super::pack::pack;
@@ -30,11 +31,13 @@ pub(super) async fn write(deck: Arc<Deck>, mut writer: Writer) {
             continue;
         }
         let last = end.is_some();
+        let reserve = deck.files().reserve.clone();
         let written = tokio::task::spawn_blocking(move || {
             let frames = records.len();
             let each = records.iter().enumerate();
             let mut each = each.map(|(at, records)| Plain { records, last: last && at + 1 == frames });
-            let written = each.try_for_each(|plain| writer.frame(&plain));
+            let written =
+                spares(reserve.as_ref()).and_then(|()| each.try_for_each(|plain| writer.frame(&plain)));
             if written.is_err() {
                 // The digest then covers the file as it is; if even this fails, verification will say so.
                 if let Err(error) = writer.cut_back() {

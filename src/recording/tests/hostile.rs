@@ -43,7 +43,7 @@ fn on_a_full_disk(tapes: &Tapes, id: SessionId) -> Tape {
     fs::write(real.with_extension("key"), tapes.wrapped(&key)).unwrap();
     writer.redirect(OpenOptions::new().write(true).open("/dev/full").unwrap());
     let (summary, key) = (tapes.summary_file(id), zeroize::Zeroizing::new(key));
-    start(header(id), writer, Files { tape: real, summary, key }, TERMS).0
+    start(header(id), writer, Files { tape: real, summary, key, reserve: None }, TERMS).0
 }
 
 #[tokio::test]
