@@ -175,7 +175,7 @@ struct Trust {
 }
 
 fn serve(config: Config) -> Result<u8, Fault> {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| LOGGED.into());
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(log::stderr).init();
     runtime()?.block_on(server::run(config)).map_err(error)?;
     Ok(0)
@@ -197,6 +197,9 @@ fn say(text: &str) -> Result<u8, Fault> {
     std::io::stdout().write_all(text.as_bytes()).map_err(error)?;
     Ok(0)
 }
+
+/// What is logged if `RUST_LOG` does not say. The SSH library's own words help who looks for a fault: `RUST_LOG=info,russh=debug`.
+const LOGGED: &str = "info,russh=off";
 
 #[cfg(test)]
 mod tests {

@@ -80,6 +80,7 @@ where
         refused: None,
         opening: None,
         terminals: HashSet::new(),
+        listening: Vec::new(),
     };
     let mut running = match server::run_stream(config, stream, handler).await {
         Ok(running) => running,
@@ -160,6 +161,8 @@ struct Inner {
     opening: Option<tokio::task::JoinHandle<()>>,
     /// Channels that have a terminal.
     terminals: HashSet<ChannelId>,
+    /// Where the instance listens for the user, with the number that each has on the tape.
+    listening: Vec<(Listen, u32)>,
 }
 
 impl Inner {
@@ -206,18 +209,28 @@ impl Inner {
         known.and_then(Result::ok)
     }
 
-    /// Lets the instance listen for the user; the port, if it does.
-    async fn listen(&self, listen: &Listen) -> Option<u32> {
+    /// Lets the instance listen for the user; the port, if it does. Tape and trail hear of it first.
+    async fn listen(&mut self, listen: Listen) -> Option<u32> {
         let opened = self.opened().await?;
-        if !opened.authorized().may(Capability::Forward) {
-            opened.forward_denied(&format!("{listen:?}"), "the access rules give no forward").await;
+        let number = self.shared.channels.fetch_add(1, Ordering::Relaxed);
+        if !opened.listening(number, &listen).await {
             return None;
         }
-        tokio::time::timeout(OPENING, opened.upstream().listen(listen)).await.ok()?.ok()
+        let heard = tokio::time::timeout(OPENING, opened.upstream().listen(&listen)).await;
+        let port = heard.ok().and_then(Result::ok);
+        match port {
+            Some(_) if self.listening.len() < MOST_LISTENING => self.listening.push((listen, number)),
+            Some(_) => {}
+            None => opened.listens_no_more(number).await,
+        }
+        port
     }
 
-    async fn listen_no_more(&self, listen: &Listen) -> bool {
+    async fn listen_no_more(&mut self, listen: &Listen) -> bool {
         let Some(opened) = self.opened().await else { return false };
+        if let Some(at) = self.listening.iter().position(|(other, _)| other == listen) {
+            opened.listens_no_more(self.listening.swap_remove(at).1).await;
+        }
         tokio::time::timeout(OPENING, opened.upstream().listen_no_more(listen)).await.is_ok_and(|r| r.is_ok())
     }
 }
@@ -389,7 +402,7 @@ impl server::Handler for Inner {
         _session: &mut Session,
     ) -> Result<bool, russh::Error> {
         let listen = Listen::Tcp { address: address.to_owned(), port: *port };
-        let taken = self.listen(&listen).await;
+        let taken = self.listen(listen).await;
         if let (0, Some(chosen)) = (*port, taken) {
             *port = chosen;
         }
@@ -408,7 +421,7 @@ impl server::Handler for Inner {
         socket_path: &str,
         _session: &mut Session,
     ) -> Result<bool, russh::Error> {
-        Ok(self.listen(&Listen::Socket(socket_path.to_owned())).await.is_some())
+        Ok(self.listen(Listen::Socket(socket_path.to_owned())).await.is_some())
     }
     async fn cancel_streamlocal_forward(
         &mut self,
@@ -517,6 +530,8 @@ impl server::Handler for Inner {
 
 /// How long a request that needs the session waits for it; a dial takes at most 20 s.
 const OPENING: Duration = Duration::from_secs(25);
+/// Ports and sockets on which an instance listens for one connection, of which the tape hears when they close.
+const MOST_LISTENING: usize = 64;
 /// Sessions in one connection, as OpenSSH's MaxSessions bounds them.
 const MOST_CHANNELS: u32 = 32;
 /// Time for a sentence to reach the user before the connection goes.

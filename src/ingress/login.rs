@@ -98,15 +98,7 @@ impl Gate {
     /// A key without a signature: says whether one is worth while.
     pub(super) async fn offered(&mut self, user: &str, key: &PublicKey) -> Auth {
         let (since, now) = (Instant::now(), Timestamp::now());
-        let changed = match &self.door {
-            Door::Hall(verified) => verified.user().as_str() != user,
-            Door::Invited(invited) => invited.user().as_str() != user,
-            Door::Enrolling(enrolling) => enrolling.user().as_str() != user,
-            _ => false,
-        };
-        if changed {
-            self.void();
-        }
+        self.void_if_changed(user);
         let (vault, rules) = (&self.house.vault, &*self.config.keys);
         let worth_while = match &self.door {
             Door::Invited(invited) => invited.welcomes(vault, user, key, now).await,
@@ -241,6 +233,14 @@ impl Gate {
         }
     }
 
+    /// A password is no method here: who tries one is guessing.
+    pub(super) async fn password(&mut self, user: &str) -> Auth {
+        self.void_if_changed(user);
+        self.failed(user, None, "a password").await;
+        count_failure(&self.house, self.source.ip()).await;
+        Auth::reject()
+    }
+
     /// Nothing was proven for this user name.
     async fn stranger(&mut self, user: &str) -> Auth {
         let since = Instant::now();
@@ -250,6 +250,18 @@ impl Gate {
         }
         self.failed(user, None, reason).await;
         self.refuse(since, self.first_methods()).await
+    }
+
+    fn void_if_changed(&mut self, user: &str) {
+        let changed = match &self.door {
+            Door::Hall(verified) => verified.user().as_str() != user,
+            Door::Invited(invited) => invited.user().as_str() != user,
+            Door::Enrolling(enrolling) => enrolling.user().as_str() != user,
+            _ => false,
+        };
+        if changed {
+            self.void();
+        }
     }
 
     /// RFC 4252 §5: a changed user name voids every factor. Says whether there was one.

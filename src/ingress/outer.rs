@@ -73,6 +73,10 @@ impl Outer {
 impl server::Handler for Outer {
     type Error = russh::Error;
 
+    async fn auth_password(&mut self, user: &str, _password: &str) -> Result<Auth, russh::Error> {
+        Ok(self.gate.password(user).await)
+    }
+
     async fn auth_publickey_offered(
         &mut self,
         user: &str,

@@ -9,6 +9,7 @@ use keystore::Vault;
 use keystore::backend::Embedded;
 use keystore::seal::MasterKey;
 use keystore::signing::Signers;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -43,6 +44,7 @@ fn during<E: std::fmt::Display>(doing: &'static str) -> impl FnOnce(E) -> ServeE
 /// # Errors
 /// Anything that keeps it from starting; nothing is made anew.
 pub async fn run(config: Config) -> Result<(), ServeError> {
+    raise_file_limit();
     let house = Arc::new(open(config).await?);
     recompile(&house).await;
     let config = house.config();
@@ -88,6 +90,16 @@ pub async fn run(config: Config) -> Result<(), ServeError> {
         tracing::debug!(%error, "daemon.socket_left");
     }
     Ok(())
+}
+
+/// A session takes four files (two connections, tape and key): the soft limit of most systems, 1024, is 250 sessions.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => tracing::debug!(files = ?raised.current, "limit.raised"),
+        Err(error) => tracing::warn!(%error, files = ?limit.current, "limit.not_raised"),
+    }
 }
 
 async fn open(config: Config) -> Result<House, ServeError> {

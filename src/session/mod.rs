@@ -8,6 +8,7 @@ mod approvals;
 mod credential;
 mod desk;
 mod house;
+mod listening;
 mod open;
 mod registry;
 mod relay;

@@ -311,3 +311,35 @@ fn strangers_take_their_share_of_places_and_no_more() {
     std::thread::sleep(Duration::from_millis(300));
     siege.end();
 }
+
+#[test]
+fn who_tries_passwords_is_audited_and_kept_out_and_sees_what_everybody_sees() {
+    let siege = Siege::begin("");
+    let out = by_hand(
+        &siege,
+        r#"
+for user in ('alice', 'nobody'):
+    t = connect()
+    for _ in range(2):
+        try: t.auth_password(user, 'letmein', fallback=False); sys.exit('a login')
+        except paramiko.BadAuthenticationType as e: print(user, e.allowed_types)
+        except paramiko.AuthenticationException as e: print(user, e)
+for n in range(40):
+    try:
+        t = connect(); t.auth_password('alice', 'letmein', fallback=False)
+    except Exception as e: last = type(e).__name__
+    if last == 'SSHException': break
+print('banned' if last != 'BadAuthenticationType' else last)
+"#,
+    );
+    let said: Vec<&str> = out.lines().collect();
+    let of = |user: &str| said.iter().filter_map(|l| l.strip_prefix(user)).map(str::trim).collect::<Vec<_>>();
+    assert_eq!(of("alice"), of("nobody"), "{out}");
+    assert_eq!(of("alice")[0], "['publickey']");
+    let failed = siege.rig.events("ssh_login_failed");
+    for user in ["alice", "nobody"] {
+        assert!(failed.iter().any(|e| e["user"] == user && e["reason"] == "a password"), "{failed:?}");
+    }
+    assert!(!siege.rig.events("source_banned").is_empty(), "{out}");
+    siege.alone();
+}

@@ -111,6 +111,19 @@ fn a_remote_forward_comes_back_to_the_user() {
 }
 
 #[test]
+fn a_remote_forward_that_nobody_uses_is_on_the_tape_all_the_same() {
+    let rig = rig();
+    let spec = format!("127.0.0.1:{}:127.0.0.1:9", free_port());
+    let mut command = rig.client("ssh", "alice");
+    let output =
+        command.args(["-o", "ExitOnForwardFailure=yes", "-R", &spec, "db-1", "true"]).output().unwrap();
+    assert!(output.status.success(), "{}", text(output.stderr));
+    let target = format!("listens on {} for the user", spec.rsplitn(3, ':').last().unwrap());
+    assert!(forwards(&rig).iter().any(|c| c["command"] == target), "{:?}", forwards(&rig));
+    assert!(rig.events("channel_opened").iter().any(|e| e["command"] == target));
+}
+
+#[test]
 fn without_the_capability_a_remote_forward_fails() {
     let rig = Rig::with_alice();
     let spec = format!("127.0.0.1:{}:127.0.0.1:9", free_port());
@@ -118,6 +131,8 @@ fn without_the_capability_a_remote_forward_fails() {
     let output =
         command.args(["-N", "-o", "ExitOnForwardFailure=yes", "-R", &spec, "db-1"]).output().unwrap();
     assert!(text(output.stderr).contains("remote port forwarding failed"));
+    let asked = format!("refused: to listen on {} for the user", spec.rsplitn(3, ':').last().unwrap());
+    assert!(forwards(&rig).iter().any(|c| c["command"] == asked), "{:?}", forwards(&rig));
 }
 
 #[test]

@@ -28,6 +28,7 @@ mod evidence;
 mod factors;
 mod flow;
 mod forward;
+mod greed;
 mod interop;
 mod jump;
 mod kinds;

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use data_encoding::HEXLOWER;
 use jiff::Timestamp;
+use sha2::{Digest as _, Sha256};
 
 use super::super::disk::spares;
 use super::super::format::Records;
@@ -51,9 +53,12 @@ pub(super) async fn write(deck: Arc<Deck>, mut writer: Writer) {
                 writer = back;
                 written.err().map(|e| e.to_string())
             }
+            // It panicked, and the writer went with it: the tape ends there, whoever seals it must not wait for ever.
             Err(lost) => {
-                deck.fail(&lost.to_string());
-                return;
+                let why = lost.to_string();
+                deck.fail(&why);
+                let digest = found(&deck).await;
+                return finish(&deck, digest, (end, Some(why))).await;
             }
         };
         match &failure {
@@ -70,6 +75,14 @@ pub(super) async fn write(deck: Arc<Deck>, mut writer: Writer) {
             return finish(&deck, digest, (end, failure)).await;
         }
     }
+}
+
+/// The digest of the tape as it lies there; of nothing if it cannot be read, and verification will say so.
+async fn found(deck: &Arc<Deck>) -> String {
+    let file = deck.files.tape.clone();
+    let read = tokio::task::spawn_blocking(move || std::fs::read(file)).await;
+    let bytes = read.map_err(std::io::Error::other).flatten().unwrap_or_default();
+    HEXLOWER.encode(&Sha256::digest(bytes))
 }
 
 /// Packs the tape that has ended; if that fails, it stays as it is. Returns its digest.
