@@ -17,6 +17,7 @@ use super::workers::Workers;
 use super::{reload, socket, upkeep};
 use crate::admin::{self, FrontDesk};
 use crate::audit::{Event, Keeping, SessionFacts, Trail};
+use crate::auth::Certificates;
 use crate::config::Config;
 use crate::guard::lockdown::Lockdown;
 use crate::guard::{Admitted, Guard};
@@ -59,6 +60,7 @@ pub async fn run(config: Config) -> Result<(), ServeError> {
     tasks.spawn(rotation::keep(move || admin::rotation(&workflows), stop.clone()));
     tasks.spawn(upkeep::custody(Arc::clone(&house), stop.clone()));
     tasks.spawn(upkeep::keep(Arc::clone(&house), stop.clone()));
+    tasks.spawn(reload::follow_user_ca(Arc::clone(&house), stop.clone()));
     tasks.spawn(reload::heed(hangup, Arc::clone(&house), stop.clone()));
     tasks.spawn(socket::serve(door, Arc::clone(&house), stop.clone()));
     let workers = Workers::start().map_err(during("starting the workers"))?;
@@ -112,9 +114,11 @@ async fn open(config: Config) -> Result<House, ServeError> {
     if let Some(reason) = guard.lockdown().reason() {
         tracing::warn!(%reason, "lockdown: nobody is let in; end it with: keyward access deny-all --end");
     }
+    let cas = reload::user_cas(&config).map_err(during("reading the external user CA"))?;
     let rulebook = Rulebook::compile(&[]).map_err(during("compiling the rules"))?;
     let house = House {
         vault: Arc::new(vault),
+        certificates: Certificates::of(cas),
         guard,
         trail: Arc::new(trail),
         tapes: Arc::new(tapes),

@@ -15,6 +15,7 @@ mod administration;
 mod attacks;
 mod auditor;
 mod authorities;
+mod certificates;
 mod channels;
 mod crash;
 mod cuts;
