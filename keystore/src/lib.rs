@@ -13,6 +13,7 @@ pub mod record;
 pub mod rules;
 pub mod seal;
 pub mod signing;
+pub mod user_ca;
 mod vault;
 
 /// SSH key types, re-exported so that rooms other than ingress and egress need not import russh.

@@ -81,7 +81,7 @@ impl Touched {
     fn count(&mut self, whose: &Whose, sessions: &BTreeSet<String>, event: Value) {
         let time = event.get("time").and_then(Value::as_str).map(str::to_owned);
         match serde_json::from_value(event) {
-            Ok(Event::SshLoginSucceeded { user, source_ip, key }) => {
+            Ok(Event::SshLoginSucceeded { user, source_ip, key, .. }) => {
                 let theirs = match whose {
                     Whose::Key(wanted) => key == *wanted,
                     Whose::User(wanted) => user == wanted.as_str(),

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use keystore::{KeyStatus, Role, SecondFactor, UserKey};
 use tokio::sync::mpsc;
 
+use super::render::plain;
 use super::{
     Access, Caller, Chunk, Command, Fault, Instances, Keyboard, Logs, Output, Recording, Sessions, SshKeys,
     Visitor,
@@ -173,6 +174,8 @@ async fn page(house: &House, visitor: &Visitor, out: &mut Output) -> Result<(), 
     let factor = house.vault.get::<SecondFactor>(visitor.user.as_str()).await?;
     told.extend(factor.as_ref().and_then(mfa::clock_notice));
     told.extend(super::ca::notice(house, &format!("{}@{bastion}", visitor.user)).await?);
+    let came_with = house.certificates.standing(&visitor.user, &visitor.key, now);
+    told.extend(came_with.map(|(named, _)| format!("You came with the certificate {}.", plain(&named))));
     told.push(String::new());
     if visitor.only_exchanges {
         told.push(keys::listed(&owned, &BTreeSet::new(), now, out.width()));

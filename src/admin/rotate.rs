@@ -49,7 +49,13 @@ pub(super) async fn run(
     let old = match (&wanted.old, caller) {
         (Some(old), _) => find(house, old).await?,
         (None, Caller::User(visitor)) if wanted.user.as_ref().is_none_or(|u| *u == visitor.user) => {
-            find(house, &visitor.key).await?
+            match house.certificates.standing(&visitor.user, &visitor.key, now) {
+                None => find(house, &visitor.key).await?,
+                Some(_) => {
+                    let says = "you came with a certificate: whoever gave it renews it, there is no key to rotate here";
+                    return Err(Fault::conflict(says));
+                }
+            }
         }
         (None, _) => {
             return Err(Fault::usage("name the key to replace: --old K12; see: keyward ssh-keys list"));

@@ -38,6 +38,9 @@ pub enum Event {
         source_ip: String,
         /// Fingerprint, `SHA256:…`.
         key: String,
+        /// The certificate it came with, if it was one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        certificate: Option<String>,
     },
     /// A login did not complete. The reason is for the auditor; the peer never sees it.
     SshLoginFailed {

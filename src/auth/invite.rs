@@ -16,6 +16,7 @@ use keystore::ssh::PublicKey;
 use keystore::{Invitation, KeyRules, KeyStatus, SecondFactor, User, UserKey, UserKind, UserName, Vault};
 use sha2::{Digest, Sha256};
 
+use super::certificate::Certified;
 use super::mfa::{self, Enrolment};
 use super::{Authenticated, KeyVerified, LoginFault, Reach, SignedKey, Unauthenticated, usable};
 
@@ -105,9 +106,9 @@ impl KeyVerified {
         };
         match begun.await {
             Ok(factor) => {
-                let Self { user, fingerprint, source, rules, verifies, .. } = self;
+                let Self { user, fingerprint, source, rules, verifies, certificate, .. } = self;
                 let by = Invited { user, source, rules, invitation: hash(code), voided: false };
-                Ok(Enrolling { by, fingerprint, key: None, factor, confirms: None, verifies })
+                Ok(Enrolling { by, fingerprint, key: None, factor, confirms: None, verifies, certificate })
             }
             Err(fault) => Err((self, fault)),
         }
@@ -187,7 +188,15 @@ impl Invited {
                 let fingerprint = UserKey::fingerprint_of(key);
                 let verifies = held.as_ref().is_some_and(|held| held.verify_required);
                 let key = held.is_none().then(|| key.clone());
-                Ok(Enrolling { by: self, fingerprint, key, factor, confirms: None, verifies })
+                Ok(Enrolling {
+                    by: self,
+                    fingerprint,
+                    key,
+                    factor,
+                    confirms: None,
+                    verifies,
+                    certificate: None,
+                })
             }
             Err(fault) => Err((self, fault)),
         }
@@ -241,6 +250,8 @@ pub struct Enrolling {
     confirms: Option<Timestamp>,
     /// As in [`Authenticated`].
     verifies: bool,
+    /// As in [`Authenticated`].
+    certificate: Option<Certified>,
 }
 
 /// What confirms the enrolment.
@@ -316,6 +327,9 @@ impl Enrolling {
             .await?;
         if let Some(key) = &self.key {
             vault.insert(&self.record(vault, (&user, key), now).await?).await?;
+        } else if let Some(certificate) = &self.certificate {
+            certificate.counts(vault, &self.by.user, now).await?;
+            certificate.used(&self.fingerprint, &self.by.user, now);
         } else {
             let grace = self.by.rules.of(&user).grace;
             vault
@@ -339,6 +353,7 @@ impl Enrolling {
             reach: Reach::Everything,
             confirms: self.confirms,
             verifies: self.verifies,
+            certificate: self.certificate.clone(),
         })
     }
 

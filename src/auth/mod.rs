@@ -8,19 +8,23 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use certificate::Certified;
 use jiff::Timestamp;
 use keystore::ssh::PublicKey;
+use keystore::user_ca::CertFault;
 use keystore::{KeyRules, KeyStatus, Role, User, UserKey, UserKind, UserName, Vault, lifecycle};
 
 use crate::audit::AuditError;
 use crate::guard::Admitted;
 
+mod certificate;
 mod invite;
 pub mod mfa;
 #[cfg(test)]
 pub(crate) mod testing;
 mod unasked;
 
+pub use certificate::{Certificates, SignedCertificate};
 pub use invite::{
     Confirmed, Enrolled, Enrolling, Invited, any_invited, invitation, invite, looks_like_invitation, withdraw,
 };
@@ -119,6 +123,7 @@ impl Unauthenticated {
                 source: self.source,
                 rules: self.rules,
                 voided: false,
+                certificate: None,
             }),
             Err(fault) => Err((self, fault)),
         }
@@ -153,6 +158,8 @@ pub struct KeyVerified {
     verifies: bool,
     /// Another name was tried on this state: it never becomes a login any more.
     voided: bool,
+    /// It is not a key of the user's own, but one of this certificate's.
+    certificate: Option<Certified>,
 }
 
 impl KeyVerified {
@@ -207,8 +214,12 @@ impl KeyVerified {
     }
 
     fn spent(self, user: User, reach: Reach, now: Timestamp) -> Authenticated {
-        let Self { fingerprint, source, verifies, .. } = self;
+        let Self { fingerprint, source, verifies, certificate, .. } = self;
+        if let Some(certificate) = &certificate {
+            certificate.used(&fingerprint, &user.name, now);
+        }
         Authenticated {
+            certificate,
             verifies,
             user: user.name,
             roles: user.roles,
@@ -229,24 +240,49 @@ impl KeyVerified {
     ) -> Result<(User, Reach, Option<Timestamp>), LoginFault> {
         // RFC 6238 §5.2: an accepted code is spent. Persist first, then let the login through.
         let confirms = mfa::spend(vault, &self.user, code, now).await?;
-        let grace = match vault.get::<User>(self.user.as_str()).await? {
-            Some(user) => self.rules.of(&user).grace,
-            None => return Err(LoginFault::UnknownUser),
-        };
+        let user = vault.get::<User>(self.user.as_str()).await?.ok_or(LoginFault::UnknownUser)?;
         // For a pending key this is the proof that makes it active (`keystore::lifecycle`).
-        let reach = vault
-            .update(&self.fingerprint, |key: &mut UserKey| {
-                let reach = usable(key, self.user.as_str(), grace, now)?;
-                key.last_used_at = Some(now);
-                Ok::<_, LoginFault>(reach)
-            })
-            .await?;
+        let reach = self.used(vault, (&user, Pending::IsProven), now).await?;
         // Read after the key was written: who was suspended meanwhile stays out.
         let user = vault.get::<User>(self.user.as_str()).await?.ok_or(LoginFault::UnknownUser)?;
         match user.barred(now) {
             Some(why) => Err(LoginFault::Barred(why)),
             None => Ok((user, reach, confirms)),
         }
+    }
+}
+
+/// What a login means to a key that waits for its first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pending {
+    IsProven,
+    Waits,
+}
+
+impl KeyVerified {
+    /// The key is used, if it may still be.
+    async fn used(
+        &self,
+        vault: &Vault,
+        (user, pending): (&User, Pending),
+        now: Timestamp,
+    ) -> Result<Reach, LoginFault> {
+        if let Some(certificate) = &self.certificate {
+            certificate.counts(vault, &self.user, now).await?;
+            return Ok(Reach::Everything);
+        }
+        let grace = self.rules.of(user).grace;
+        vault
+            .update(&self.fingerprint, |key: &mut UserKey| {
+                let reach = usable(key, self.user.as_str(), grace, now)?;
+                let in_use = matches!(key.status_at(now), KeyStatus::Active | KeyStatus::Retiring);
+                if pending == Pending::Waits && !in_use {
+                    return Err(LoginFault::KeyUnusable(key.status_at(now)));
+                }
+                key.last_used_at = Some(now);
+                Ok(reach)
+            })
+            .await
     }
 }
 
@@ -269,6 +305,8 @@ pub struct Authenticated {
     confirms: Option<Timestamp>,
     /// Its key verifies its user each time it signs.
     verifies: bool,
+    /// It was made with this certificate.
+    certificate: Option<Certified>,
 }
 
 /// How far a login goes.
@@ -315,6 +353,11 @@ impl Authenticated {
         self.verifies
     }
 
+    /// The certificate it was made with, if it was one, in words: `serial 7, key id "alice@example", of SHA256:…`.
+    pub fn certificate(&self) -> Option<String> {
+        self.certificate.as_ref().map(Certified::named)
+    }
+
     /// Whether it is a service, which has nothing to say to the bastion itself.
     pub fn is_service(&self) -> bool {
         self.kind == UserKind::Service
@@ -343,6 +386,12 @@ pub enum LoginFault {
     /// The key is of a kind that is not accepted any more.
     #[error("kind of key not accepted")]
     KeyNotAccepted,
+    /// A certificate does not count; says why.
+    #[error("{0}")]
+    Certificate(CertFault),
+    /// A certificate of a user who has a key.
+    #[error("certificate of a user who has a key of their own")]
+    HasKey,
     /// The security key did not verify its user, as this one must.
     #[error("user not verified by the security key")]
     UserNotVerified,
@@ -385,6 +434,8 @@ impl LoginFault {
             Self::UnknownUser => "unknown user",
             Self::UnknownKey => "unknown key",
             Self::KeyNotAccepted => "kind of key not accepted",
+            Self::Certificate(fault) => fault.words(),
+            Self::HasKey => "certificate of a user who has a key of their own",
             Self::UserNotVerified => "user not verified by the security key",
             Self::KeyUnusable(KeyStatus::Expired) => "key expired",
             Self::KeyUnusable(KeyStatus::Retired) => "key retired",

@@ -5,9 +5,9 @@
 //! and only for a key in use. Suspension, revocation and reset forget it at once.
 
 use jiff::Timestamp;
-use keystore::{KeyStatus, Remembered, SecondFactor, User, UserKey, UserKind, UserName, Vault};
+use keystore::{Remembered, SecondFactor, User, UserKind, UserName, Vault};
 
-use super::{Authenticated, KeyVerified, LoginFault, Reach, usable};
+use super::{Authenticated, KeyVerified, LoginFault, Pending, Reach};
 
 /// What spares a human a code, as configured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -61,18 +61,8 @@ impl KeyVerified {
         if !whole && !self.remembered(vault, spared.remember, now).await? {
             return Ok(None);
         }
-        let (name, grace) = (self.user.as_str(), self.rules.of(&user).grace);
-        let reach = vault
-            .update(&self.fingerprint, |key: &mut UserKey| {
-                let reach = usable(key, name, grace, now)?;
-                let in_use = matches!(key.status_at(now), KeyStatus::Active | KeyStatus::Retiring);
-                if !whole && !in_use {
-                    return Err(LoginFault::KeyUnusable(key.status_at(now)));
-                }
-                key.last_used_at = Some(now);
-                Ok(reach)
-            })
-            .await?;
+        let pending = if whole { Pending::IsProven } else { Pending::Waits };
+        let reach = self.used(vault, (&user, pending), now).await?;
         Ok(Some((user, reach)))
     }
 
@@ -157,6 +147,8 @@ async fn forget(vault: &Vault, which: impl Fn(&Remembered) -> bool) -> Result<()
 
 #[cfg(test)]
 mod tests {
+    use keystore::UserKey;
+
     use super::*;
     use crate::auth::testing::*;
     use crate::auth::{Unauthenticated, mfa, offered_key_known};

@@ -1,4 +1,7 @@
-//! `inner_auth`, `[login]` and `[limits]`: how peers sign in, how long they may take, how many are borne.
+//! `inner_auth`, `[login]`, `[limits]` and `[user_ca]`: how peers sign in, how long they may take, how many are borne, whose
+//! certificates count.
+
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
@@ -42,5 +45,21 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self { max_startups: 100, per_source: 20 }
+    }
+}
+
+/// Authorities of others whose user certificates are accepted, for users who have no key of their own here.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UserCa {
+    /// Their public keys, one a line.
+    pub keys: PathBuf,
+    /// What they withdrew: a KRL of `ssh-keygen -k`, or its lines in plain. Read again when it changes.
+    pub krl: Option<PathBuf>,
+}
+
+impl UserCa {
+    pub(super) fn resolved(self, base: &Path) -> Self {
+        Self { keys: base.join(self.keys), krl: self.krl.map(|file| base.join(file)) }
     }
 }

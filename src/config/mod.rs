@@ -18,7 +18,7 @@ mod lives;
 mod renewal;
 mod transport;
 
-pub use admission::{InnerAuth, Limits, LoginDeadlines};
+pub use admission::{InnerAuth, Limits, LoginDeadlines, UserCa};
 pub use evidence::{Audit, Mode, Recording};
 pub use fault::ConfigError;
 use fault::{Source, malformed};
@@ -57,6 +57,8 @@ pub struct Config {
     pub mfa: Mfa,
     /// How long the keys live that Keyward itself holds on instances.
     pub credentials: Credentials,
+    /// Whose certificates are accepted.
+    pub user_ca: Option<UserCa>,
     /// How the audit trail is kept.
     pub audit: Audit,
     /// Seconds a drain waits for live sessions.
@@ -105,6 +107,7 @@ impl Config {
             keys: Arc::new(raw.keys.rules(raw.key_max_age_days)),
             mfa: raw.mfa.into(),
             credentials: raw.credentials.into(),
+            user_ca: raw.user_ca.map(|files| files.resolved(&base)),
             audit: raw.audit.resolved(&base),
             drain_secs: raw.drain_secs,
             said: toml::from_str(text).map_err(|error| malformed(path, text, &error))?,
@@ -161,6 +164,7 @@ struct Raw {
     keys: lives::Keys,
     #[serde(default)]
     mfa: lives::RawMfa,
+    user_ca: Option<UserCa>,
     #[serde(default)]
     credentials: lives::RawCredentials,
     #[serde(default)]

@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use keystore::ssh::PublicKey;
+use keystore::ssh::{Certificate, PublicKey};
 use keystore::{CaKind, CaRotation, Capability, Instance, Login, SecondFactor, User, UserKey};
 use russh::server::{
     self, Auth, ChannelOpenHandle, Handle, Msg, PublicKeyOffer, Session, SkSignature, VerifiedPublicKey,
@@ -293,11 +293,13 @@ impl server::Handler for Inner {
     /// What the owner of the key should know of its end: here it is seen by every client, also with `-J`.
     async fn authentication_banner(&mut self) -> Result<Option<String>, russh::Error> {
         let jump = &self.shared.jump;
-        let Ok(Some(key)) = jump.house.vault.get::<UserKey>(jump.caller.key()).await else { return Ok(None) };
-        let config = jump.house.config();
-        let owner = jump.house.vault.get::<User>(key.user.as_str()).await.ok().flatten();
-        let terms = owner.map(|owner| config.keys.of(&owner));
-        let end = terms.and_then(|terms| notice(&key, &terms, Timestamp::now(), config.bastion()));
+        let (vault, config) = (&jump.house.vault, jump.house.config());
+        // Who came with a certificate has none.
+        let key = vault.get::<UserKey>(jump.caller.key()).await.ok().flatten();
+        let owner = vault.get::<User>(jump.caller.user().as_str()).await.ok().flatten();
+        let end = key.zip(owner).and_then(|(key, owner)| {
+            notice(&key, &config.keys.of(&owner), Timestamp::now(), config.bastion())
+        });
         let factor = jump.house.vault.get::<SecondFactor>(jump.caller.user().as_str()).await.ok().flatten();
         let clock = factor.as_ref().and_then(mfa::clock_notice);
         let changing = jump.house.vault.get::<CaRotation>(CaKind::Host.as_str()).await.ok().flatten();
@@ -338,6 +340,16 @@ impl server::Handler for Inner {
             return Ok(self.admit(user));
         }
         Ok(Auth::reject())
+    }
+
+    /// The key of the outer login, though it comes with a certificate here: that one was judged there.
+    async fn auth_openssh_certificate(
+        &mut self,
+        user: &str,
+        certificate: &Certificate,
+    ) -> Result<Auth, russh::Error> {
+        let key = PublicKey::from(certificate.public_key().clone());
+        Ok(if self.shared.jump.caller.matches_key(&key) { self.admit(user) } else { Auth::reject() })
     }
 
     async fn channel_open_session(

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use keystore::ssh::PublicKey;
+use keystore::ssh::{Certificate, PublicKey};
+use keystore::user_ca::Presented;
 use keystore::{User, UserKey};
 use russh::server::Auth;
 use russh::{MethodKind, MethodSet};
@@ -20,8 +21,8 @@ use super::prompts::{CODE_PROMPT, INVITATION, ask, enrolment_prompt, recovery_pr
 use super::stream::Phase;
 use crate::audit::Event;
 use crate::auth::{
-    Authenticated, Enrolling, Invited, KeyVerified, Knock, LoginFault, SignedKey, Spared, Unauthenticated,
-    any_invited, forget_key, looks_like_invitation, mfa, offered_key_known, remember,
+    Authenticated, Enrolling, Invited, KeyVerified, Knock, LoginFault, SignedCertificate, SignedKey, Spared,
+    Unauthenticated, any_invited, forget_key, looks_like_invitation, mfa, offered_key_known, remember,
 };
 use crate::config::Config;
 use crate::guard::Admitted;
@@ -138,18 +139,7 @@ impl Gate {
             }
         };
         match outside.key_verified(&self.house.vault, user, signed, Timestamp::now()).await {
-            Ok(verified) => {
-                let mfa = self.config.mfa;
-                let spared = Spared { remember: mfa.remember, verified_keys: mfa.verify_required_counts };
-                match verified.without_code(&self.house.vault, spared, Timestamp::now()).await {
-                    Ok(caller) => self.enter(caller, since).await,
-                    Err(verified) => {
-                        self.door = Door::Hall(verified);
-                        self.phase.key_proven();
-                        proceed(MethodKind::KeyboardInteractive)
-                    }
-                }
-            }
+            Ok(verified) => self.proven(verified, since).await,
             Err((outside, fault)) => {
                 self.door = Door::Outside(outside);
                 if matches!(self.stranger, Stranger::Asked) {
@@ -162,6 +152,65 @@ impl Gate {
                 }
                 self.failed(user, Some(key), fault.reason()).await;
                 self.refuse(since, self.first_methods()).await
+            }
+        }
+    }
+
+    /// A certificate without a signature: says whether one is worth while.
+    pub(super) async fn certificate_offered(&mut self, user: &str, certificate: &Certificate) -> Auth {
+        let (since, now) = (Instant::now(), Timestamp::now());
+        if matches!(&self.door, Door::Hall(verified) if verified.user().as_str() != user) {
+            self.void();
+        }
+        let presented = Presented { certificate, user, source: self.source.ip(), max_age: 0 };
+        let asked = (&presented, &*self.config.keys);
+        if matches!(self.door, Door::Outside(_) | Door::Hall(_))
+            && self.house.certificates.offered(&self.house.vault, asked, now).await
+        {
+            return Auth::Accept;
+        }
+        let key = PublicKey::from(certificate.public_key().clone());
+        self.refused = Some((user.chars().take(64).collect(), UserKey::fingerprint_of(&key)));
+        tokio::time::sleep_until(since + OFFER).await;
+        Auth::reject()
+    }
+
+    /// A certificate whose key's signature of this request is right.
+    pub(super) async fn certified(&mut self, user: &str, signed: SignedCertificate<'_>) -> Auth {
+        let since = Instant::now();
+        if self.locked_down() {
+            return self.keep_out(user, since).await;
+        }
+        let outside = match std::mem::replace(&mut self.door, Door::Shut) {
+            Door::Outside(outside) => outside,
+            Door::Hall(verified) => verified.void(),
+            other => {
+                self.door = other;
+                return Auth::reject();
+            }
+        };
+        let (vault, by) = (&self.house.vault, &self.house.certificates);
+        match outside.certificate_verified(vault, by, (user, signed), Timestamp::now()).await {
+            Ok(verified) => self.proven(verified, since).await,
+            Err((outside, fault)) => {
+                self.door = Door::Outside(outside);
+                let key = PublicKey::from(signed.certificate.public_key().clone());
+                self.failed(user, Some(&key), fault.reason()).await;
+                self.refuse(since, self.first_methods()).await
+            }
+        }
+    }
+
+    /// The key is proven; a code is due, unless it is spared.
+    async fn proven(&mut self, verified: KeyVerified, since: Instant) -> Auth {
+        let mfa = self.config.mfa;
+        let spared = Spared { remember: mfa.remember, verified_keys: mfa.verify_required_counts };
+        match verified.without_code(&self.house.vault, spared, Timestamp::now()).await {
+            Ok(caller) => self.enter(caller, since).await,
+            Err(verified) => {
+                self.door = Door::Hall(verified);
+                self.phase.key_proven();
+                proceed(MethodKind::KeyboardInteractive)
             }
         }
     }
@@ -425,7 +474,14 @@ impl Gate {
         let (vault, now) = (&self.house.vault, Timestamp::now());
         let user = vault.get::<User>(caller.user().as_str()).await.ok().flatten();
         let key = vault.get::<UserKey>(caller.key()).await.ok().flatten();
-        user.is_some_and(|user| user.barred(now).is_none()) && key.is_some_and(|key| key.usable(now))
+        let counts = match key {
+            Some(key) => key.usable(now),
+            None => {
+                let standing = self.house.certificates.standing(caller.user(), caller.key(), now);
+                standing.is_some_and(|(_, counts)| counts)
+            }
+        };
+        user.is_some_and(|user| user.barred(now).is_none()) && counts
     }
 
     /// All is proven: once the trail says so, the peer is inside.
@@ -440,6 +496,7 @@ impl Gate {
             user: caller.user().to_string(),
             source_ip: self.source.ip().to_string(),
             key: caller.key().to_owned(),
+            certificate: caller.certificate(),
         };
         if !self.audit(event).await {
             return self.refuse(since, self.first_methods()).await;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use keystore::ssh::{Algorithm, PublicKey};
+use keystore::ssh::{Algorithm, Certificate, PublicKey};
 use russh::server::{
     self, Auth, ChannelOpenHandle, Msg, PublicKeyOffer, Response, Session, SkSignature, VerifiedPublicKey,
 };
@@ -21,7 +21,7 @@ use super::login::Gate;
 use super::refusal;
 use super::stream::Deadlines;
 use crate::audit::Event;
-use crate::auth::{Authenticated, SignedKey};
+use crate::auth::{Authenticated, SignedCertificate, SignedKey};
 use crate::config::Config;
 use crate::session::{Cut, Desk, House, LiveInfo};
 
@@ -85,7 +85,10 @@ impl server::Handler for Outer {
         if !sound(offer.algorithm) {
             return Ok(Auth::reject());
         }
-        Ok(self.gate.offered(user, offer.public_key).await)
+        Ok(match offer.certificate {
+            Some(certificate) => self.gate.certificate_offered(user, certificate).await,
+            None => self.gate.offered(user, offer.public_key).await,
+        })
     }
 
     fn accept_sk_signature(&mut self, _user: &str, _key: &PublicKey, signature: SkSignature) -> bool {
@@ -100,6 +103,15 @@ impl server::Handler for Outer {
             return Ok(Auth::reject());
         }
         Ok(self.gate.signed(user, SignedKey { key: key.public_key, user_verified }).await)
+    }
+
+    async fn auth_openssh_certificate(
+        &mut self,
+        user: &str,
+        certificate: &Certificate,
+    ) -> Result<Auth, russh::Error> {
+        let user_verified = std::mem::take(&mut self.verified);
+        Ok(self.gate.certified(user, SignedCertificate { certificate, user_verified }).await)
     }
 
     async fn auth_keyboard_interactive<'a>(

@@ -18,6 +18,7 @@ use super::workers::Workers;
 use super::{reload, socket, upkeep};
 use crate::admin::{self, FrontDesk};
 use crate::audit::{Event, Keeping, Outlets, SessionFacts, Trail};
+use crate::auth::Certificates;
 use crate::config::Config;
 use crate::guard::lockdown::Lockdown;
 use crate::guard::{Admitted, Guard};
@@ -61,6 +62,7 @@ pub async fn run(config: Config) -> Result<(), ServeError> {
     tasks.spawn(rotation::keep(move || admin::rotation(&workflows), stop.clone()));
     tasks.spawn(upkeep::custody(Arc::clone(&house), stop.clone()));
     tasks.spawn(upkeep::keep(Arc::clone(&house), stop.clone()));
+    tasks.spawn(reload::follow_user_ca(Arc::clone(&house), stop.clone()));
     tasks.spawn(reload::heed(hangup, Arc::clone(&house), stop.clone()));
     tasks.spawn(socket::serve(door, Arc::clone(&house), stop.clone()));
     let workers = Workers::start().map_err(during("starting the workers"))?;
@@ -126,6 +128,7 @@ async fn open(config: Config) -> Result<House, ServeError> {
     if let Some(reason) = guard.lockdown().reason() {
         tracing::warn!(%reason, "lockdown: nobody is let in; end it with: keyward access deny-all --end");
     }
+    let cas = reload::user_cas(&config).map_err(during("reading the external user CA"))?;
     let rulebook = Rulebook::compile(&[]).map_err(during("compiling the rules"))?;
     let bytes = config.audit.reserve_mb << 20;
     let reserve = trail.reserve_file().map(|file| crate::recording::Reserve { file, bytes });
@@ -135,6 +138,7 @@ async fn open(config: Config) -> Result<House, ServeError> {
         .map_err(during("opening the receivers of events"))?;
     let house = House {
         vault: Arc::new(vault),
+        certificates: Certificates::of(cas),
         guard,
         trail,
         tapes: Arc::new(tapes.sparing(reserve)),

@@ -7,6 +7,7 @@ use keystore::Vault;
 use keystore::signing::Signers;
 
 use crate::audit::{Outlets, Trail};
+use crate::auth::Certificates;
 use crate::config::Config;
 use crate::guard::Guard;
 use crate::policy::Rulebook;
@@ -18,6 +19,8 @@ use super::{Approvals, Registry};
 pub struct House {
     /// The store.
     pub vault: Arc<Vault>,
+    /// Whose certificates let their people in.
+    pub certificates: Arc<Certificates>,
     /// Who may knock.
     pub guard: Guard,
     /// The audit trail.

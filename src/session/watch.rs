@@ -127,7 +127,11 @@ pub async fn still_in(house: &House, by: LoggedIn<'_>, now: Timestamp) -> Result
             Ok(user)
         }
         Ok(Some(key)) => Err(format!("Your key {} is {}.", key.id, key.status_at(now))),
-        Ok(None) => Err("Your key was removed.".to_owned()),
+        Ok(None) => match house.certificates.standing(by.user, by.key, now) {
+            Some((_, true)) => Ok(user),
+            Some((_, false)) => Err("Your certificate has expired or was revoked.".to_owned()),
+            None => Err("Your key was removed.".to_owned()),
+        },
         Err(_) => Err(UNDECIDED.to_owned()),
     }
 }

@@ -17,6 +17,7 @@ mod attacks;
 mod auditor;
 mod authorities;
 mod casefile;
+mod certificates;
 mod channels;
 mod crash;
 mod cuts;
