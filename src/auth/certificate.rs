@@ -268,8 +268,9 @@ mod tests {
                 lifetime_secs: 300,
                 source_address: None,
             };
-            let certificate = signers.authorities().user.issue(terms, at(0)).unwrap().certificate().clone();
-            let authority = signers.authorities().user.public_key().to_openssh().unwrap();
+            let certificate =
+                signers.authorities().user_ca.issue(terms, at(0)).unwrap().certificate().clone();
+            let authority = signers.authorities().user_ca.public_key().to_openssh().unwrap();
             let by = Certificates::of(Some(UserCas::read(&authority, None).unwrap()));
             Self { vault, by, authority, certificate }
         }
