@@ -169,7 +169,11 @@ pub fn verify_with(dir: &Path, against: &Against) -> Result<Verified, Fault> {
                     None => verified.tapes.push(closed),
                 }
             }
-            Some(Event::RecordingHeld { session, .. }) => drop(held.insert(session)),
+            Some(Event::RecordingHeld { session, .. }) => {
+                // It was to be deleted, and a crash came between: it is there, and stays.
+                verified.deleted.remove(&session);
+                held.insert(session);
+            }
             Some(Event::RecordingReleased { session, .. }) => drop(held.remove(&session)),
             Some(Event::RecordingDeleted { session, .. }) if held.contains(&session) => {
                 return Err(wrong(format!("it deletes the tape of session {session}, which was on hold")));
