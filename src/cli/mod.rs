@@ -132,7 +132,10 @@ fn run(cli: Cli) -> Result<u8, Fault> {
             let shown = if cli.json { verified.as_json().to_string() } else { verified.to_string() };
             say(&format!("{shown}\n"))
         }
-        Top::Admin(command) => client::ask(&load(&cli.config)?.socket, command, cli.json),
+        Top::Admin(command) => {
+            let socket = Config::socket_of(&cli.config).map_err(error)?;
+            client::ask(&socket, command, cli.json)
+        }
     }
 }
 

@@ -120,6 +120,23 @@ impl Config {
         self.names.first().map_or("bastion", String::as_str)
     }
 
+    /// Where the administration socket is, whatever else the file says: who must lock the bastion down now is not held up
+    /// by a line that the next start would refuse.
+    ///
+    /// # Errors
+    /// The first fault, if the file cannot be read or is no TOML.
+    pub fn socket_of(path: &Path) -> Result<PathBuf, ConfigError> {
+        let fault = match Self::load(path) {
+            Ok(config) => return Ok(config.socket),
+            Err(fault) => fault,
+        };
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        let Ok(table) = text.parse::<toml::Table>() else { return Err(fault) };
+        let named = table.get("socket").and_then(toml::Value::as_str).map(PathBuf::from);
+        let base = std::path::absolute(path).ok().and_then(|file| Some(file.parent()?.to_owned()));
+        base.map(|base| base.join(named.unwrap_or_else(default_socket))).ok_or(fault)
+    }
+
     /// Where the store lies.
     pub fn store_dir(&self) -> PathBuf {
         self.state_dir.join("store")
@@ -253,6 +270,20 @@ mod tests {
         let config = Config::parse(Path::new("/x/k.toml"), "listen = \"127.0.0.1:2222\"\n").unwrap();
         assert_eq!(config.state_dir, Path::new("/x/state"));
         assert!(matches!(config.master_key, MasterKeySource::File(f) if f == Path::new("/x/master.key")));
+    }
+
+    #[test]
+    fn the_socket_is_found_in_a_file_that_has_a_fault_elsewhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("k.toml");
+        let socket_of = |text: &str| {
+            std::fs::write(&file, text).unwrap();
+            Config::socket_of(&file).map_err(|fault| fault.to_string())
+        };
+        assert_eq!(socket_of("listen = \"here\"\nsocket = \"s\"\n").unwrap(), dir.path().join("s"));
+        assert_eq!(socket_of("[login]\nkey_secs = 0\n").unwrap(), dir.path().join("keyward.sock"));
+        assert!(socket_of("listen = \n").unwrap_err().contains("k.toml:1: "));
+        assert!(Config::socket_of(&dir.path().join("none")).is_err());
     }
 
     #[test]

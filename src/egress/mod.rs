@@ -270,7 +270,7 @@ impl Upstream {
         self.handle.is_closed()
     }
 
-    /// Says goodbye and closes, whatever the instance does: it has [`LEAVE`]. One that is gone already is no fault.
+    /// Says goodbye and closes, whatever the instance does: it has a second. One that is gone already is no fault.
     pub async fn hang_up(&self) {
         let leave = async {
             let goodbye = self.handle.disconnect(Disconnect::ByApplication, "session over", "en");
