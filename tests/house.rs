@@ -13,9 +13,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Rooms and their floors. A room imports only rooms on lower floors, and itself.
-const FLOORS: [(&str, u8); 13] = [
-    ("cli", 10),
-    ("server", 9),
+const FLOORS: [(&str, u8); 14] = [
+    ("cli", 11),
+    ("server", 10),
+    ("console", 9),
     ("ingress", 8),
     ("admin", 8),
     ("session", 7),

@@ -14,7 +14,7 @@ mod people;
 mod places;
 
 pub use access::{Access, RuleTerms};
-pub use desk::{Format, FromCopy, LogFormat, Logs, Recording, SessionFilter, Sessions};
+pub use desk::{Format, FromCopy, LogFormat, Logs, Part, Recording, SessionFilter, Sessions};
 pub use encryption::Encryption;
 pub use people::{Kind, Mfa, SshKeys, Users};
 pub use places::{Ca, InstanceAdd, Instances, Means, Which};
@@ -51,6 +51,12 @@ pub enum Command {
     /// The master key that the store is sealed under
     #[command(subcommand)]
     Encryption(Encryption),
+    /// A sign-in link for the auditors' web console: over SSH, valid for a minute, spent once
+    Console {
+        /// Keep the connection open, for a forward beside it: ssh -L …
+        #[arg(long)]
+        stay: bool,
+    },
     /// The certificate authorities: show, rotate
     #[command(subcommand)]
     Ca(Ca),

@@ -59,15 +59,7 @@ impl FrontDesk {
 
 impl Desk for FrontDesk {
     fn run(&self, caller: Arc<Authenticated>, ask: Ask, to: mpsc::Sender<Chunk>) -> BoxFuture<'_, u8> {
-        let visitor = Visitor {
-            user: caller.user().clone(),
-            roles: caller.roles().clone(),
-            key: caller.key().to_owned(),
-            source: caller.source().ip(),
-            service: caller.is_service(),
-            only_exchanges: caller.only_exchanges(),
-        };
-        self.answer(visitor, ask, to).boxed()
+        self.answer(Visitor::of(&caller), ask, to).boxed()
     }
 
     fn reads_stdin(&self, command: &str) -> bool {
@@ -88,6 +80,18 @@ struct Line {
     command: Command,
 }
 
+/// The command that `words` say, as over SSH.
+///
+/// # Errors
+/// Exit code 2 and what would be right.
+pub fn said(words: &[String]) -> Result<Command, Fault> {
+    Line::try_parse_from(words).map(|line| line.command).map_err(misspoken)
+}
+
+fn misspoken(error: clap::Error) -> Fault {
+    Fault { code: u8::try_from(error.exit_code()).unwrap_or(2), says: error.render().to_string() }
+}
+
 enum Asked {
     Page,
     Command { command: Box<Command>, json: bool },
@@ -99,10 +103,7 @@ fn parse(visitor: &Visitor, ask: &Ask) -> Result<Asked, Fault> {
         return Ok(Asked::Page);
     }
     let words = shlex::split(typed).ok_or_else(|| Fault::usage("keyward: a quote is not closed"))?;
-    let line = Line::try_parse_from(words).map_err(|error| Fault {
-        code: u8::try_from(error.exit_code()).unwrap_or(2),
-        says: error.render().to_string(),
-    })?;
+    let line = Line::try_parse_from(words).map_err(misspoken)?;
     let mut command = line.command;
     match &mut command {
         Command::SshKeys(SshKeys::Add { file, file_text, .. } | SshKeys::Rotate { file, file_text, .. }) => {

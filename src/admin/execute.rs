@@ -85,7 +85,7 @@ pub fn permitted(caller: &Caller, command: &Command, viewers: Viewers) -> Result
         _ => false,
     };
     let auditor = match command {
-        Command::Status | Command::Logs(_) => true,
+        Command::Status | Command::Logs(_) | Command::Console { .. } => true,
         Command::Sessions(Sessions::Kill { .. }) => false,
         Command::Sessions(_) => true,
         Command::Users(Users::List | Users::Show { .. })
@@ -98,14 +98,15 @@ pub fn permitted(caller: &Caller, command: &Command, viewers: Viewers) -> Result
     // Who administers does not thereby read other people's sessions: that is the auditors' right.
     let tape = matches!(
         command,
-        Command::Sessions(
-            Sessions::Play { .. }
-                | Sessions::Export { .. }
-                | Sessions::Transcript { .. }
-                | Sessions::Search { .. }
-                | Sessions::Watch { .. }
-                | Sessions::Bundle { .. }
-        )
+        Command::Console { .. }
+            | Command::Sessions(
+                Sessions::Play { .. }
+                    | Sessions::Export { .. }
+                    | Sessions::Transcript { .. }
+                    | Sessions::Search { .. }
+                    | Sessions::Watch { .. }
+                    | Sessions::Bundle { .. }
+            )
     );
     if anyone || caller.has_role("auditor") && auditor || caller.has_role("admin") && (viewers.admin || !tape)
     {
@@ -134,9 +135,19 @@ async fn dispatch(house: &House, caller: &Caller, command: Command, out: &mut Ou
         Command::Sessions(command) => sessions::run(house, caller, command, out).await,
         Command::Logs(command) => logs::run(house, caller, command, out).await,
         Command::Encryption(command) => super::encryption::run(house, caller, command, out).await,
+        Command::Console { stay } => super::console::link(house, caller, stay, out).await,
         Command::Ca(command) => super::ca::run(house, caller, command, out).await,
         Command::SshConfig { user } => super::ca::ssh_config_for(house, caller, user, out).await,
     }
+}
+
+/// The caller with the roles of now, if the login still counts and `command` may be said.
+///
+/// # Errors
+/// [`Fault`] with exit code 4.
+pub async fn entitled(house: &House, caller: &Caller, command: &Command) -> Result<Caller, Fault> {
+    permitted(caller, command, Viewers::of(house))?;
+    of_now(house, caller, command).await
 }
 
 /// The caller with the roles of now, if the login still counts.
@@ -243,6 +254,15 @@ mod tests {
         for told in [&transcript, &watch, &bundle] {
             assert!(may("admin", told, false, true) && !may("admin", told, true, false), "{told:?}");
             assert!(may("auditor", told, false, false));
+        }
+    }
+
+    #[test]
+    fn the_console_is_the_auditors() {
+        let console = Command::Console { stay: false };
+        assert!(permitted(&user("auditor"), &console).is_ok());
+        for other in ["engineer", "admin"] {
+            assert_eq!(permitted(&user(other), &console).unwrap_err().code, 4, "{other}");
         }
     }
 

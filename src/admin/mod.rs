@@ -1,4 +1,4 @@
-//! The command language, behind two doors: the local socket and SSH exec.
+//! The command language, behind three doors: the local socket, SSH exec, and the pages of `console`.
 //!
 //! Owns the grammar ([`Command`]), who may say what ([`permitted`]), what each command does ([`execute`]) and how the
 //! answer looks (tables, JSON). It takes a [`Caller`] that the door has already proven; it mints nothing. Every change
@@ -10,6 +10,7 @@ mod bundle;
 mod bundle_check;
 mod ca;
 mod command;
+mod console;
 mod credentials;
 mod desk;
 mod encryption;
@@ -20,6 +21,7 @@ mod finds;
 mod instances;
 mod keys;
 mod keys_typed;
+mod live;
 mod logs;
 mod ocsf;
 mod output;
@@ -43,13 +45,15 @@ mod words;
 pub use crate::session::Chunk;
 pub use bundle_check::{BundleVerified, verify_bundle};
 pub use command::*;
+pub use console::{CONSOLE, PORT};
 pub use credentials::{custody, errands};
-pub use desk::FrontDesk;
-pub use execute::{Viewers, execute, permitted};
+pub use desk::{FrontDesk, said};
+pub use execute::{Viewers, entitled, execute, permitted};
 pub use logs::{StateVerified, verify};
 pub use output::{Caller, Fault, Keyboard, Output, Visitor};
 pub use retention::retire;
 pub use rotate::rotation;
+pub use sessions::{lasted, status};
 pub use shelf::{copied, offline};
 pub use wire::{MAX_REQUEST, Reply, Request, read_reply};
 pub use words::*;

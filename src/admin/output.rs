@@ -12,6 +12,7 @@ use serde::Serialize;
 use tokio::sync::{MutexGuard, mpsc};
 
 use crate::audit::{AuditError, harmless};
+use crate::auth::Authenticated;
 use crate::session::Chunk;
 
 /// Who asks, as proven by the door the command came through.
@@ -67,6 +68,20 @@ pub struct Visitor {
     pub service: bool,
     /// Their key has expired: it can be exchanged, and nothing else.
     pub only_exchanges: bool,
+}
+
+impl Visitor {
+    /// The one who logged in.
+    pub fn of(caller: &Authenticated) -> Self {
+        Self {
+            user: caller.user().clone(),
+            roles: caller.roles().clone(),
+            key: caller.key().to_owned(),
+            source: caller.source().ip(),
+            service: caller.is_service(),
+            only_exchanges: caller.only_exchanges(),
+        }
+    }
 }
 
 /// Where an answer goes.

@@ -149,6 +149,9 @@ pub(super) async fn watch(asked: (&House, &Caller, &str), out: &mut Output) -> R
         )));
     }
     viewed(shelf, caller, id).await?;
+    if out.json() {
+        return super::live::follow(house, id, out).await;
+    }
     let (frames, before, mut live) = house.tapes.watch(id).await?;
     let stood = tokio::task::spawn_blocking(move || picture(frames, before)).await;
     let (mut cast, dump) = stood.map_err(|e| Fault::error(e.to_string()))??;
@@ -225,7 +228,7 @@ fn as_cast(summary: &Summary, mut playback: Playback) -> Steps<String> {
         let mut piece = header.take().unwrap_or_default();
         while piece.len() < PIECE {
             let Some(event) = playback.next_event()? else { break };
-            piece.push_str(&cast_line(&event));
+            piece.push_str(&cast_line(&super::live::readable(event)));
         }
         Ok((!piece.is_empty()).then_some(piece))
     })

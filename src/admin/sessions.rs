@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::render::{plain, short_time, table};
 use super::shelf::Shelf;
-use super::{Caller, Fault, Output, Sessions, bundle, finds, replay, retention, search};
+use super::{Caller, Fault, Output, Part, Sessions, bundle, finds, replay, retention, search};
 use crate::recording::{Mode, SessionId, SessionStatus, Summary, TapeError};
 use crate::session::House;
 
@@ -17,14 +17,21 @@ pub(super) async fn run(
 ) -> Result<(), Fault> {
     finds::may_see(house, caller, &command).await?;
     match command {
-        Sessions::List { live, user, since, only } => {
+        Sessions::List { live, user, since, only, part } => {
             let since = since.map(|when| when.ago(Timestamp::now()));
+            if !live && user.is_none() && since.is_none() && only.is_none() {
+                return all(house, part, out).await;
+            }
             let mut found = summaries(house).await?;
             found.retain(|s| !live || s.status == SessionStatus::Live);
             found.retain(|s| user.as_ref().is_none_or(|u| s.header.user == u.as_str()));
             found.retain(|s| since.is_none_or(|t| s.header.started_at >= t));
             let found = finds::only(house, found, &only).await?;
-            let shown = listed(&found, out.width());
+            if part.count {
+                return out.either(&json!({ "count": found.len() }), found.len().to_string()).await;
+            }
+            let found = part.of(&found);
+            let shown = listed(found, out.width());
             out.either(&found, shown).await
         }
         Sessions::Show { id } => {
@@ -71,6 +78,17 @@ pub(super) async fn run(
             out.note(format!("Ended {id}.")).await
         }
     }
+}
+
+/// All sessions, of which only those that are shown are read: there may be a hundred thousand.
+async fn all(house: &House, part: Part, out: &mut Output) -> Result<(), Fault> {
+    let ids = reading(house, crate::recording::Tapes::ids_known).await?;
+    if part.count {
+        return out.either(&json!({ "count": ids.len() }), ids.len().to_string()).await;
+    }
+    let found = reading(house, move |tapes| Ok(tapes.remembered(part.of(&ids)))).await?;
+    let shown = listed(&found, out.width());
+    out.either(&found, shown).await
 }
 
 /// Everything that was not recorded, or may not have been, with the reason.
@@ -233,7 +251,8 @@ fn listed(found: &[Summary], width: Option<u16>) -> String {
     table(&["SESSION", "USER", "TO", "FROM", "STARTED", "LASTED", "STATUS", "CHANNELS"], rows, width)
 }
 
-fn lasted(summary: &Summary) -> String {
+/// `1m07s`; a dash while it is live.
+pub fn lasted(summary: &Summary) -> String {
     let Some(end) = summary.ended_at else { return "-".to_owned() };
     let seconds = end.as_second() - summary.header.started_at.as_second();
     match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
@@ -243,7 +262,8 @@ fn lasted(summary: &Summary) -> String {
     }
 }
 
-fn status(status: SessionStatus) -> &'static str {
+/// The word for it.
+pub fn status(status: SessionStatus) -> &'static str {
     match status {
         SessionStatus::Live => "live",
         SessionStatus::Closed => "closed",

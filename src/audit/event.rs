@@ -511,6 +511,42 @@ pub enum Event {
         /// RFC 3339, UTC.
         until: String,
     },
+    /// An auditor was given a sign-in link for the web console.
+    ConsoleLinkGiven {
+        /// The user it is about.
+        user: String,
+        /// Where the SSH connection came from.
+        source_ip: String,
+        /// Fingerprint, `SHA256:…`.
+        key: String,
+    },
+    /// A sign-in link was used: a browser is let in.
+    ConsoleSignedIn {
+        /// The user it is about.
+        user: String,
+        /// Where the SSH connection came from that asked for the link.
+        source_ip: String,
+        /// Fingerprint, `SHA256:…`.
+        key: String,
+    },
+    /// A sign-in link let nobody in.
+    ConsoleSignInFailed {
+        /// The user it is about.
+        user: String,
+        /// Where the SSH connection came from that asked for the link.
+        source_ip: String,
+        /// Fingerprint, `SHA256:…`.
+        key: String,
+        /// Why, in words for the auditor.
+        reason: String,
+    },
+    /// A browser was signed out.
+    ConsoleSignedOut {
+        /// The user it is about.
+        user: String,
+        /// Why, in words for the auditor.
+        reason: String,
+    },
     /// The keys of all tapes were wrapped anew.
     RecordingsRewrapped {
         /// Who did it.

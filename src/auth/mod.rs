@@ -17,6 +17,7 @@ use keystore::{KeyRules, KeyStatus, Role, User, UserKey, UserKind, UserName, Vau
 use crate::audit::AuditError;
 use crate::guard::Admitted;
 
+mod browser;
 mod certificate;
 mod invite;
 pub mod mfa;
@@ -24,6 +25,7 @@ pub mod mfa;
 pub(crate) mod testing;
 mod unasked;
 
+pub use browser::{Browsers, Person, Refused, SignedIn, Stay, TICKET_LIFE};
 pub use certificate::{Certificates, SignedCertificate};
 pub use invite::{
     Confirmed, Enrolled, Enrolling, Invited, any_invited, invitation, invite, looks_like_invitation, withdraw,

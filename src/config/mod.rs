@@ -12,6 +12,7 @@ use keystore::seal::MasterKeySource;
 use serde::Deserialize;
 
 mod admission;
+mod console;
 mod evidence;
 mod fault;
 mod lives;
@@ -19,6 +20,7 @@ mod renewal;
 mod transport;
 
 pub use admission::{InnerAuth, Limits, LoginDeadlines, UserCa};
+pub use console::Console;
 pub use evidence::{Audit, Mode, Recording};
 pub use fault::ConfigError;
 use fault::{Source, malformed};
@@ -61,6 +63,8 @@ pub struct Config {
     pub user_ca: Option<UserCa>,
     /// How the audit trail is kept.
     pub audit: Audit,
+    /// The auditors' web console.
+    pub console: Console,
     /// Seconds a drain waits for live sessions.
     pub drain_secs: u64,
     /// The file as it was read, to tell what another says anew.
@@ -109,6 +113,7 @@ impl Config {
             credentials: raw.credentials.into(),
             user_ca: raw.user_ca.map(|files| files.resolved(&base)),
             audit: raw.audit.resolved(&base),
+            console: raw.console.into(),
             drain_secs: raw.drain_secs,
             said: toml::from_str(text).map_err(|error| malformed(path, text, &error))?,
             path: absolute,
@@ -186,6 +191,8 @@ struct Raw {
     credentials: lives::RawCredentials,
     #[serde(default)]
     audit: Audit,
+    #[serde(default)]
+    console: console::RawConsole,
     #[serde(default = "default_drain")]
     drain_secs: u64,
 }
@@ -240,6 +247,7 @@ impl Raw {
         self.credentials.check().map_err(|(key, what)| source.fault(&key, what))?;
         self.audit.check().map_err(|(key, what)| source.fault(key, what))?;
         self.recording.check().map_err(|(key, what)| source.fault(key, what))?;
+        self.console.check().map_err(|(key, what)| source.fault(key, what))?;
         within("audit.checkpoint_events", self.audit.checkpoint_events, 1..=1_000_000)?;
         within("audit.disk_warn_percent", self.audit.disk_warn_percent, 1..=99)?;
         within("audit.reserve_mb", self.audit.reserve_mb, 0..=4096)?;

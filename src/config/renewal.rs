@@ -25,6 +25,7 @@ impl Config {
             ("state_dir", self.state_dir != newer.state_dir),
             ("socket", self.socket != newer.socket),
             ("master_key", self.master_key != newer.master_key),
+            ("console.listen", self.console.listen != newer.console.listen),
             ("audit.head_file", self.audit.head_file != newer.audit.head_file),
             ("audit.reserve_mb", self.audit.reserve_mb != newer.audit.reserve_mb),
             ("audit.syslog.address", self.audit.syslog != newer.audit.syslog),
@@ -53,6 +54,7 @@ impl Config {
         config.audit.reserve_mb = self.audit.reserve_mb;
         config.audit.syslog.clone_from(&self.audit.syslog);
         config.audit.webhook.clone_from(&self.audit.webhook);
+        config.console.listen = self.console.listen;
         Renewal { config, changed, at_start: at_start.collect() }
     }
 }

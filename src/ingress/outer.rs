@@ -184,8 +184,17 @@ impl server::Handler for Outer {
         }
         let (house, asked) = (Arc::clone(&self.house), host_to_connect.to_owned());
         let Ok(port) = u16::try_from(port_to_connect) else { return Ok(()) };
-        let handle = session.handle();
+        let (desk, handle) = (Arc::clone(&self.desk), session.handle());
         tokio::spawn(async move {
+            if desk.shows_console(Arc::clone(&caller), asked.clone()).await {
+                reply.accept().await;
+                let id = channel.id();
+                desk.browse(caller, Box::new(channel.into_stream())).await;
+                if handle.close(id).await.is_err() {
+                    tracing::debug!("console.user_gone");
+                }
+                return;
+            }
             let arrival = Arrival { house, caller, asked, port, stdio, within: None };
             jump(arrival, channel, reply, handle).await;
             drop(room);

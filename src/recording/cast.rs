@@ -24,7 +24,7 @@ pub struct Cast {
     last: u64,
 }
 
-/// Milliseconds since the session started, asciicast's event code (`o`, `i`, `r`), and its text.
+/// Milliseconds since the session started, asciicast's event code (`o`, `i`, `r`, `m`), and its text.
 pub type CastEvent = (u64, char, String);
 
 impl Cast {
@@ -62,6 +62,9 @@ impl Cast {
     /// What the record shows, if anything.
     pub fn event(&mut self, record: &Record) -> Option<CastEvent> {
         self.last = record.millis;
+        if let Some(label) = marker(&record.what) {
+            return Some((record.millis, 'm', label));
+        }
         if self.channel.is_some_and(|channel| channel != record.channel) {
             return None;
         }
@@ -94,6 +97,17 @@ impl Cast {
         let all = self.streams.values().map(Drawing::tidy);
         all.max_by_key(String::len).unwrap_or_default()
     }
+}
+
+/// What a marker says: commands, and operations on files, of whichever channel. May hold control characters.
+fn marker(what: &What) -> Option<String> {
+    Some(match what {
+        What::Note(Direction::ToInstance, Note::Exec(command)) => format!("$ {command}"),
+        What::Note(Direction::ToInstance, Note::Shell) => "shell".to_owned(),
+        What::Note(Direction::ToInstance, Note::Subsystem(name)) => format!("subsystem {name}"),
+        What::Operation(operation) => operation.line(),
+        _ => return None,
+    })
 }
 
 /// An event as a line of asciicast v2. Times in seconds.

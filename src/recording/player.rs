@@ -128,6 +128,9 @@ pub fn picture(mut frames: Frames, before: u64) -> Result<(Cast, String), TapeEr
         }
     }
     let shown = screens.pictures().into_iter().find(|(channel, ..)| Some(*channel) == cast.channel());
+    if let Some((_, What::Screen { cols, rows }, _)) = &shown {
+        (cast.cols, cast.rows) = (*cols, *rows);
+    }
     Ok((cast, shown.map(|(_, _, dump)| fresh(&dump)).unwrap_or_default()))
 }
 

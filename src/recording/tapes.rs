@@ -2,6 +2,7 @@
 //!
 //! A tape without a summary that is not live was cut off by a crash: [`Tapes::open`] gives it one, `truncated`.
 
+mod known;
 mod recovery;
 mod retention;
 mod verify;
@@ -103,6 +104,7 @@ pub struct Tapes {
     kept: ArcSwap<Kept>,
     live: Mutex<HashMap<SessionId, Weak<Deck>>>,
     reserve: Option<Reserve>,
+    known: known::Known,
 }
 
 /// Whom tapes are sealed to, and what they keep.
@@ -140,6 +142,7 @@ impl Tapes {
             kept: Kept::swappable(keys, terms),
             live: Mutex::default(),
             reserve: None,
+            known: known::Known::default(),
         };
         let mut truncated = Vec::new();
         tapes.sweep()?;
@@ -154,7 +157,13 @@ impl Tapes {
     /// A directory, or a copy of one, to read from: nothing in it is changed.
     pub fn inspect(dir: &Path, keys: TapeKeys) -> Self {
         let kept = Kept::swappable(keys, Terms { limit: 0, typed: false, mode: Mode::Strict });
-        Self { dir: dir.to_owned(), kept, live: Mutex::default(), reserve: None }
+        Self {
+            dir: dir.to_owned(),
+            kept,
+            live: Mutex::default(),
+            reserve: None,
+            known: known::Known::default(),
+        }
     }
 
     /// Tapes that write nothing while what is left of the disk is the audit trail's reserve.
@@ -228,12 +237,44 @@ impl Tapes {
         Ok(tape)
     }
 
-    /// All sessions, oldest first. Reads files: call it where blocking is allowed.
+    /// All sessions, oldest first. What ended is read once and remembered: a summary that somebody changes meanwhile is
+    /// for [`Tapes::list_all`] and [`Tapes::verify`] to find. Reads files: call it where blocking is allowed.
     ///
     /// # Errors
     /// [`TapeError`] if the directory cannot be read.
     pub fn list(&self) -> Result<Vec<Summary>, TapeError> {
-        Ok(self.list_all()?.0)
+        let ids = self.ids_known()?;
+        Ok(self.remembered(&ids))
+    }
+
+    /// The ids of all sessions, oldest first.
+    ///
+    /// # Errors
+    /// [`TapeError`] if the directory cannot be read.
+    pub fn ids_known(&self) -> Result<Arc<[SessionId]>, TapeError> {
+        self.known.ids(&self.dir, || Ok(self.sessions()?.into_iter().collect()))
+    }
+
+    /// These sessions, as [`Tapes::list`].
+    pub fn remembered(&self, ids: &[SessionId]) -> Vec<Summary> {
+        let mut found = Vec::with_capacity(ids.len());
+        for (id, known) in ids.iter().copied().zip(self.known.of(ids)) {
+            if let Some(known) = known {
+                found.push(Summary::clone(&known));
+                continue;
+            }
+            let runs = self.deck(id).is_some();
+            match self.summary(id) {
+                Ok(summary) if runs || summary.status == SessionStatus::Live => found.push(summary),
+                Ok(summary) => {
+                    let summary = Arc::new(summary);
+                    self.known.learn(id, &summary);
+                    found.push(Arc::unwrap_or_clone(summary));
+                }
+                Err(error) => tracing::error!(%error, session.id = %id, "tape.summary_unreadable"),
+            }
+        }
+        found
     }
 
     /// All sessions, oldest first, and what is wrong with those whose summary cannot be read: one bad summary must not
@@ -260,11 +301,17 @@ impl Tapes {
     /// # Errors
     /// [`TapeError::File`].
     pub fn sessions(&self) -> Result<BTreeSet<SessionId>, TapeError> {
-        let mut all = BTreeSet::new();
-        for kind in ["tape", "key", "json"] {
-            all.extend(self.ids(kind)?);
+        let mut all = Vec::new();
+        for entry in fs::read_dir(&self.dir).map_err(|e| TapeError::file(&self.dir, e))? {
+            let name = entry.map_err(|e| TapeError::file(&self.dir, e))?.file_name();
+            let Some((stem, kind)) = name.to_str().and_then(|name| name.rsplit_once('.')) else { continue };
+            if matches!(kind, "tape" | "key" | "json") {
+                all.extend(stem.parse::<SessionId>());
+            }
         }
-        Ok(all)
+        // Sorted first: a set is made of a hundred thousand in one go.
+        all.sort_unstable();
+        Ok(all.into_iter().collect())
     }
 
     /// One session.

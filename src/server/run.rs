@@ -18,8 +18,9 @@ use super::workers::Workers;
 use super::{reload, socket, upkeep};
 use crate::admin::{self, FrontDesk};
 use crate::audit::{Event, Keeping, Outlets, SessionFacts, Trail};
-use crate::auth::Certificates;
+use crate::auth::{Browsers, Certificates};
 use crate::config::Config;
+use crate::console::Console;
 use crate::guard::lockdown::Lockdown;
 use crate::guard::{Admitted, Guard};
 use crate::ingress::serve_connection;
@@ -50,11 +51,18 @@ pub async fn run(config: Config) -> Result<(), ServeError> {
     recompile(&house).await;
     let config = house.config();
     let listener = TcpListener::bind(config.listen).await.map_err(during("listening for SSH"))?;
+    let browsers = match config.console.listen.filter(|_| config.console.enabled) {
+        Some(address) => Some(
+            TcpListener::bind(address).await.map_err(during("listening for browsers (console.listen)"))?,
+        ),
+        None => None,
+    };
     let door = socket::bind(&config.socket).map_err(during("opening the administration socket"))?;
     let mut term = signal(SignalKind::terminate()).map_err(during("waiting for signals"))?;
     let mut int = signal(SignalKind::interrupt()).map_err(during("waiting for signals"))?;
     let hangup = signal(SignalKind::hangup()).map_err(during("waiting for signals"))?;
 
+    let console = Arc::new(Console::new(Arc::clone(&house), FrontDesk::new(Arc::clone(&house))));
     let stop = CancellationToken::new();
     let tasks = tokio_util::task::TaskTracker::new();
     tasks.spawn(watch(Arc::clone(&house), stop.clone()));
@@ -65,10 +73,13 @@ pub async fn run(config: Config) -> Result<(), ServeError> {
     tasks.spawn(reload::follow_user_ca(Arc::clone(&house), stop.clone()));
     tasks.spawn(reload::heed(hangup, Arc::clone(&house), stop.clone()));
     tasks.spawn(socket::serve(door, Arc::clone(&house), stop.clone()));
+    if let Some(browsers) = browsers {
+        tasks.spawn(Arc::clone(&console).listen(browsers, stop.clone()));
+    }
     let workers = Workers::start().map_err(during("starting the workers"))?;
     tracing::info!(address = %config.listen, "daemon.listening");
     tokio::select! {
-        () = accept(listener, &workers, &house) => {}
+        () = accept(listener, &workers, &house, console) => {}
         _ = term.recv() => {}
         _ = int.recv() => {}
     }
@@ -142,6 +153,7 @@ async fn open(config: Config) -> Result<House, ServeError> {
         guard,
         trail,
         tapes: Arc::new(tapes.sparing(reserve)),
+        browsers: Browsers::default(),
         signers: Arc::new(signers),
         registry: Registry::new(),
         outlets,
@@ -196,8 +208,7 @@ async fn note(house: &House, event: Event) -> Result<(), ServeError> {
     house.trail.append(event, Timestamp::now()).await.map(drop).map_err(during("writing the audit trail"))
 }
 
-async fn accept(listener: TcpListener, workers: &Workers, house: &Arc<House>) {
-    let desk: Arc<dyn Desk> = Arc::new(FrontDesk::new(Arc::clone(house)));
+async fn accept(listener: TcpListener, workers: &Workers, house: &Arc<House>, desk: Arc<dyn Desk>) {
     loop {
         let (tcp, peer) = match listener.accept().await {
             Ok(accepted) => accepted,

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, FutureExt};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
 use crate::auth::Authenticated;
@@ -31,6 +32,11 @@ pub enum Chunk {
     Err(Vec<u8>),
 }
 
+/// A channel as a stream of bytes.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
 /// Answers commands over SSH.
 pub trait Desk: Send + Sync + 'static {
     /// Runs the command as `caller`, as far as the caller's role allows; the answer goes to `to` as it comes. Returns
@@ -39,4 +45,16 @@ pub trait Desk: Send + Sync + 'static {
 
     /// Whether `command` reads standard input: only then is it waited for (a terminal's never ends).
     fn reads_stdin(&self, command: &str) -> bool;
+
+    /// Whether `host` is the bastion's own web console, and `caller` may open it now.
+    fn shows_console(&self, caller: Arc<Authenticated>, host: String) -> BoxFuture<'_, bool> {
+        drop((caller, host));
+        futures_util::future::ready(false).boxed()
+    }
+
+    /// Serves the caller's browser on a channel of their SSH connection, until it hangs up.
+    fn browse(&self, caller: Arc<Authenticated>, stream: Box<dyn Stream>) -> BoxFuture<'_, ()> {
+        drop((caller, stream));
+        futures_util::future::ready(()).boxed()
+    }
 }

@@ -7,7 +7,7 @@ use keystore::Vault;
 use keystore::signing::Signers;
 
 use crate::audit::{Outlets, Trail};
-use crate::auth::Certificates;
+use crate::auth::{Browsers, Certificates};
 use crate::config::Config;
 use crate::guard::Guard;
 use crate::policy::Rulebook;
@@ -25,6 +25,8 @@ pub struct House {
     pub guard: Guard,
     /// The audit trail.
     pub trail: Arc<Trail>,
+    /// Sign-in links of the web console, and the browsers that used one.
+    pub browsers: Browsers,
     /// The recordings.
     pub tapes: Arc<Tapes>,
     /// The authorities and the host key.

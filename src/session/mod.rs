@@ -15,7 +15,7 @@ mod relay;
 mod watch;
 
 pub use approvals::Approvals;
-pub use desk::{Ask, Chunk, Desk};
+pub use desk::{Ask, Chunk, Desk, Stream};
 pub use house::House;
 pub use open::{Ongoing, OpenFault, Opened, Wanted, open, open_plain};
 pub use registry::{Cut, Live, LiveInfo, Registered, Registry};

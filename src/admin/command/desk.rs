@@ -25,6 +25,9 @@ pub enum Sessions {
         /// Only some of them.
         #[command(flatten)]
         only: Box<SessionFilter>,
+        /// How many of those.
+        #[command(flatten)]
+        part: Part,
     },
     /// Show one session
     Show {
@@ -197,6 +200,39 @@ pub struct SessionFilter {
     /// Begun before: a date, RFC 3339 time, or ago: 24h
     #[arg(long)]
     pub until: Option<When>,
+}
+
+impl SessionFilter {
+    /// It leaves out nothing.
+    pub fn is_none(&self) -> bool {
+        let Self { login, instance, label, key, source, command, exit, path, until } = self;
+        let words = [key, command, path].iter().all(|word| word.is_none());
+        let place = login.is_none() && instance.is_none() && label.is_none() && source.is_none();
+        words && place && exit.is_none() && until.is_none()
+    }
+}
+
+/// How much of a list is shown.
+#[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
+pub struct Part {
+    /// Only so many, the newest
+    #[arg(long)]
+    pub last: Option<usize>,
+    /// Leave out so many of the newest
+    #[arg(long, default_value_t = 0)]
+    pub skip: usize,
+    /// Only say how many there are
+    #[arg(long)]
+    pub count: bool,
+}
+
+impl Part {
+    /// The part of a list whose newest is the last.
+    pub fn of<'a, T>(&self, found: &'a [T]) -> &'a [T] {
+        let end = found.len().saturating_sub(self.skip);
+        let start = end.saturating_sub(self.last.unwrap_or(end));
+        found.get(start..end).unwrap_or_default()
+    }
 }
 
 /// What `sessions export` writes.
