@@ -135,8 +135,8 @@ impl Config {
             Ok(config) => return Ok(config.socket),
             Err(fault) => fault,
         };
-        let text = std::fs::read_to_string(path).unwrap_or_default();
-        let Ok(table) = text.parse::<toml::Table>() else { return Err(fault) };
+        let table = std::fs::read_to_string(path).ok().and_then(|text| text.parse::<toml::Table>().ok());
+        let Some(table) = table else { return Err(fault) };
         let named = table.get("socket").and_then(toml::Value::as_str).map(PathBuf::from);
         let base = std::path::absolute(path).ok().and_then(|file| Some(file.parent()?.to_owned()));
         base.map(|base| base.join(named.unwrap_or_else(default_socket))).ok_or(fault)

@@ -1,9 +1,22 @@
 //! Ports and sockets on which the instance listens for the user (`ssh -R`): told when they are asked for, used or not.
 
+use std::collections::BTreeSet;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use keystore::Capability;
 
 use super::Ongoing;
 use crate::egress::Listen;
+
+/// The channels that stand for ports and sockets on which the instance listens.
+#[derive(Default)]
+pub(super) struct Listening(Mutex<BTreeSet<u32>>);
+
+impl Listening {
+    fn lock(&self) -> MutexGuard<'_, BTreeSet<u32>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl Ongoing {
     /// Tape and trail hear that the user wants the instance to listen. Says whether it may.
@@ -20,6 +33,7 @@ impl Ongoing {
         }
         let target = format!("listens on {target} for the user");
         self.tape().forward_opened(number, &target);
+        self.listening.lock().insert(number);
         if let Err(fault) = self.channel_opened(number, ("forward", Some(target))).await {
             tracing::error!(session.id = %self.id(), %fault, "forward.not_audited");
             return false;
@@ -29,8 +43,19 @@ impl Ongoing {
 
     /// The instance listens there no more, or never did.
     pub async fn listens_no_more(&self, number: u32) {
-        if let Some(ledger) = self.tape().channel_closed(number) {
+        // Only once, though both the user and the end of the session may say so.
+        if self.listening.lock().remove(&number)
+            && let Some(ledger) = self.tape().channel_closed(number)
+        {
             self.channel_closed(ledger).await;
+        }
+    }
+
+    /// The session ends: whoever leaves takes nothing back first.
+    pub(super) async fn listens_nowhere(&self) {
+        let numbers = self.listening.lock().clone();
+        for number in numbers {
+            self.listens_no_more(number).await;
         }
     }
 }

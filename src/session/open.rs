@@ -9,6 +9,7 @@ use keystore::{Instance, Login};
 use tokio::net::TcpStream;
 
 use super::credential;
+use super::listening::Listening;
 use super::watch::lost_right;
 use super::{Cut, House, LiveInfo, Registered};
 use crate::audit::{Event, SessionFacts};
@@ -84,6 +85,8 @@ pub struct Ongoing {
     registered: Registered,
     told: AtomicBool,
     failure_told: AtomicBool,
+    /// The channels that stand for ports and sockets on which the instance listens.
+    pub(super) listening: Listening,
 }
 
 /// A session that is signed in on its instance. End it with [`Opened::close`].
@@ -178,7 +181,10 @@ async fn begin(
             let house = Arc::clone(house);
             let (told, failure_told) = (AtomicBool::new(false), AtomicBool::new(false));
             let parent = wanted.parent.clone();
-            Ok((Ongoing { id, house, authorized, parent, tape, registered, told, failure_told }, receipt))
+            let listening = Listening::default();
+            let ongoing =
+                Ongoing { id, house, authorized, parent, tape, registered, told, failure_told, listening };
+            Ok((ongoing, receipt))
         }
         Err(error) => {
             seal(&tape, SessionStatus::Killed, "no audit receipt").await;
@@ -304,6 +310,7 @@ impl Ongoing {
 
     /// Seals the tape and says so in the trail.
     pub async fn close(&self) {
+        self.listens_nowhere().await;
         let sentence = self.registered.cut.sentence();
         let ending = Ending {
             id: &self.id,
