@@ -22,6 +22,7 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::audit::{Event, SessionFacts};
 use crate::config::Transport;
 use crate::policy::Authorized;
 use crate::recording::Tape;
@@ -75,6 +76,26 @@ pub enum EgressError {
     /// Instance: the connection broke.
     #[error("the connection to it broke: {0}")]
     Broken(String),
+}
+
+impl EgressError {
+    /// What the trail hears of it, for the session that `facts` are of.
+    pub fn event(&self, facts: SessionFacts) -> Event {
+        let SessionFacts { session, user, source_ip, instance, login, .. } = facts;
+        let (session, login, reason) = (Some(session), Some(login), self.to_string());
+        match self {
+            Self::HostKeyMismatch { offered } => Event::InstanceHostKeyMismatch {
+                user,
+                source_ip,
+                session,
+                instance,
+                login,
+                offered: offered.clone(),
+                reason,
+            },
+            _ => Event::InstanceUnreachable { user, source_ip, session, instance, login, reason },
+        }
+    }
 }
 
 /// What must exist before an instance is dialled.

@@ -3,6 +3,8 @@
 //! Refusals have the same words and take the same time, whoever asks. The slot of the unauthenticated is given back at
 //! login.
 
+mod enrolment;
+
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -17,7 +19,7 @@ use russh::{MethodKind, MethodSet};
 use tokio::time::Instant;
 
 use super::outer::append;
-use super::prompts::{CODE_PROMPT, INVITATION, ask, enrolment_prompt, recovery_prompt};
+use super::prompts::{CODE_PROMPT, INVITATION, ask, enrolment_prompt};
 use super::stream::Phase;
 use crate::audit::Event;
 use crate::auth::{
@@ -215,27 +217,6 @@ impl Gate {
         }
     }
 
-    /// An invited user's key: it is added once an authenticator code confirms. Returns what to ask, or the refusal.
-    async fn enrols(
-        &mut self,
-        invited: Invited,
-        (user, signed): (&str, SignedKey<'_>),
-        since: Instant,
-    ) -> Result<String, Auth> {
-        match invited.key_signed(&self.house.vault, user, signed, Timestamp::now()).await {
-            Ok(enrolling) => {
-                let prompt = enrolment_prompt(&enrolling);
-                self.door = Door::Enrolling(Box::new(enrolling));
-                Ok(prompt)
-            }
-            Err((invited, fault)) => {
-                self.door = Door::Outside(invited.void());
-                self.failed(user, Some(signed.key), fault.reason()).await;
-                Err(self.refuse(since, self.first_methods()).await)
-            }
-        }
-    }
-
     /// The peer wants to be asked.
     pub(super) async fn question(&mut self, user: &str) -> Auth {
         match &self.door {
@@ -326,95 +307,6 @@ impl Gate {
         };
         self.door = Door::Outside(outside);
         true
-    }
-
-    async fn invited(
-        &mut self,
-        outside: Unauthenticated,
-        (user, code): (&str, &str),
-        since: Instant,
-    ) -> Auth {
-        match outside.invited(&self.house.vault, user, code, Timestamp::now()).await {
-            Ok(invited) => {
-                self.phase.enrolling();
-                match std::mem::replace(&mut self.stranger, Stranger::Asked) {
-                    Stranger::Signed { user: signed_for, key, user_verified } if signed_for == user => {
-                        let signed = SignedKey { key: &key, user_verified };
-                        let asked = self.enrols(invited, (user, signed), since).await;
-                        asked.map_or_else(|refusal| refusal, |prompt| ask(None, prompt, false))
-                    }
-                    _ => {
-                        self.door = Door::Invited(Box::new(invited));
-                        proceed(MethodKind::PublicKey)
-                    }
-                }
-            }
-            Err((outside, fault)) => {
-                self.door = Door::Outside(outside);
-                self.failed(user, None, fault.reason()).await;
-                self.refuse(since, self.first_methods()).await
-            }
-        }
-    }
-
-    async fn invited_by_key(
-        &mut self,
-        verified: KeyVerified,
-        (user, code): (&str, &str),
-        since: Instant,
-    ) -> Auth {
-        match verified.invited(&self.house.vault, user, code, Timestamp::now()).await {
-            Ok(enrolling) => {
-                let prompt = enrolment_prompt(&enrolling);
-                self.door = Door::Enrolling(Box::new(enrolling));
-                self.phase.enrolling();
-                ask(None, prompt, false)
-            }
-            Err((verified, fault)) => {
-                let (user, source_ip) = (verified.user().to_string(), self.source.ip().to_string());
-                self.door = Door::Hall(verified);
-                self.audit(Event::MfaFailed { user, source_ip, reason: fault.reason().to_owned() }).await;
-                self.refuse(since, MethodSet::from([MethodKind::KeyboardInteractive].as_slice())).await
-            }
-        }
-    }
-
-    /// The first code of the authenticator: key and second factor count from now on.
-    async fn confirmed(&mut self, enrolling: Enrolling, (user, code): (&str, &str), since: Instant) -> Auth {
-        let now = Timestamp::now();
-        let confirmed = match enrolling.confirmed(&self.house.vault, user, code, now).await {
-            Ok(confirmed) => confirmed,
-            Err((enrolling, fault)) => {
-                let (user, source_ip) = (enrolling.user().to_string(), self.source.ip().to_string());
-                self.door = Door::Enrolling(Box::new(enrolling));
-                self.audit(Event::MfaFailed { user, source_ip, reason: fault.reason().to_owned() }).await;
-                return self
-                    .refuse(since, MethodSet::from([MethodKind::KeyboardInteractive].as_slice()))
-                    .await;
-            }
-        };
-        let user = confirmed.user().to_string();
-        let by = format!("{user} (invited)");
-        let (fresh, key) = (confirmed.is_new_factor(), confirmed.new_key());
-        let added = key.map(|key| Event::SshKeyAdded { user: user.clone(), key, by: by.clone() });
-        let factor = fresh.then(|| Event::MfaEnrolled { user: user.clone(), by: Some(by), pending: false });
-        let events = added.into_iter().chain(factor).collect();
-        let enrol = confirmed.enrol(&self.house.vault, now);
-        let enrolled = match self.house.trail.ahead_of(events, now, enrol).await {
-            Ok(enrolled) => enrolled,
-            Err(fault) => {
-                // Another enrolment with the same code was faster, most likely.
-                self.failed(&user, None, fault.reason()).await;
-                return self.refuse(since, self.first_methods()).await;
-            }
-        };
-        match enrolled.recovery_codes {
-            Some(codes) => {
-                self.door = Door::Enrolled(Box::new(enrolled.login));
-                ask(None, recovery_prompt(&codes), true)
-            }
-            None => self.enter(enrolled.login, since).await,
-        }
     }
 
     async fn code_given(

@@ -399,20 +399,7 @@ async fn seal(tape: &Tape, status: SessionStatus, reason: &str) -> Sealed {
 }
 
 async fn not_reached(house: &House, authorized: &Authorized, id: &str, fault: &EgressError) {
-    let SessionFacts { session, user, source_ip, instance, login, .. } = facts(authorized, id);
-    let (session, login, reason) = (Some(session), Some(login), fault.to_string());
-    let event = match fault {
-        EgressError::HostKeyMismatch { offered } => Event::InstanceHostKeyMismatch {
-            user,
-            source_ip,
-            session,
-            instance,
-            login,
-            offered: offered.clone(),
-            reason,
-        },
-        _ => Event::InstanceUnreachable { user, source_ip, session, instance, login, reason },
-    };
+    let event = fault.event(facts(authorized, id));
     if let Err(fault) = audit(house, event).await {
         tracing::error!(session.id = %id, %fault, "audit.append_failed");
     }

@@ -136,20 +136,7 @@ impl Errand<'_> {
     }
 
     async fn not_reached(&self, fault: EgressError, visit: Visit<'_>) -> Result<VisitFault, VisitFault> {
-        let SessionFacts { session, user, source_ip, instance, login, .. } = self.facts();
-        let (session, login, reason) = (Some(session), Some(login), fault.to_string());
-        let event = match &fault {
-            EgressError::HostKeyMismatch { offered } => Event::InstanceHostKeyMismatch {
-                user,
-                source_ip,
-                session,
-                instance,
-                login,
-                offered: offered.clone(),
-                reason,
-            },
-            _ => Event::InstanceUnreachable { user, source_ip, session, instance, login, reason },
-        };
+        let event = fault.event(self.facts());
         self.errands.trail.append(event, visit.now).await.map_err(failed)?;
         Ok(match fault {
             EgressError::KeyNotAccepted(_) => VisitFault::NotAccepted,
