@@ -10,7 +10,8 @@ use crate::rig::{Rig, wait_for};
 fn while_alice_works(program: &str) -> String {
     let rig = Rig::with_alice();
     rig.add_user("mallory");
-    rig.ok(&["access", "allow", "--user", "mallory", "--instance", "db-1", "--login", &rig.login]);
+    let may = ["--login", &rig.login, "--can", "shell,exec,sftp,forward"];
+    rig.ok(&[&["access", "allow", "--user", "mallory", "--instance", "db-1"][..], &may].concat());
     let mut ssh = rig.client("ssh", "alice");
     ssh.args(["db-1", "cat"]).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut alice = ssh.spawn().unwrap();
@@ -94,10 +95,15 @@ def both():
 fn who_ignores_the_window_is_disconnected() {
     while_alice_works(
         r#"
+# A service of the instance that never reads.
+unread = socket.socket(); unread.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+unread.bind(('127.0.0.1', 0)); unread.listen()
 for where, t in both():
-    chan = t.open_session()
-    if where == 'inner': chan.exec_command('sleep 30')
-    for _ in range(400):
+    if where == 'inner':
+        chan = t.open_session(); chan.exec_command('sleep 30')
+    else:
+        chan = t.open_channel('direct-tcpip', ('db-1', unread.getsockname()[1]), ('127.0.0.1', 1))
+    for _ in range(1000):
         if not send(t, b'\x5e', chan.remote_chanid, b'x' * 32000): break
     gone(t)
     inner()
