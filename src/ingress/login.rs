@@ -420,9 +420,8 @@ impl Gate {
         let elsewhere: BTreeSet<String> = self
             .house
             .registry
-            .live()
+            .live_where(|info| info.key == caller.key() && info.source.ip().to_canonical() != here)
             .into_iter()
-            .filter(|live| live.info.key == caller.key() && live.info.source.ip().to_canonical() != here)
             .map(|live| live.info.source.ip().to_canonical().to_string())
             .collect();
         if !elsewhere.is_empty() {

@@ -7,6 +7,7 @@
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::str::FromStr;
+use std::sync::LazyLock;
 
 use cedar_policy::{
     Authorizer, Context, Decision, Entities, Entity, EntityId, EntityTypeName, EntityUid, Policy, PolicyId,
@@ -89,12 +90,17 @@ impl Question<'_> {
     /// # Errors
     /// If anything at all could not be evaluated: Cedar would skip that policy, and it may be one that denies.
     pub(super) fn ask(&self, policies: &PolicySet) -> Result<Vec<Answer>, PolicyError> {
-        let entities = self.entities()?;
-        let authorizer = Authorizer::new();
+        let kinds = KINDS.as_ref().map_err(fault)?;
+        let user = kinds.user.called(self.facts.user.as_str());
+        let instance = kinds.instance.called(self.instance.name.as_str());
+        let entities = self.entities(kinds, (user.clone(), instance.clone()))?;
+        let (context, authorizer) = (self.context()?, Authorizer::new());
         Capability::ALL
             .into_iter()
             .map(|capability| {
-                let response = authorizer.is_authorized(&self.request(capability)?, policies, &entities);
+                let action = kinds.action.called(capability.as_str());
+                let asked = Request::new(user.clone(), action, instance.clone(), context.clone(), None);
+                let response = authorizer.is_authorized(&asked.map_err(fault)?, policies, &entities);
                 if let Some(error) = response.diagnostics().errors().next() {
                     return Err(fault(error));
                 }
@@ -104,35 +110,58 @@ impl Question<'_> {
             .collect()
     }
 
-    fn request(&self, capability: Capability) -> Result<Request, PolicyError> {
-        let context = Context::from_pairs([
+    fn context(&self) -> Result<Context, PolicyError> {
+        Context::from_pairs([
             ("login".to_owned(), RestrictedExpression::new_string(self.login.to_string())),
             ("source".to_owned(), RestrictedExpression::new_ip(address_text(self.facts.source))),
             ("now".to_owned(), RestrictedExpression::new_long(self.now.as_millisecond())),
         ])
-        .map_err(fault)?;
-        let principal = uid("User", self.facts.user.as_str())?;
-        let resource = uid("Instance", self.instance.name.as_str())?;
-        Request::new(principal, uid("Action", capability.as_str())?, resource, context, None).map_err(fault)
+        .map_err(fault)
     }
 
-    fn entities(&self) -> Result<Entities, PolicyError> {
-        let roles = self.facts.roles.iter().map(|role| uid("Role", role.as_str()));
-        let roles = roles.collect::<Result<HashSet<_>, _>>()?;
-        let labels = self.instance.labels.iter().map(|(key, value)| uid("Label", &label_id(key, value)));
-        let labels = labels.collect::<Result<HashSet<_>, _>>()?;
+    fn entities(
+        &self,
+        kinds: &Kinds,
+        (user, instance): (EntityUid, EntityUid),
+    ) -> Result<Entities, PolicyError> {
+        let roles = self.facts.roles.iter().map(|role| kinds.role.called(role.as_str()));
+        let roles: HashSet<_> = roles.collect();
+        let labels =
+            self.instance.labels.iter().map(|(key, value)| kinds.label.called(&label_id(key, value)));
+        let labels: HashSet<_> = labels.collect();
         let parents = roles.iter().chain(&labels).cloned().map(Entity::with_uid).collect::<Vec<_>>();
-        let user =
-            Entity::new(uid("User", self.facts.user.as_str())?, HashMap::new(), roles).map_err(fault)?;
-        let instance = Entity::new(uid("Instance", self.instance.name.as_str())?, HashMap::new(), labels)
-            .map_err(fault)?;
+        let user = Entity::new(user, HashMap::new(), roles).map_err(fault)?;
+        let instance = Entity::new(instance, HashMap::new(), labels).map_err(fault)?;
         Entities::from_entities(parents.into_iter().chain([user, instance]), None).map_err(fault)
     }
 }
 
-fn uid(kind: &str, id: &str) -> Result<EntityUid, PolicyError> {
-    let kind = EntityTypeName::from_str(kind).map_err(fault)?;
-    Ok(EntityUid::from_type_name_and_id(kind, EntityId::new(id)))
+/// The kinds of entities. Cedar parses such a name with a grammar: once is enough.
+static KINDS: LazyLock<Result<Kinds, String>> = LazyLock::new(|| {
+    let kind = |name| EntityTypeName::from_str(name).map(Kind).map_err(|e| e.to_string());
+    Ok(Kinds {
+        user: kind("User")?,
+        role: kind("Role")?,
+        action: kind("Action")?,
+        instance: kind("Instance")?,
+        label: kind("Label")?,
+    })
+});
+
+struct Kinds {
+    user: Kind,
+    role: Kind,
+    action: Kind,
+    instance: Kind,
+    label: Kind,
+}
+
+struct Kind(EntityTypeName);
+
+impl Kind {
+    fn called(&self, id: &str) -> EntityUid {
+        EntityUid::from_type_name_and_id(self.0.clone(), EntityId::new(id))
+    }
 }
 
 /// Injective, whatever the two contain: `a=b` with value `c` is not `a` with value `b=c`.

@@ -296,4 +296,18 @@ proptest! {
             .collect();
         prop_assert_eq!(decide(&rules, asked()).can, expected);
     }
+
+    /// The watch over live sessions rests on this: it asks again only at the end that the decision names.
+    #[test]
+    fn what_is_allowed_stays_so_until_the_decisions_own_end(mut rules in prop::collection::vec(any_rule(), 0..8)) {
+        for (n, rule) in rules.iter_mut().enumerate() {
+            rule.id = format!("R{n}");
+        }
+        let first = decide(&rules, asked());
+        for later in 0..6 {
+            let then = decide(&rules, Asked { now: at(later), ..asked() });
+            let over = first.until.is_some_and(|end| end <= at(later));
+            prop_assert_eq!(first.can.is_subset(&then.can), !over, "at {}", later);
+        }
+    }
 }

@@ -10,6 +10,7 @@
 
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
+use std::sync::{Mutex, PoisonError};
 
 use chacha20poly1305::aead::{Aead, KeyInit, Payload};
 use chacha20poly1305::{ChaCha20Poly1305, Key, Nonce};
@@ -26,9 +27,11 @@ const FRESH: u32 = 1 << 30;
 const MAX_FRAME: usize = 4 << 20;
 const MAX_PLAIN: usize = 16 << 20;
 const MAX_HEADER: u64 = 64 << 10;
-/// Compression looks back so far (32 KiB while a session runs, of which there may be thousands; 1 MiB when packed).
-const LIVE_WINDOW: u32 = 15;
+/// Compression looks back so far: over a frame while a session runs, over the tape's last mebibyte when packed.
+const LIVE_WINDOW: u32 = 17;
 const PACKED_WINDOW: u32 = 20;
+/// Encoders that are kept for the next frame of whichever tape.
+const MOST_SPARE: usize = 4;
 
 struct Seal {
     cipher: ChaCha20Poly1305,
@@ -74,7 +77,8 @@ pub(super) struct Plain<'a> {
 pub(super) struct Writer {
     file: File,
     seal: Seal,
-    encoder: Encoder<'static>,
+    /// Of a packed tape.
+    encoder: Option<Encoder<'static>>,
     digest: Sha256,
     length: u64,
     packed: bool,
@@ -88,9 +92,7 @@ impl Writer {
         file.sync_all()?;
         let packed = header.packed;
         let seal = Seal::new(key, line.as_bytes(), packed);
-        // A live tape holds its encoder for hours: the fastest level with small tables. Packing has it for moments.
-        let mut encoder = Encoder::new(if packed { 15 } else { 1 })?;
-        encoder.set_parameter(CParameter::WindowLog(if packed { PACKED_WINDOW } else { LIVE_WINDOW }))?;
+        let encoder = if packed { Some(encoder(15, PACKED_WINDOW)?) } else { None };
         let length = line.len() as u64;
         Ok(Self { file, seal, encoder, digest: Sha256::new_with_prefix(line), length, packed })
     }
@@ -119,17 +121,16 @@ impl Writer {
     }
 
     fn write(&mut self, plain: &Plain<'_>) -> io::Result<Vec<u8>> {
-        let fresh = self.packed || self.seal.frame == 0;
-        if fresh {
-            self.encoder.reinit()?;
-        }
         let records = plain.records.plain();
-        let squeezed = squeeze(&mut self.encoder, &records)?;
+        let squeezed = match &mut self.encoder {
+            Some(own) => squeeze(own, &records)?,
+            None => squeeze_live(&records)?,
+        };
         let size = squeezed.len() + TAG;
         if size > MAX_FRAME || records.len() > MAX_PLAIN {
             return Err(io::Error::other("a frame is too long"));
         }
-        let flags = if plain.last { LAST } else { 0 } | if fresh { FRESH } else { 0 };
+        let flags = FRESH | if plain.last { LAST } else { 0 };
         let millis = u32::try_from(plain.records.began).unwrap_or(u32::MAX);
         let framing = framing(u32::try_from(size).map_err(io::Error::other)? | flags, millis);
         let payload = Payload { msg: &squeezed, aad: &self.seal.bound_to(framing) };
@@ -171,7 +172,33 @@ fn framing(size: u32, millis: u32) -> [u8; 8] {
     (u64::from(size) << 32 | u64::from(millis)).to_be_bytes()
 }
 
+fn encoder(level: i32, window: u32) -> io::Result<Encoder<'static>> {
+    let mut encoder = Encoder::new(level)?;
+    encoder.set_parameter(CParameter::WindowLog(window))?;
+    Ok(encoder)
+}
+
+/// Encoders of live tapes. One takes hundreds of kibibytes, and thousands of sessions may run: none keeps its own.
+static SPARE: Mutex<Vec<Encoder<'static>>> = Mutex::new(Vec::new());
+
+fn squeeze_live(plain: &[u8]) -> io::Result<Vec<u8>> {
+    let spare = || SPARE.lock().unwrap_or_else(PoisonError::into_inner);
+    let kept = spare().pop();
+    let mut encoder = match kept {
+        Some(encoder) => encoder,
+        None => encoder(1, LIVE_WINDOW)?,
+    };
+    let squeezed = squeeze(&mut encoder, plain)?;
+    let mut spare = spare();
+    if spare.len() < MOST_SPARE {
+        spare.push(encoder);
+    }
+    Ok(squeezed)
+}
+
+/// Compresses without what was seen before.
 fn squeeze(encoder: &mut Encoder<'static>, plain: &[u8]) -> io::Result<Vec<u8>> {
+    encoder.reinit()?;
     let mut out = Vec::with_capacity(plain.len() / 2 + 64);
     let mut chunk = vec![0; 32 << 10];
     let mut input = InBuffer::around(plain);

@@ -9,7 +9,7 @@ mod writing;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -96,7 +96,8 @@ pub(super) struct Deck {
     synced: watch::Sender<u64>,
     /// Somebody watches.
     watched: watch::Sender<bool>,
-    live: broadcast::Sender<Arc<Record>>,
+    /// To those who watch; most sessions nobody ever does.
+    live: OnceLock<broadcast::Sender<Arc<Record>>>,
     /// Operations on files were completed.
     operated: Notify,
 }
@@ -169,7 +170,7 @@ pub(super) fn start(header: Header, writer: Writer, files: Files, terms: Terms) 
         ended: watch::Sender::new(None),
         synced: watch::Sender::new(0),
         watched: watch::Sender::new(false),
-        live: broadcast::Sender::new(WATCHERS_BEHIND),
+        live: OnceLock::new(),
         operated: Notify::new(),
     });
     tokio::spawn(write(Arc::clone(&deck), writer));
@@ -313,7 +314,8 @@ impl Deck {
     /// Joins the running tape: how many records lie before what the receiver gets.
     pub(super) fn join(&self) -> (u64, broadcast::Receiver<Arc<Record>>) {
         let state = self.lock();
-        let joined = (state.taken, self.live.subscribe());
+        let joined =
+            (state.taken, self.live.get_or_init(|| broadcast::Sender::new(WATCHERS_BEHIND)).subscribe());
         drop(state);
         self.watched.send_replace(true);
         joined
@@ -368,9 +370,9 @@ impl Deck {
         }
         state.latest = record.millis;
         state.taken += 1;
-        if self.live.receiver_count() > 0 {
+        if let Some(live) = self.live.get().filter(|live| live.receiver_count() > 0) {
             // Who watches and does not keep up misses some; the session does not wait for them.
-            drop(self.live.send(Arc::new(Record { payload: payload.to_vec(), ..record })));
+            drop(live.send(Arc::new(Record { payload: payload.to_vec(), ..record })));
         }
     }
 

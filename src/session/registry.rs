@@ -34,7 +34,7 @@ pub struct LiveInfo {
 #[derive(Debug, Clone)]
 pub struct Live {
     /// What it is.
-    pub info: LiveInfo,
+    pub info: Arc<LiveInfo>,
     cut: Arc<watch::Sender<Option<Ended>>>,
 }
 
@@ -143,7 +143,7 @@ impl Registry {
     /// Enters a session or connection; it leaves when the returned guard is dropped.
     pub fn enter(self: &Arc<Self>, info: LiveInfo) -> Registered {
         let (sender, receiver) = watch::channel(None);
-        let live = Live { info, cut: Arc::new(sender) };
+        let live = Live { info: Arc::new(info), cut: Arc::new(sender) };
         let mut entries = self.lock();
         if let Some(sentence) = &entries.draining {
             live.cut(sentence);
@@ -159,6 +159,11 @@ impl Registry {
         self.lock().live.values().cloned().collect()
     }
 
+    /// Those that are `wanted`, in no order.
+    pub fn live_where(&self, mut wanted: impl FnMut(&LiveInfo) -> bool) -> Vec<Live> {
+        self.lock().live.values().filter(|live| wanted(&live.info)).cloned().collect()
+    }
+
     /// How many sessions (not connections) are live.
     pub fn sessions(&self) -> usize {
         self.lock().live.values().filter(|l| l.info.session.is_some()).count()
@@ -166,11 +171,11 @@ impl Registry {
 
     /// Cuts the session with this id, on the word of `by`. Says whether there was one.
     pub fn kill(&self, session: &str, by: &str, reason: &str) -> bool {
-        let found = self.live().into_iter().find(|l| l.info.session.as_deref() == Some(session));
-        if let Some(live) = &found {
+        let found = self.live_where(|info| info.session.as_deref() == Some(session));
+        if let Some(live) = found.first() {
             live.cut_by(by, &format!("Your session was ended by an administrator: {reason}."));
         }
-        found.is_some()
+        !found.is_empty()
     }
 
     /// Runs a task that the drain waits for.

@@ -1,51 +1,86 @@
-//! The watch: whatever changes in the vault, every live session and connection is decided again.
+//! The watch: whatever changes in the vault, the live sessions and connections that it concerns are decided again.
 //!
 //! A right that was lost, or whose time ran out, cuts what lives by it within a second. What cannot be decided
 //! (the store fails) counts as lost.
 
+use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use keystore::lifecycle::in_grace;
-use keystore::{CaRotation, Instance, Record, Rule, User, UserKey, UserName};
+use keystore::{
+    CaRotation, Capability, Change, Instance, InstanceName, Login, Record, Role, Rule, User, UserKey,
+    UserName,
+};
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
 use super::{House, LiveInfo};
-use crate::policy::{Facts, Rulebook};
+use crate::policy::{Decision, Facts, Rulebook};
 
 /// Watches until `stop`. Run it as one task of the daemon.
 pub async fn watch(house: Arc<House>, stop: CancellationToken) {
     let mut changes = house.vault.changes();
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut answers = Answers::default();
     loop {
-        let relevant = tokio::select! {
+        let whose = tokio::select! {
             () = stop.cancelled() => return,
-            _ = tick.tick() => true,
+            _ = tick.tick() => Some(Whose::Everybodys),
             change = changes.recv() => match change {
-                Ok(change) => {
-                    if change.kind == Rule::KIND {
-                        recompile(&house).await;
-                    }
-                    if change.kind == CaRotation::KIND
-                        && let Err(error) = house.signers.reload(&house.vault).await
-                    {
-                        tracing::error!(%error, "ca.not_reloaded");
-                    }
-                    [Rule::KIND, User::KIND, UserKey::KIND, Instance::KIND].contains(&change.kind.as_str())
-                }
+                Ok(change) => taken_up(&house, change).await,
                 Err(RecvError::Lagged(_)) => {
                     recompile(&house).await;
-                    true
+                    Some(Whose::Everybodys)
                 }
                 Err(RecvError::Closed) => return,
             },
         };
-        if relevant {
-            decide_again(&house, Timestamp::now()).await;
+        if let Some(whose) = whose {
+            decide_again(&house, &whose, &mut answers).await;
         }
+    }
+}
+
+/// Whose rights a change may end.
+enum Whose {
+    Everybodys,
+    User(String),
+    Key(String),
+    Instance(String),
+}
+
+impl Whose {
+    fn is(&self, info: &LiveInfo) -> bool {
+        match self {
+            Self::Everybodys => true,
+            Self::User(name) => info.user.as_str() == name,
+            Self::Key(fingerprint) => info.key == *fingerprint,
+            Self::Instance(name) => info.to.as_ref().is_some_and(|(to, ..)| to.as_str() == name),
+        }
+    }
+}
+
+/// Takes a change of the vault into what the house holds of it, and tells whose rights it may end.
+async fn taken_up(house: &House, change: Change) -> Option<Whose> {
+    match change.kind.as_str() {
+        Rule::KIND => {
+            recompile(house).await;
+            Some(Whose::Everybodys)
+        }
+        CaRotation::KIND => {
+            if let Err(error) = house.signers.reload(&house.vault).await {
+                tracing::error!(%error, "ca.not_reloaded");
+            }
+            None
+        }
+        User::KIND => Some(Whose::User(change.id)),
+        UserKey::KIND => Some(Whose::Key(change.id)),
+        Instance::KIND => Some(Whose::Instance(change.id)),
+        _ => None,
     }
 }
 
@@ -64,31 +99,145 @@ pub async fn recompile(house: &House) {
     }
 }
 
-async fn decide_again(house: &House, now: Timestamp) {
-    for live in house.registry.live().into_iter().filter(|live| !live.is_cut()) {
-        if let Some(sentence) = lost_right(house, &live.info, now).await {
+async fn decide_again(house: &House, whose: &Whose, answers: &mut Answers) {
+    let mut round = Round::new(house, answers, Timestamp::now());
+    for live in house.registry.live_where(|info| whose.is(info)) {
+        if live.is_cut() {
+            continue;
+        }
+        if let Some(sentence) = round.lost(&live.info).await {
             tracing::info!(user = %live.info.user, "session.right_lost");
             live.cut(&sentence);
         }
+    }
+    if matches!(whose, Whose::Everybodys) {
+        round.forget_the_others();
     }
 }
 
 /// The sentence that tells why `info` may not go on, or `None` if it may.
 pub(super) async fn lost_right(house: &House, info: &LiveInfo, now: Timestamp) -> Option<String> {
-    let by = LoggedIn { user: &info.user, key: &info.key, only_exchanges: info.only_exchanges };
-    let user = match still_in(house, by, now).await {
-        Ok(user) => user,
-        Err(sentence) => return Some(sentence),
-    };
-    let (name, login, can) = info.to.as_ref()?;
-    let instance = match house.vault.get::<Instance>(name.as_str()).await {
-        Ok(Some(instance)) => instance,
-        Ok(None) => return Some(format!("{name} is no longer reached through this bastion.")),
-        Err(_) => return Some(UNDECIDED.to_owned()),
-    };
-    let facts = Facts { user: &info.user, roles: &user.roles, source: info.source.ip() };
-    let decision = house.rulebook.load().decide(&facts, &instance, login, now);
-    (!can.is_subset(&decision.can)).then(|| format!("Your access to {login}@{name} has ended."))
+    Round::new(house, &mut Answers::default(), now).lost(info).await
+}
+
+/// Everything that lives is decided at one moment: what many have in common is looked up and decided once.
+struct Round<'a> {
+    house: &'a House,
+    now: Timestamp,
+    rulebook: Arc<Rulebook>,
+    logins: HashMap<(UserName, String, bool), Result<User, String>>,
+    instances: HashMap<InstanceName, Result<Instance, String>>,
+    answers: &'a mut Answers,
+}
+
+impl<'a> Round<'a> {
+    fn new(house: &'a House, answers: &'a mut Answers, now: Timestamp) -> Self {
+        answers.round += 1;
+        let rulebook = house.rulebook.load_full();
+        Self { house, now, rulebook, logins: HashMap::new(), instances: HashMap::new(), answers }
+    }
+
+    async fn lost(&mut self, info: &LiveInfo) -> Option<String> {
+        self.decided(info).await.err()
+    }
+
+    async fn decided(&mut self, info: &LiveInfo) -> Result<(), String> {
+        let login = (info.user.clone(), info.key.clone(), info.only_exchanges);
+        if !self.logins.contains_key(&login) {
+            let by = LoggedIn { user: &info.user, key: &info.key, only_exchanges: info.only_exchanges };
+            let found = still_in(self.house, by, self.now).await;
+            self.logins.insert(login.clone(), found);
+        }
+        let user = self.logins.get(&login).ok_or(UNDECIDED)?.as_ref().map_err(Clone::clone)?;
+        let Some((name, login, can)) = &info.to else { return Ok(()) };
+        if !self.instances.contains_key(name) {
+            let found = match self.house.vault.get::<Instance>(name.as_str()).await {
+                Ok(Some(instance)) => Ok(instance),
+                Ok(None) => Err(format!("{name} is no longer reached through this bastion.")),
+                Err(_) => Err(UNDECIDED.to_owned()),
+            };
+            self.instances.insert(name.clone(), found);
+        }
+        let instance = self.instances.get(name).ok_or(UNDECIDED)?.as_ref().map_err(Clone::clone)?;
+        let asked = Asked {
+            user: info.user.clone(),
+            roles: user.roles.clone(),
+            source: info.source.ip(),
+            instance: name.clone(),
+            login: login.clone(),
+        };
+        if self.answers.cover(asked, instance, (&self.rulebook, self.now), can) {
+            Ok(())
+        } else {
+            Err(format!("Your access to {login}@{name} has ended."))
+        }
+    }
+
+    /// Drops the answers that nobody needed in this round.
+    fn forget_the_others(self) {
+        let round = self.answers.round;
+        self.answers.held.retain(|_, held| held.round == round);
+    }
+}
+
+/// What the rules said lately. To decide costs most of a round, and an answer holds for as long as what it rests on.
+#[derive(Default)]
+struct Answers {
+    round: u64,
+    held: HashMap<Asked, Held>,
+}
+
+#[derive(PartialEq, Eq, Hash)]
+struct Asked {
+    user: UserName,
+    roles: BTreeSet<Role>,
+    source: IpAddr,
+    instance: InstanceName,
+    login: Login,
+}
+
+struct Held {
+    decision: Decision,
+    rulebook: Arc<Rulebook>,
+    instance: Instance,
+    at: Timestamp,
+    round: u64,
+}
+
+impl Held {
+    /// Rules only ever end: what one allowed, it allows until [`Decision::until`], unless the clock went back to a time
+    /// in which one that denies had not ended yet.
+    fn holds(&self, instance: &Instance, (rulebook, now): (&Arc<Rulebook>, Timestamp)) -> bool {
+        Arc::ptr_eq(&self.rulebook, rulebook)
+            && self.instance == *instance
+            && self.at <= now
+            && self.decision.until.is_none_or(|end| now < end)
+    }
+}
+
+impl Answers {
+    /// Whether the rules still give all of `can`.
+    fn cover(
+        &mut self,
+        asked: Asked,
+        instance: &Instance,
+        (rulebook, now): (&Arc<Rulebook>, Timestamp),
+        can: &BTreeSet<Capability>,
+    ) -> bool {
+        let round = self.round;
+        if let Some(held) = self.held.get_mut(&asked)
+            && held.holds(instance, (rulebook, now))
+        {
+            held.round = round;
+            return can.is_subset(&held.decision.can);
+        }
+        let facts = Facts { user: &asked.user, roles: &asked.roles, source: asked.source };
+        let decision = rulebook.decide(&facts, instance, &asked.login, now);
+        let covered = can.is_subset(&decision.can);
+        let (rulebook, instance) = (Arc::clone(rulebook), instance.clone());
+        self.held.insert(asked, Held { decision, rulebook, instance, at: now, round });
+        covered
+    }
 }
 
 /// Who logged in some time ago.
