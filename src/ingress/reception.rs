@@ -102,6 +102,10 @@ impl Mouth for ToUser {
         };
         said.map_err(|e| e.to_string())
     }
+
+    async fn gone(&self) {
+        self.handle.closed().await;
+    }
 }
 
 /// Waits until the user has asked for something (a client shows stderr only then), says the sentence, and closes.

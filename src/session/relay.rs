@@ -22,6 +22,11 @@ pub trait Ear: Send + 'static {
 pub trait Mouth: Send + Sync {
     /// Sends one message. The error is a sentence for the log; the peer is gone.
     fn say(&self, message: ChannelMessage) -> impl Future<Output = Result<(), String>> + Send;
+    /// Resolves when the whole connection is gone, also while nobody listens to the channel. Cancel-safe. Never for a side
+    /// that is always listened to: there its end is heard.
+    fn gone(&self) -> impl Future<Output = ()> + Send {
+        std::future::pending()
+    }
 }
 
 impl Ear for FromInstance {
@@ -127,6 +132,8 @@ pub async fn relay<E: Ear, M: Mouth, F: Ear, N: Mouth>(
             why = beside => End::NotRecorded(why),
             // A cut hangs up on the instance too: that may be seen here before the cut itself is.
             end = flow => cut.sentence().map_or(end, End::Sentence),
+            // What was under way may still be taken; a program that reads nothing keeps no session without its user.
+            () = vanished(&user.mouth) => End::UserLeft,
         }
     };
     let opaque = end == End::Opaque;
@@ -158,6 +165,11 @@ pub async fn relay<E: Ear, M: Mouth, F: Ear, N: Mouth>(
         session.channel_closed(ledger).await;
     }
     opaque.then_some(user)
+}
+
+async fn vanished<M: Mouth>(user: &M) {
+    user.gone().await;
+    tokio::time::sleep(LAST_WORDS).await;
 }
 
 async fn close_both<M: Mouth, N: Mouth>(user: &M, instance: &N) {

@@ -189,3 +189,44 @@ fn a_command_that_is_still_being_typed_when_its_right_ends_does_nothing() {
         assert_eq!(output.status.success(), ended_by == "nothing", "{ended_by}");
     }
 }
+
+/// What `program` starts and leaves in the middle is over within seconds, though the other end still runs.
+fn abandoned(program: &str) -> serde_json::Value {
+    let rig = Rig::with_alice();
+    let may = ["--login", &rig.login, "--can", "shell,exec,sftp,forward"];
+    rig.ok(&[&["access", "allow", "--user", "alice", "--instance", "db-1"][..], &may].concat());
+    rig.paramiko("alice", program);
+    rig.ended_sessions().remove(0)
+}
+
+#[test]
+fn a_session_ends_with_its_user_though_the_instance_takes_nothing_more() {
+    let session = abandoned(
+        r#"
+chan = inner().open_session(); chan.exec_command('sleep 300')
+chan.settimeout(3)
+try: chan.sendall(b'x' * (8 << 20)); sys.exit('all of it was taken')
+except socket.timeout: os._exit(0)
+"#,
+    );
+    assert_eq!(session["status"], "closed", "{session}");
+}
+
+#[test]
+fn a_forward_ends_with_its_user_though_the_service_takes_nothing_more() {
+    let session = abandoned(
+        r#"
+unread = socket.socket(); unread.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+unread.bind(('127.0.0.1', 0)); unread.listen()
+# It outlives this program.
+if os.fork() == 0:
+    for end in (0, 1, 2): os.close(end)
+    conn = unread.accept(); time.sleep(100); os._exit(0)
+chan = outer().open_channel('direct-tcpip', ('db-1', unread.getsockname()[1]), ('127.0.0.1', 1))
+chan.settimeout(3)
+try: chan.sendall(b'x' * (32 << 20)); sys.exit('all of it was taken')
+except socket.timeout: os._exit(0)
+"#,
+    );
+    assert_eq!(session["status"], "closed", "{session}");
+}
