@@ -280,7 +280,7 @@ async fn hold(shared: Arc<Shared>, login: Login) {
         () = offers => {}
         _ = cut.happened() => {
             // Nothing more happens on the instance, however long the user's side takes to hear why.
-            opened.upstream().hang_up().await;
+            opened.hang_up().await;
             shared.result.closed().await;
         }
     }

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use keystore::journal::Receipt;
 use keystore::{Instance, Login};
 use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
 
 use super::credential;
 use super::listening::Listening;
@@ -87,6 +88,8 @@ pub struct Ongoing {
     failure_told: AtomicBool,
     /// The channels that stand for ports and sockets on which the instance listens.
     pub(super) listening: Listening,
+    /// Nothing of it runs on the instance any more.
+    off: CancellationToken,
 }
 
 /// A session that is signed in on its instance. End it with [`Opened::close`].
@@ -182,8 +185,19 @@ async fn begin(
             let (told, failure_told) = (AtomicBool::new(false), AtomicBool::new(false));
             let parent = wanted.parent.clone();
             let listening = Listening::default();
-            let ongoing =
-                Ongoing { id, house, authorized, parent, tape, registered, told, failure_told, listening };
+            let off = CancellationToken::new();
+            let ongoing = Ongoing {
+                id,
+                house,
+                authorized,
+                parent,
+                tape,
+                registered,
+                told,
+                failure_told,
+                listening,
+                off,
+            };
             Ok((ongoing, receipt))
         }
         Err(error) => {
@@ -213,6 +227,11 @@ impl Ongoing {
     /// A wire that tells when it is cut.
     pub fn cut(&self) -> Cut {
         self.registered.cut.clone()
+    }
+
+    /// Waits until the connection to the instance is gone: a cut ends that first, and tells the user then.
+    pub(super) async fn off_the_instance(&self) {
+        self.off.cancelled().await;
     }
 
     fn proofs<'a>(&'a self, receipt: &'a Receipt) -> Proofs<'a> {
@@ -337,9 +356,15 @@ impl Opened {
         self.upstream.open_session().await
     }
 
+    /// Ends the connection to the instance.
+    pub async fn hang_up(&self) {
+        self.upstream.hang_up().await;
+        self.ongoing.off.cancel();
+    }
+
     /// Hangs up, seals the tape and says so in the trail.
     pub async fn close(&self) {
-        self.upstream.hang_up().await;
+        self.hang_up().await;
         self.ongoing.close().await;
     }
 }

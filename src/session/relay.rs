@@ -128,7 +128,13 @@ pub async fn relay<E: Ear, M: Mouth, F: Ear, N: Mouth>(
         };
         tokio::select! {
             biased;
-            sentence = Cut::happened(&mut cut) => End::Sentence(sentence),
+            sentence = Cut::happened(&mut cut) => {
+                // Many may be cut at once: first nothing of them runs any more, then all hear why.
+                if !lane.is_forward() && tokio::time::timeout(LAST_WORDS, session.off_the_instance()).await.is_err() {
+                    tracing::warn!(session.id = %session.id(), "instance.not_hung_up");
+                }
+                End::Sentence(sentence)
+            }
             why = beside => End::NotRecorded(why),
             // A cut hangs up on the instance too: that may be seen here before the cut itself is.
             end = flow => cut.sentence().map_or(end, End::Sentence),

@@ -15,6 +15,9 @@ pub(super) struct Index {
     _db: sled::Db,
 }
 
+/// Milliseconds between sled's own flushes. The journal is synced with every write and fills in what an index lacks: this
+/// only bounds how far a journal can be rolled back before a crash without the index knowing better.
+const FLUSH: u64 = 5_000;
 /// The last line applied: its number, big-endian, and its hash.
 const APPLIED: &str = "applied";
 
@@ -91,7 +94,7 @@ impl Index {
     fn at(dir: &Path) -> Result<Self, BackendError> {
         // sled gives its lock back a moment after it was closed; the journal's lock says that nobody else has it.
         for _ in 0..100 {
-            match guarded(|| sled::Config::new().path(dir).open()) {
+            match guarded(|| sled::Config::new().path(dir).flush_every_ms(Some(FLUSH)).open()) {
                 Err(BackendError::Io(e)) if e.to_string().contains("lock") => {
                     std::thread::sleep(std::time::Duration::from_millis(20));
                 }
