@@ -7,7 +7,6 @@ use jiff::Timestamp;
 use keystore::journal::Receipt;
 use keystore::{Instance, Login};
 use tokio::net::TcpStream;
-use tokio_util::sync::CancellationToken;
 
 use super::credential;
 use super::listening::Listening;
@@ -88,8 +87,6 @@ pub struct Ongoing {
     failure_told: AtomicBool,
     /// The channels that stand for ports and sockets on which the instance listens.
     pub(super) listening: Listening,
-    /// Nothing of it runs on the instance any more.
-    off: CancellationToken,
 }
 
 /// A session that is signed in on its instance. End it with [`Opened::close`].
@@ -185,19 +182,8 @@ async fn begin(
             let (told, failure_told) = (AtomicBool::new(false), AtomicBool::new(false));
             let parent = wanted.parent.clone();
             let listening = Listening::default();
-            let off = CancellationToken::new();
-            let ongoing = Ongoing {
-                id,
-                house,
-                authorized,
-                parent,
-                tape,
-                registered,
-                told,
-                failure_told,
-                listening,
-                off,
-            };
+            let ongoing =
+                Ongoing { id, house, authorized, parent, tape, registered, told, failure_told, listening };
             Ok((ongoing, receipt))
         }
         Err(error) => {
@@ -229,9 +215,9 @@ impl Ongoing {
         self.registered.cut.clone()
     }
 
-    /// Waits until the connection to the instance is gone: a cut ends that first, and tells the user then.
-    pub(super) async fn off_the_instance(&self) {
-        self.off.cancelled().await;
+    /// Waits until nothing runs any more of all that were cut.
+    pub(super) async fn all_are_off(&self) {
+        self.registered.all_are_off().await;
     }
 
     fn proofs<'a>(&'a self, receipt: &'a Receipt) -> Proofs<'a> {
@@ -329,6 +315,7 @@ impl Ongoing {
 
     /// Seals the tape and says so in the trail.
     pub async fn close(&self) {
+        self.registered.off_the_instance();
         self.listens_nowhere().await;
         let sentence = self.registered.cut.sentence();
         let ending = Ending {
@@ -359,7 +346,7 @@ impl Opened {
     /// Ends the connection to the instance.
     pub async fn hang_up(&self) {
         self.upstream.hang_up().await;
-        self.ongoing.off.cancel();
+        self.ongoing.registered.off_the_instance();
     }
 
     /// Hangs up, seals the tape and says so in the trail.

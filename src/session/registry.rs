@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -36,6 +37,15 @@ pub struct Live {
     /// What it is.
     pub info: Arc<LiveInfo>,
     cut: Arc<watch::Sender<Option<Ended>>>,
+    running: Arc<Running>,
+}
+
+/// Whether something of a session may still run on its instance, and how many there are of which it may though they were
+/// cut.
+#[derive(Debug)]
+struct Running {
+    here: AtomicBool,
+    cut_ones: Arc<watch::Sender<usize>>,
 }
 
 /// Why it was cut, and by whom if somebody did it.
@@ -66,6 +76,9 @@ impl Live {
             let first = current.is_none();
             if first {
                 *current = Some(Ended { sentence: sentence.to_owned(), by });
+                if self.running.here.load(Ordering::SeqCst) {
+                    self.running.cut_ones.send_modify(|count| *count += 1);
+                }
             }
             first
         });
@@ -112,10 +125,30 @@ impl Registered {
     pub fn cut(&self, sentence: &str) {
         self.live.cut(sentence);
     }
+
+    /// Nothing of it runs on the instance any more.
+    pub fn off_the_instance(&self) {
+        // Under the lock of the cut: it is counted there and nowhere else.
+        self.live.cut.send_if_modified(|cut| {
+            if self.live.running.here.swap(false, Ordering::SeqCst) && cut.is_some() {
+                self.live.running.cut_ones.send_modify(|count| *count -= 1);
+            }
+            false
+        });
+    }
+
+    /// Waits until nothing runs any more of all that were cut. A thief's sessions may be a thousand: first they end, and
+    /// then each is told, sealed and audited.
+    pub async fn all_are_off(&self) {
+        let mut cut_ones = self.registry.cut_ones.subscribe();
+        // The registry holds the sender.
+        drop(cut_ones.wait_for(|count| *count == 0).await);
+    }
 }
 
 impl Drop for Registered {
     fn drop(&mut self) {
+        self.off_the_instance();
         self.registry.lock().live.remove(&self.number);
     }
 }
@@ -124,6 +157,8 @@ impl Drop for Registered {
 #[derive(Default)]
 pub struct Registry {
     entries: Mutex<Entries>,
+    /// How many were cut while something of them may still run on an instance.
+    cut_ones: Arc<watch::Sender<usize>>,
     tasks: TaskTracker,
 }
 
@@ -143,7 +178,9 @@ impl Registry {
     /// Enters a session or connection; it leaves when the returned guard is dropped.
     pub fn enter(self: &Arc<Self>, info: LiveInfo) -> Registered {
         let (sender, receiver) = watch::channel(None);
-        let live = Live { info: Arc::new(info), cut: Arc::new(sender) };
+        let here = AtomicBool::new(info.session.is_some());
+        let running = Arc::new(Running { here, cut_ones: Arc::clone(&self.cut_ones) });
+        let live = Live { info: Arc::new(info), cut: Arc::new(sender), running };
         let mut entries = self.lock();
         if let Some(sentence) = &entries.draining {
             live.cut(sentence);
@@ -236,6 +273,24 @@ mod tests {
         let other = registry.enter(info("s2"));
         assert!(!registry.kill("s1", "ada", "left the company"));
         assert!(other.cut.sentence().is_none());
+    }
+
+    #[tokio::test]
+    async fn those_who_were_cut_wait_for_each_other_and_for_nobody_else() {
+        let registry = Registry::new();
+        let (a, b, other) =
+            (registry.enter(info("s1")), registry.enter(info("s2")), registry.enter(info("s3")));
+        a.cut("over");
+        b.cut("over");
+        a.off_the_instance();
+        a.off_the_instance();
+        let soon = Duration::from_millis(20);
+        assert!(tokio::time::timeout(soon, a.all_are_off()).await.is_err(), "b still runs");
+        drop(b);
+        a.all_are_off().await;
+        other.off_the_instance();
+        other.cut("over");
+        a.all_are_off().await;
     }
 
     #[test]

@@ -129,9 +129,10 @@ pub async fn relay<E: Ear, M: Mouth, F: Ear, N: Mouth>(
         tokio::select! {
             biased;
             sentence = Cut::happened(&mut cut) => {
-                // Many may be cut at once: first nothing of them runs any more, then all hear why.
-                if !lane.is_forward() && tokio::time::timeout(LAST_WORDS, session.off_the_instance()).await.is_err() {
-                    tracing::warn!(session.id = %session.id(), "instance.not_hung_up");
+                // The relay of a forward is what there is of it on the instance.
+                let others = async { if !lane.is_forward() { session.all_are_off().await } };
+                if tokio::time::timeout(OTHERS, others).await.is_err() {
+                    tracing::debug!(session.id = %session.id(), "instance.slow_to_hang_up");
                 }
                 End::Sentence(sentence)
             }
@@ -410,6 +411,8 @@ const SSH_IN_FORWARD: &str =
     "SSH inside a forward cannot be recorded: jump to an instance that the bastion knows";
 /// Characters of a command that stand in the trail; the whole of it lies on the tape.
 const LONGEST_COMMAND: usize = 4096;
+/// How long the telling waits for the ending of others that were cut too.
+const OTHERS: Duration = Duration::from_secs(1);
 /// How long a side that should be ending is listened to.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
