@@ -38,14 +38,17 @@ fn packed_into(part: &Path, header: &Header, files: &Files) -> io::Result<String
     let mut to = Writer::start(file, &Header { packed: true, ..header.clone() }, &files.key)?;
     let mut records = Records::default();
     let mut screens = Screens::default();
+    let mut enough = FRAME;
     while let Some(found) = from.next().map_err(fault)? {
         for record in found {
-            if records.len() >= FRAME {
+            if records.len() >= enough {
                 to.frame(&Plain { records: &std::mem::take(&mut records), last: false })?;
                 for (channel, what, payload) in screens.pictures() {
                     let picture = Record { millis: record.millis, channel, what, payload: Vec::new() };
                     records.push(&picture, payload.as_bytes())?;
                 }
+                // Pictures of huge screens in all colours must not be most of the tape, nor most of the work.
+                enough = FRAME.max(2 * records.len());
             }
             screens.watch(&record);
             // How far the counts were matters to a tape that was cut off, not to one that ended.
@@ -67,7 +70,7 @@ fn packed_into(part: &Path, header: &Header, files: &Files) -> io::Result<String
     Ok(to.digest())
 }
 
-/// What a frame holds before it is compressed, in bytes: a player that begins in it reads no more than this to get there.
+/// What a frame holds before it is compressed, in bytes, unless its pictures are larger: a player that begins in it reads no more than this to get there.
 const FRAME: usize = 256 << 10;
 /// A shorter tape is small, and near its start from everywhere.
 const SHORTEST: u64 = 32 << 10;
