@@ -101,6 +101,9 @@ pub enum BackendError {
     /// What was read is not what was written.
     #[error("the store is damaged: {0}")]
     Damaged(String),
+    /// More than one line of the journal holds; nothing was changed.
+    #[error("the change is too large to be made at once; nothing was changed")]
+    TooLarge,
     /// The revision asked for is no longer kept; read everything again.
     #[error("revision {0} is no longer kept")]
     Compacted(Revision),

@@ -17,7 +17,7 @@ use crate::backend::watchers::Watchers;
 use crate::backend::{
     BackendError, Changed, Compacted, Guard, Lease, Outcome, Revision, Transaction, Versioned, Write,
 };
-use crate::journal::{Answer, Journal};
+use crate::journal::{Answer, Journal, fits_a_line};
 
 pub(super) enum Job {
     Transact(Transaction, Reply),
@@ -155,6 +155,9 @@ impl Committer {
             return Ok(None);
         }
         let line = line::encode(&transaction.writes).map_err(std::io::Error::from)?;
+        if !fits_a_line(&line) {
+            return Err(BackendError::TooLarge);
+        }
         let revision = batch.next;
         let mut changes: BTreeMap<Bytes, Option<Versioned>> = BTreeMap::new();
         for write in &transaction.writes {
