@@ -261,7 +261,9 @@ fn rsync(words: &[&str]) -> Result<Observer, &'static str> {
         return Err("rsync as a daemon names its files in the stream, which is not read");
     }
     let paths: Vec<&str> = words.iter().skip_while(|word| **word != ".").skip(1).copied().collect();
-    Ok(Observer::whole(Some(words.contains(&"--sender")), "rsync", paths.join(" ")))
+    // Behind `--` stand names, whatever they look like.
+    let sends = words.iter().take_while(|word| **word != "--").any(|word| *word == "--sender");
+    Ok(Observer::whole(Some(sends), "rsync", paths.join(" ")))
 }
 
 /// A protocol that is not read, but counted and hashed as a whole. What rsync sends are differences to what the other
