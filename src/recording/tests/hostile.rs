@@ -325,3 +325,23 @@ async fn files_that_pass_once_the_tape_failed_are_told_all_the_same() {
     assert_eq!((summary.status, summary.channels[0].capture), (SessionStatus::Killed, Capture::None));
     tapes.verify(id, summary.digest.as_deref()).unwrap();
 }
+
+#[tokio::test]
+async fn a_tape_that_was_not_packed_shows_from_its_middle_what_stood_there_before() {
+    let Recorder { tapes, dir: _dir, .. } = recorded().await;
+    let id = SessionId::new(Timestamp::now());
+    let tape = tapes.begin(header(id), id).await.unwrap();
+    tape.record(1, Direction::ToInstance, &pty()).await.unwrap();
+    let size = || fs::metadata(tapes.tape_file(id)).unwrap().len();
+    for text in ["first", "\r\nsecond", "\r\nthird"] {
+        let before = size();
+        tape.record(1, Direction::ToUser, &data(text)).await.unwrap();
+        while size() == before {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    }
+    tape.seal(end(), Timestamp::now()).await.unwrap();
+    let mut playback = Playback::from(&tapes, id, 1_000_000).unwrap();
+    let (_, _, picture) = playback.next_event().unwrap().unwrap();
+    assert!(["first", "second", "third"].iter().all(|text| picture.contains(text)), "{picture:?}");
+}
