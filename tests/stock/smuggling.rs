@@ -131,7 +131,9 @@ fn lines_typed_at_a_shell_are_exported_if_that_is_configured_and_passwords_never
     let rig = Rig::with_alice_and("input = true\n");
     let shell = [
         ("ready> ", "read -rsp 'Password: ' p\r"),
-        ("Password: ", "hunter2-secret\r"),
+        // Not as soon as the line that asks for it is echoed: bash would read the return before the terminal turns it into
+        // a line end.
+        ("\rPassword: ", "hunter2-secret\r"),
         ("ready> ", "stty -echo; echo go; read q; stty echo\r"),
         ("\rgo\r\n", "quiet-secret\r"),
         ("ready> ", "echo 'lösung' | wc -c\r"),
