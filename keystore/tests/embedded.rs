@@ -96,6 +96,20 @@ async fn a_change_that_is_too_large_changes_nothing_and_the_store_goes_on() {
 }
 
 #[tokio::test]
+async fn a_compaction_that_was_told_of_forgets_nothing_that_came_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Embedded::open(dir.path(), true).unwrap();
+    put(&store, "a", "1").await;
+    let (told, hash) = store.newest().await.unwrap().unwrap();
+    put(&store, "a", "2").await;
+    assert!(store.compact_at(Some(told)).await.is_err());
+    let (newest, _) = store.newest().await.unwrap().unwrap();
+    assert_eq!((told, hash.len(), newest), (1, 64, 2));
+    assert_eq!(store.compact_at(Some(newest)).await.unwrap().unwrap().through, 2);
+    assert_eq!(value(&store, "a").await, Some("2".into()));
+}
+
+#[tokio::test]
 async fn a_leased_key_does_not_outlive_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     filled(dir.path()).await;
