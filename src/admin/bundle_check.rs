@@ -89,7 +89,18 @@ impl Held {
                 return Err(bad(&name, "is larger than any that was made"));
             }
         }
-        Ok(held)
+        // What lies behind the end some tools unpack too.
+        let (mut rest, mut chunk) = (archive.into_inner(), vec![0; 64 << 10]);
+        loop {
+            let read = rest.read(&mut chunk).map_err(broken)?;
+            match chunk.get(..read).unwrap_or_default() {
+                [] => return Ok(held),
+                behind if behind.iter().any(|byte| *byte != 0) => {
+                    return Err(bad("the archive", "goes on behind its end"));
+                }
+                _ => {}
+            }
+        }
     }
 
     fn member(&self, name: &str) -> Result<&[u8], Fault> {
