@@ -79,7 +79,7 @@ impl Operation {
         Self {
             deed,
             by: by.to_owned(),
-            path,
+            path: shortened(path),
             or_path: None,
             to: None,
             bytes: 0,
@@ -329,6 +329,15 @@ const GIT_SERVES: [&str; 3] = ["upload-pack", "upload-archive", "receive-pack"];
 /// Text of a peer, bounded.
 pub(super) fn bounded(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes.get(..LONGEST_PATH).unwrap_or(bytes)).into_owned()
+}
+
+/// A path of a command line, which may name thousands.
+pub(super) fn shortened(mut path: String) -> String {
+    if let Some((end, _)) = path.char_indices().find(|(at, _)| *at >= LONGEST_PATH) {
+        path.truncate(end);
+        path.push('…');
+    }
+    path
 }
 
 /// As PATH_MAX.

@@ -4,7 +4,7 @@
 //! `T…\n` for times; a byte 1 or 2 and a line for a fault. The other side answers with zero bytes.
 
 use super::message::Direction;
-use super::operations::{Content, Deed, Deviates, LONGEST_PATH, Operation, bounded};
+use super::operations::{Content, Deed, Deviates, LONGEST_PATH, Operation, bounded, shortened};
 
 pub(super) struct Scp {
     sender: Direction,
@@ -332,7 +332,7 @@ impl Scp {
 
     fn operation(&self, place: Place) -> Operation {
         let mut operation = Operation::new(self.deed(), "scp", place.path);
-        operation.or_path = place.or;
+        operation.or_path = place.or.map(shortened);
         if self.ahead {
             operation.doubt("the sending side did not wait for answers");
         }
