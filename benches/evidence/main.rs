@@ -32,7 +32,7 @@ use keystore::seal::MasterKey;
 use keystore::signing::Signers;
 use keystore::ssh::PublicKey;
 use keystore::{Effect, HostTrust, Instance, KeyStatus, Rule, Subject, Target, User, UserKey, Vault};
-use keyward::audit::{Event, Trail};
+use keyward::audit::{Event, FileFacts, Trail};
 use keyward::auth::{self, Unauthenticated};
 use keyward::guard::{Guard, Limits};
 use keyward::policy::{Authorized, Rulebook};
@@ -76,11 +76,16 @@ fn tell(table: &mut Map<String, Value>, name: &str, runs: &[f64]) -> f64 {
 
 /// What a session's end says, as long as most events are.
 fn event() -> Event {
-    Event::FileWritten {
+    let file = FileFacts {
         user: "alice".to_owned(),
         session: "01a2095f-a4ef-7077-94ae-baf50ba37228".to_owned(),
         instance: "db-1".to_owned(),
         path: "/srv/data/2026/11/23/part-00017.parquet".to_owned(),
+        or_path: None,
+        reason: None,
+    };
+    Event::FileWritten {
+        file,
         bytes: 73_400_320,
         sha256: Some("2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824".to_owned()),
         stream_sha256: None,

@@ -101,6 +101,12 @@ pub enum BackendError {
     /// What was read is not what was written.
     #[error("the store is damaged: {0}")]
     Damaged(String),
+    /// Something was written meanwhile; nothing was compacted.
+    #[error("the store was written to meanwhile; try it again")]
+    Moved,
+    /// More than one line of the journal holds; nothing was changed.
+    #[error("the change is too large to be made at once; nothing was changed")]
+    TooLarge,
     /// The revision asked for is no longer kept; read everything again.
     #[error("revision {0} is no longer kept")]
     Compacted(Revision),
@@ -136,7 +142,16 @@ pub trait Backend: Send + Sync + 'static {
     /// How many records are kept that a compaction would forget, about.
     fn history(&self) -> BoxFuture<'_, Result<u64, BackendError>>;
 
+    /// The newest record and its hash: what a compaction would forget last. `None` where no history is kept.
+    fn newest(&self) -> BoxFuture<'_, Result<Option<(Revision, String)>, BackendError>>;
+
     /// Forgets every value but the live ones: afterwards no other is in the store's files. Values and revisions stay
     /// what they are, and readers go on; `None` where no history is kept. Interrupted, it has happened or it has not.
-    fn compact(&self) -> BoxFuture<'_, Result<Option<Compacted>, BackendError>>;
+    /// With `newest` only if that still is the newest record, else [`BackendError::Moved`].
+    fn compact_at(&self, newest: Option<Revision>) -> BoxFuture<'_, Result<Option<Compacted>, BackendError>>;
+
+    /// [`Backend::compact_at`] whatever the newest record is.
+    fn compact(&self) -> BoxFuture<'_, Result<Option<Compacted>, BackendError>> {
+        self.compact_at(None)
+    }
 }

@@ -448,7 +448,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn fits_a_line(payload: &[u8]) -> bool {
+pub(crate) fn fits_a_line(payload: &[u8]) -> bool {
     !payload.contains(&b'\n') && payload.len() as u64 <= LONGEST_LINE - 128
 }
 

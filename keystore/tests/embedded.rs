@@ -83,6 +83,33 @@ async fn a_journal_that_lost_acknowledged_records_is_refused() {
 }
 
 #[tokio::test]
+async fn a_change_that_is_too_large_changes_nothing_and_the_store_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Embedded::open(dir.path(), true).unwrap();
+    put(&store, "a", "1").await;
+    let writes =
+        (0..20).map(|n| Write::Put(Bytes::from(format!("k{n}")), Bytes::from(vec![7; 1 << 20]))).collect();
+    let refused = store.transact(Transaction { guards: vec![], writes }).await.unwrap_err();
+    assert!(refused.to_string().contains("too large"), "{refused}");
+    put(&store, "b", "2").await;
+    assert_eq!((value(&store, "b").await, value(&store, "k1").await), (Some("2".into()), None));
+}
+
+#[tokio::test]
+async fn a_compaction_that_was_told_of_forgets_nothing_that_came_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Embedded::open(dir.path(), true).unwrap();
+    put(&store, "a", "1").await;
+    let (told, hash) = store.newest().await.unwrap().unwrap();
+    put(&store, "a", "2").await;
+    assert!(store.compact_at(Some(told)).await.is_err());
+    let (newest, _) = store.newest().await.unwrap().unwrap();
+    assert_eq!((told, hash.len(), newest), (1, 64, 2));
+    assert_eq!(store.compact_at(Some(newest)).await.unwrap().unwrap().through, 2);
+    assert_eq!(value(&store, "a").await, Some("2".into()));
+}
+
+#[tokio::test]
 async fn a_leased_key_does_not_outlive_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     filled(dir.path()).await;

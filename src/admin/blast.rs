@@ -92,11 +92,17 @@ impl Touched {
                     self.last_login = time;
                 }
             }
-            Ok(Event::FileRead { session, instance, path, .. }) if sessions.contains(&session) => {
-                self.files_read.entry(instance).or_default().insert(path);
+            Ok(Event::FileRead { file, .. }) if sessions.contains(&file.session) => {
+                let read = self.files_read.entry(file.instance.clone()).or_default();
+                read.extend(file.paths().map(str::to_owned));
             }
-            Ok(Event::FileWritten { session, instance, path, .. }) if sessions.contains(&session) => {
-                self.files_written.entry(instance).or_default().insert(path);
+            Ok(Event::FileWritten { file, .. }) if sessions.contains(&file.session) => {
+                let written = self.files_written.entry(file.instance.clone()).or_default();
+                written.extend(file.paths().map(str::to_owned));
+            }
+            Ok(Event::FileChanged { file, deed, to }) if sessions.contains(&file.session) => {
+                let written = self.files_written.entry(file.instance.clone()).or_default();
+                written.extend(file.paths().map(str::to_owned).chain(to.filter(|_| deed == "renamed")));
             }
             // Other events, also those of a later version, are not about this.
             _ => {}

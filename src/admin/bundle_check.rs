@@ -65,7 +65,7 @@ type Told = (u64, String, String, Option<Event>);
 
 impl Held {
     fn read(from: impl Read) -> Result<Self, Fault> {
-        let mut held = Self::default();
+        let (mut held, mut together) = (Self::default(), 0);
         let mut archive = tar::Archive::new(from);
         let broken = |e: std::io::Error| bad("the archive", &format!("cannot be read to its end: {e}"));
         // Raw: an extension that renames or resizes what follows is a member of its own here, and refused.
@@ -76,6 +76,10 @@ impl Held {
                 return Err(bad(&name, "is no regular file: it is not of this archive"));
             }
             let (digest, content) = taken(&mut entry, keeps(&name)).map_err(broken)?;
+            together += content.as_ref().map_or(0, Vec::len);
+            if together > LARGEST_TOGETHER {
+                return Err(bad("the archive", "holds more than any that was made"));
+            }
             if held.digests.insert(name.clone(), digest).is_some() {
                 return Err(bad(&name, "is there twice"));
             }
@@ -85,7 +89,18 @@ impl Held {
                 return Err(bad(&name, "is larger than any that was made"));
             }
         }
-        Ok(held)
+        // What lies behind the end some tools unpack too.
+        let (mut rest, mut chunk) = (archive.into_inner(), vec![0; 64 << 10]);
+        loop {
+            let read = rest.read(&mut chunk).map_err(broken)?;
+            match chunk.get(..read).unwrap_or_default() {
+                [] => return Ok(held),
+                behind if behind.iter().any(|byte| *byte != 0) => {
+                    return Err(bad("the archive", "goes on behind its end"));
+                }
+                _ => {}
+            }
+        }
     }
 
     fn member(&self, name: &str) -> Result<&[u8], Fault> {
@@ -217,5 +232,6 @@ fn bad(name: &str, what: &str) -> Fault {
     Fault::tampering(format!("{} {what}", super::render::plain(name)))
 }
 
-/// Of the members that are held in memory.
+/// All members that are held in memory, in bytes, and one of them.
+const LARGEST_TOGETHER: usize = 512 << 20;
 const LARGEST: usize = 256 << 20;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{Caller, Fault, LogFormat, Logs, Output};
 use crate::audit::{self, Against, Event, Filter};
-use crate::recording::{SessionId, TapeError, Tapes};
+use crate::recording::{SessionId, TapeError, TapeVerified, Tapes};
 use crate::session::House;
 
 pub(super) async fn run(
@@ -34,20 +34,21 @@ pub(super) async fn run(
         Logs::Tail { lines, follow } => tail(house, (lines, follow), out).await,
         Logs::Verify { .. } => {
             let (dir, tapes) = (house.config().audit_dir(), std::sync::Arc::clone(&house.tapes));
-            let against = Against {
-                key: house.signers.audit.public_key().clone(),
-                // Before the first checkpoint there is none.
-                heads: house
-                    .config()
-                    .audit
-                    .head_file
-                    .clone()
-                    .filter(|file| house.trail.signed() > 0 || file.exists()),
-            };
+            let against = against(house);
             let checked = tokio::task::spawn_blocking(move || verify(&dir, &tapes, &against)).await;
             let verified = checked.map_err(|e| Fault::error(e.to_string()))??;
             out.either(&verified.as_json(), verified.to_string()).await
         }
+    }
+}
+
+/// What this bastion knows of its trail besides the trail.
+pub(super) fn against(house: &House) -> Against {
+    let heads = house.config().audit.head_file.clone();
+    Against {
+        key: house.signers.audit.public_key().clone(),
+        // Before the first checkpoint there is none.
+        heads: heads.filter(|file| house.trail.signed() > 0 || file.exists()),
     }
 }
 
@@ -122,11 +123,7 @@ pub fn verify(audit_dir: &Path, tapes: &Tapes, against: &Against) -> Result<Stat
             }
             continue;
         }
-        match tapes.verify(id, Some(&closed.digest)).and_then(|verified| {
-            let told = tapes.summary_digest(id)?;
-            let changed = closed.summary.as_ref().is_some_and(|named| *named != told);
-            if changed { Err(TapeError::changed(&tapes.summary_file(id))) } else { Ok(verified) }
-        }) {
+        match is_named(tapes, id, closed) {
             Ok(verified) => opened += usize::from(verified.opened),
             Err(TapeError::Missing(_)) => {
                 return Err(named(format!("{} is gone", tapes.tape_file(id).display())));
@@ -150,6 +147,18 @@ pub fn verify(audit_dir: &Path, tapes: &Tapes, against: &Against) -> Result<Stat
         unclosed: chain.unclosed,
         deleted: chain.deleted.into_iter().collect(),
     })
+}
+
+/// Whether tape and summary are the ones that the trail names. Blocks.
+pub(super) fn is_named(
+    tapes: &Tapes,
+    id: SessionId,
+    closed: &audit::ClosedTape,
+) -> Result<TapeVerified, TapeError> {
+    let verified = tapes.verify(id, Some(&closed.digest))?;
+    let told = tapes.summary_digest(id)?;
+    let changed = closed.summary.as_ref().is_some_and(|named| *named != told);
+    if changed { Err(TapeError::changed(&tapes.summary_file(id))) } else { Ok(verified) }
 }
 
 /// The store against what the trail saw of it. What does not fit is looked at twice: on a running bastion the store may

@@ -136,6 +136,8 @@ fn class(name: &str) -> Class {
         "access_denied" | "forward_denied" | "instance_host_key_mismatch" => (Ssh, 5),
         "file_read" => (Files, 2),
         "file_written" => (Files, 3),
+        // Told apart by the event's own words, under `unmapped`.
+        "file_changed" => (Files, OTHER),
         "instance_added" | "access_rule_added" => (Entity, 1),
         "recording_viewed" | "recordings_searched" | "recordings_bundled" | "logs_exported" => (Entity, 2),
         "config_reloaded" | "recordings_rewrapped" => (Entity, 3),
@@ -209,6 +211,7 @@ mod tests {
             ("access_denied", 4007, 5),
             ("file_read", 1001, 2),
             ("file_written", 1001, 3),
+            ("file_changed", 1001, 99),
             ("recording_viewed", 3004, 2),
             ("access_rule_removed", 3004, 4),
             ("daemon_started", 3004, 99),

@@ -223,7 +223,8 @@ pub(super) async fn export(asked: Asked<'_>, format: Format, out: &mut Output) -
 }
 
 fn as_cast(summary: &Summary, mut playback: Playback) -> Steps<String> {
-    let mut header = Some(cast_header(summary, playback.cast()));
+    // A terminal's name is the user's word, and the header ends on terminals too.
+    let mut header = Some(harmless(cast_header(summary, playback.cast())));
     Steps::of(move || {
         let mut piece = header.take().unwrap_or_default();
         while piece.len() < PIECE {

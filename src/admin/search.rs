@@ -49,10 +49,11 @@ pub(super) async fn search(
     };
     shelf.hears(event).await?;
     let read = Arc::new(AtomicU64::new(0));
-    let total = among.iter().flat_map(|s| &s.channels).map(|channel| channel.captured_bytes).sum();
+    let (count, total) =
+        (among.len(), among.iter().flat_map(|s| &s.channels).map(|channel| channel.captured_bytes).sum());
     let jobs = among.into_iter().map(|summary| first(shelf, summary, pattern.clone(), Arc::clone(&read)));
     let mut tapes = stream::iter(jobs).buffered(at_a_time());
-    let mut report = Report { found: Vec::new(), unread: Vec::new() };
+    let mut report = Report { found: Vec::new(), unread: Vec::new(), hit: false };
     let mut tick = tokio::time::interval(Duration::from_millis(500));
     loop {
         let opened = tokio::select! {
@@ -67,6 +68,9 @@ pub(super) async fn search(
     }
     if out.json() {
         out.either(&report.found, "").await?;
+    } else if !report.hit {
+        let read = count - report.unread.len();
+        out.note(format!("Nothing found in {read} recording{}.", if read == 1 { "" } else { "s" })).await?;
     }
     if report.unread.is_empty() {
         return Ok(());
@@ -114,6 +118,8 @@ async fn hits(
 struct Report {
     found: Vec<serde_json::Value>,
     unread: Vec<String>,
+    /// Something was found.
+    hit: bool,
 }
 
 impl Report {
@@ -135,6 +141,7 @@ impl Report {
             }
         };
         viewed(shelf, caller, id).await?;
+        self.hit = true;
         loop {
             for line in hits {
                 if out.json() {

@@ -6,6 +6,7 @@ use serde_json::json;
 use super::render::{plain, short_time, table};
 use super::shelf::Shelf;
 use super::{Caller, Fault, Output, Part, Sessions, bundle, finds, replay, retention, search};
+use crate::audit::ClosedTape;
 use crate::recording::{Mode, SessionId, SessionStatus, Summary, TapeError};
 use crate::session::House;
 
@@ -182,13 +183,19 @@ async fn verify(house: &House, id: &str, out: &mut Output) -> Result<(), Fault> 
         }
         _ => {}
     }
-    let chain = chain(house).await?;
-    let named = chain.tapes.into_iter().rev().find(|closed| closed.session == session.to_string());
-    let Some(named) = named else {
+    let mut named = named(house, session).await?;
+    // Of one whose digest changed all are held against it: the chain can be written on by whoever has the disk.
+    let Some(newest) = named.last().cloned() else {
         return Err(Fault::tampering(format!("the audit trail names no tape of session {session}")));
     };
-    let digest = named.digest.clone();
-    let verified = reading(house, move |tapes| tapes.verify(session, Some(&digest))).await?;
+    let verified = reading(house, move |tapes| {
+        let mut verified = None;
+        for closed in named.drain(..) {
+            verified = Some(super::logs::is_named(tapes, session, &closed)?);
+        }
+        verified.ok_or(TapeError::Missing(session))
+    });
+    let (verified, named) = (verified.await?, newest);
     let how = if verified.opened { "every frame opens" } else { "not opened: no identity here" };
     let value = serde_json::json!({
         "session": session.to_string(), "sha256": verified.digest, "opened": verified.opened, "seq": named.seq,
@@ -200,9 +207,25 @@ async fn verify(house: &House, id: &str, out: &mut Output) -> Result<(), Fault> 
     out.either(&value, text).await
 }
 
+/// The ends of the session that the trail tells of. One that has just ended may not be told yet.
+async fn named(house: &House, session: SessionId) -> Result<Vec<ClosedTape>, Fault> {
+    for _ in 0..5 {
+        let chain = chain(house).await?;
+        let mut named = chain.tapes;
+        named.retain(|closed| closed.session == session.to_string());
+        if !named.is_empty() || !chain.unclosed.contains(&session.to_string()) {
+            return Ok(named);
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    }
+    Err(Fault::conflict(format!(
+        "the audit trail has not heard how session {session} ended; the next start tells it. See: keyward logs verify"
+    )))
+}
+
 async fn chain(house: &House) -> Result<crate::audit::Verified, Fault> {
-    let dir = house.config().audit_dir();
-    let chain = tokio::task::spawn_blocking(move || crate::audit::verify(&dir)).await;
+    let (dir, against) = (house.config().audit_dir(), super::logs::against(house));
+    let chain = tokio::task::spawn_blocking(move || crate::audit::verify_with(&dir, &against)).await;
     let chain = chain.map_err(|e| Fault::error(e.to_string()))?;
     chain.map_err(|fault| Fault::tampering(format!("audit trail: {fault}")))
 }

@@ -21,8 +21,11 @@ impl Trail {
     ) -> Result<T, E> {
         let told = self.tell(events, now).await?;
         let changed = change.await;
-        if let Err(error) = &changed {
-            self.take_back(told, error, now).await?;
+        // What the change says matters to whoever asked for it, also where the trail refuses to hear of it.
+        if let Err(error) = &changed
+            && let Err(refused) = self.take_back(told, error, now).await
+        {
+            tracing::error!(error = %refused, "audit.append_failed");
         }
         changed
     }
@@ -146,6 +149,18 @@ mod tests {
         let events = trail.query(&Filter::default()).unwrap();
         assert_eq!((&events[3]["change"], &events[3]["what"]), (&3.into(), &"ssh_key_revoked".into()));
         assert!(events[1]["reason"].as_str().unwrap().contains("no store"));
+    }
+
+    #[tokio::test]
+    async fn what_the_change_says_is_heard_where_the_trail_refuses_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let trail = trail(&dir).await;
+        let change = async {
+            trail.refuses.store(true, Ordering::Relaxed);
+            Err::<(), _>(AuditError::Interrupted("no such store".to_owned()))
+        };
+        let told = trail.ahead_of(added(), Timestamp::UNIX_EPOCH, change).await.unwrap_err();
+        assert!(told.to_string().contains("no such store"), "{told}");
     }
 
     #[tokio::test]

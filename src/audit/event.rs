@@ -25,6 +25,32 @@ pub struct SessionFacts {
     pub parent: Option<String>,
 }
 
+/// Which file of which instance, and in whose session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileFacts {
+    /// The user it is about.
+    pub user: String,
+    /// Session id.
+    pub session: String,
+    /// The instance's name.
+    pub instance: String,
+    /// Path on the instance.
+    pub path: String,
+    /// Where it is instead if that was not what it seemed: a directory, or one of several of that name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub or_path: Option<String>,
+    /// Why it failed or is not known whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+impl FileFacts {
+    /// Every path it may be.
+    pub fn paths(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(self.path.as_str()).chain(self.or_path.as_deref())
+    }
+}
+
 /// One audit event. The JSON tag is `event`, in snake case.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, IntoStaticStr)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -403,14 +429,9 @@ pub enum Event {
     },
     /// A file was read from an instance.
     FileRead {
-        /// The user it is about.
-        user: String,
-        /// Session id.
-        session: String,
-        /// The instance's name.
-        instance: String,
-        /// Path on the instance.
-        path: String,
+        /// Which file.
+        #[serde(flatten)]
+        file: FileFacts,
         /// Size in bytes.
         bytes: u64,
         /// SHA-256 of the content, hex.
@@ -422,14 +443,9 @@ pub enum Event {
     },
     /// A file was written to an instance.
     FileWritten {
-        /// The user it is about.
-        user: String,
-        /// Session id.
-        session: String,
-        /// The instance's name.
-        instance: String,
-        /// Path on the instance.
-        path: String,
+        /// Which file.
+        #[serde(flatten)]
+        file: FileFacts,
         /// Size in bytes.
         bytes: u64,
         /// SHA-256 of the content, hex.
@@ -438,6 +454,17 @@ pub enum Event {
         /// SHA-256 of the protocol's stream, hex, where files do not pass whole (rsync, git).
         #[serde(default, skip_serializing_if = "Option::is_none")]
         stream_sha256: Option<String>,
+    },
+    /// A file of an instance was renamed, linked, removed or changed without its content.
+    FileChanged {
+        /// Which file.
+        #[serde(flatten)]
+        file: FileFacts,
+        /// `renamed`, `removed`, `directory made`, `changed`.
+        deed: String,
+        /// The new path of a rename, or what was changed.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        to: Option<String>,
     },
     /// A recorder failed; its session was refused or cut.
     RecordingFailed {

@@ -15,7 +15,7 @@ mod text;
 mod trail;
 mod verify;
 
-pub use event::{Event, SessionFacts};
+pub use event::{Event, FileFacts, SessionFacts};
 pub use keystore::journal::Receipt;
 pub use out::{Outlets, Receivers, Standing, SyslogAddress, WebhookTerms};
 pub use store::{SeenStore, StoreHead};

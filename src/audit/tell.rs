@@ -44,18 +44,21 @@ impl Excerpt {
 }
 
 impl Trail {
-    /// The sessions in which a file with `text` in its path was read or written, whatever its case.
+    /// The sessions in which a file with `text` in its path was read, written or changed, whatever its case.
     ///
     /// # Errors
     /// [`AuditError::Damaged`] at the first record that does not verify.
     pub fn sessions_with_file(&self, text: &str) -> Result<BTreeSet<String>, AuditError> {
         let (text, mut found) = (text.to_lowercase(), BTreeSet::new());
-        self.each(&["\"file_read\"", "\"file_written\""], |event, _| {
-            if let Event::FileRead { session, path, .. } | Event::FileWritten { session, path, .. } = event
-                && path.to_lowercase().contains(&text)
-            {
-                found.insert(session);
+        let says = |path: &str| path.to_lowercase().contains(&text);
+        self.each(&["\"file_read\"", "\"file_written\"", "\"file_changed\""], |event, _| match event {
+            Event::FileRead { file, .. } | Event::FileWritten { file, .. } if file.paths().any(says) => {
+                found.insert(file.session);
             }
+            Event::FileChanged { file, to, .. } if file.paths().chain(to.as_deref()).any(says) => {
+                found.insert(file.session);
+            }
+            _ => {}
         })?;
         Ok(found)
     }

@@ -153,6 +153,60 @@ async fn a_checkpoint_that_was_changed_or_removed_is_found() {
     assert!(verify(dir.path()).unwrap_err().what.contains("gone"));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_who_sign_at_once_leave_no_statement_with_the_signature_of_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let trail = std::sync::Arc::new(three_events(dir.path()).await);
+    for n in 0..30 {
+        let (one, other) = (std::sync::Arc::clone(&trail), std::sync::Arc::clone(&trail));
+        let one = tokio::spawn(async move { one.checkpoint(at(n)).await });
+        let other = tokio::spawn(async move { other.checkpoint(at(1000 + n)).await });
+        one.await.unwrap().unwrap();
+        other.await.unwrap().unwrap();
+        verify(dir.path()).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_head_that_was_signed_already_stays_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let trail = three_events(dir.path()).await;
+    trail.refuses.store(true, std::sync::atomic::Ordering::Relaxed);
+    let signed = |kind: &str| fs::read(dir.path().join(format!("checkpoints/{:020}.{kind}", 3))).unwrap();
+    trail.checkpoint(at(30)).await.unwrap_err();
+    let before = (signed("json"), signed("sig"));
+    trail.checkpoint(at(60)).await.unwrap_err();
+    assert_eq!((signed("json"), signed("sig")), before);
+    trail.refuses.store(false, std::sync::atomic::Ordering::Relaxed);
+    trail.checkpoint(at(90)).await.unwrap();
+    assert_eq!(verify(dir.path()).unwrap().checkpoints, 1);
+}
+
+#[tokio::test]
+async fn a_deletion_that_lay_unsigned_at_a_start_deletes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let trail = three_events(dir.path()).await;
+    let deleted = |session: &str| Event::RecordingDeleted {
+        user: "alice".to_owned(),
+        session: session.to_owned(),
+        digest: "d".to_owned(),
+        reason: "retention: kept for 90d".to_owned(),
+    };
+    let started = || Event::DaemonStarted { version: "1".to_owned() };
+    trail.append(deleted("kept"), at(10)).await.unwrap();
+    trail.checkpoint(at(11)).await.unwrap();
+    // Written there while the daemon was down, or told before a crash: the next run signs all that it finds.
+    trail.append(deleted("forged"), at(12)).await.unwrap();
+    trail.append(started(), at(13)).await.unwrap();
+    trail.checkpoint(at(14)).await.unwrap();
+    let gone = |trail: &Path| verify(trail).unwrap().deleted.into_keys().collect::<Vec<_>>();
+    assert_eq!(gone(dir.path()), ["kept"]);
+    // After a crash it is told again.
+    trail.append(deleted("forged"), at(15)).await.unwrap();
+    trail.checkpoint(at(16)).await.unwrap();
+    assert_eq!(gone(dir.path()), ["forged", "kept"]);
+}
+
 #[tokio::test]
 async fn another_key_does_not_vouch_for_a_trail() {
     let dir = tempfile::tempdir().unwrap();

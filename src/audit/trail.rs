@@ -78,6 +78,8 @@ pub struct Trail {
     signer: AuditSigner,
     keeping: Keeping,
     signed: AtomicU64,
+    /// Held while a head is signed: two at once would mix up statement and signature.
+    signing: tokio::sync::Mutex<()>,
     /// A test's failing disk.
     #[cfg(test)]
     pub(crate) refuses: std::sync::atomic::AtomicBool,
@@ -123,6 +125,7 @@ impl Trail {
             signer,
             keeping,
             signed: AtomicU64::new(signed),
+            signing: tokio::sync::Mutex::default(),
             #[cfg(test)]
             refuses: Default::default(),
         })
@@ -245,6 +248,7 @@ impl Trail {
     /// # Errors
     /// The files or the event could not be written, or the key could not sign.
     pub async fn checkpoint(&self, now: Timestamp) -> Result<Receipt, AuditError> {
+        let _turn = self.signing.lock().await;
         let head = self.journal.head();
         let key = self.signer.public_key().fingerprint(HashAlg::Sha256).to_string();
         let statement = serde_json::json!({
@@ -261,9 +265,13 @@ impl Trail {
                     tracing::error!(%error, "audit.head_file_failed");
                 }
             }
-            // The signature first: a statement without one is a fault, a signature without a statement is not.
-            write_durably(&base.with_extension("sig"), signature.as_bytes())?;
-            write_durably(&base.with_extension("json"), statement.as_bytes())?;
+            // The signature first: a statement without one is a fault, a signature without a statement is not. A head
+            // that was signed before (and whose event the trail then refused) stays as it is: a crash, or a full disk,
+            // between the two would leave the signature of another statement.
+            if !base.with_extension("json").exists() {
+                write_durably(&base.with_extension("sig"), signature.as_bytes())?;
+                write_durably(&base.with_extension("json"), statement.as_bytes())?;
+            }
             let file = |dir: PathBuf| newest(&dir).map_err(|source| AuditError::File { path: dir, source });
             store.map_or(Ok(None), file)
         });
@@ -362,7 +370,8 @@ fn fields(entry: journal::Entry) -> Result<Map<String, Value>, AuditError> {
 /// The number in the name of the newest checkpoint; 0 without one.
 fn last_signed(dir: &Path) -> u64 {
     let names = fs::read_dir(checkpoint_dir(dir)).into_iter().flatten().flatten();
-    let number = |entry: fs::DirEntry| entry.path().file_stem()?.to_str()?.parse().ok();
+    // A signature alone is one whose statement a crash prevented.
+    let number = |entry: fs::DirEntry| entry.file_name().to_str()?.strip_suffix(".json")?.parse().ok();
     names.filter_map(number).max().unwrap_or(0)
 }
 

@@ -33,7 +33,8 @@ pub struct Verified {
     pub store: SeenStore,
     /// Sessions that were opened and not closed: live, or cut off by a crash.
     pub unclosed: Vec<String>,
-    /// The tapes whose time was over, by session, as far as a checkpoint covers the event: only then may they be gone.
+    /// The tapes whose time was over, by session, as far as a checkpoint of the same run covers the event: only then may
+    /// they be gone.
     pub deleted: BTreeMap<String, DeletedTape>,
 }
 
@@ -132,6 +133,7 @@ pub fn verify_with(dir: &Path, against: &Against) -> Result<Verified, Fault> {
                 "the chain was rewritten: it disagrees with the head that was kept elsewhere".to_owned(),
             ));
         }
+        let signed_before = signed;
         if let Some(claim) = claims.remove(&entry.seq) {
             if claim.hash != entry.hash {
                 return Err(wrong(format!(
@@ -181,6 +183,11 @@ pub fn verify_with(dir: &Path, against: &Against) -> Result<Verified, Fault> {
             Some(Event::RecordingDeleted { session, digest, .. }) => {
                 let gone = DeletedTape { digest, time: line.time, seq: entry.seq };
                 verified.deleted.entry(session).or_insert(gone);
+            }
+            // A deletion is signed before it is made, in the same run. One that lay unsigned at a start was not made, or was
+            // written there by whoever took the tape away.
+            Some(Event::DaemonStarted { .. }) => {
+                verified.deleted.retain(|_, tape| signed_before.is_some_and(|last| tape.seq <= last));
             }
             // On a running bastion it may have been signed since the checkpoints were listed.
             Some(Event::CheckpointSigned { through, head, .. })

@@ -1,6 +1,7 @@
 //! Reading recordings from a copy of the files: the daemon's own reading, in this process.
 
 use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use tokio::sync::mpsc;
@@ -36,7 +37,10 @@ pub(super) fn read(state: &Path, copy: &FromCopy, command: Sessions, json: bool)
     let mut out = Output::new(to, json, width).with_keyboard(listens);
     let into = match &command {
         Sessions::Export { output: Some(file), .. } => {
-            Some(std::fs::File::create(file).map_err(|e| Fault::error(format!("{}: {e}", file.display())))?)
+            // What was recorded is nobody else's.
+            let opened =
+                std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(file);
+            Some(opened.map_err(|e| Fault::error(format!("{}: {e}", file.display())))?)
         }
         _ => None,
     };

@@ -8,6 +8,7 @@ use serde_json::{Value, json as value};
 use super::drawing::Drawing;
 use super::format::{Note, Record, What};
 use super::message::Direction;
+use super::screen::within;
 use super::summary::Summary;
 
 /// A replayable view of one channel, or of all where none has a terminal, made record by record.
@@ -37,13 +38,11 @@ impl Cast {
     /// The view that begins at this record, if it notes a terminal.
     pub fn begins(record: &Record) -> Option<Self> {
         match &record.what {
-            What::Note(_, Note::Pty { term, cols, rows }) => Some(Self {
-                cols: or(*cols, 80),
-                rows: or(*rows, 24),
-                term: term.clone(),
-                channel: Some(record.channel),
-                ..Self::without_terminal()
-            }),
+            What::Note(_, Note::Pty { term, cols, rows }) => {
+                let (cols, rows) = size(*cols, *rows);
+                let (term, channel) = (term.clone(), Some(record.channel));
+                Some(Self { cols, rows, term, channel, ..Self::without_terminal() })
+            }
             _ => None,
         }
     }
@@ -73,6 +72,7 @@ impl Cast {
             What::Stderr => ('o', 'e'),
             What::Input => ('i', 'i'),
             What::Note(Direction::ToInstance, Note::WindowChange { cols, rows }) => {
+                let (cols, rows) = size(*cols, *rows);
                 return Some((record.millis, 'r', format!("{cols}x{rows}")));
             }
             _ => return None,
@@ -116,8 +116,11 @@ pub fn cast_line((millis, code, text): &CastEvent) -> String {
     format!("{}\n", value!([seconds, code.to_string(), text]))
 }
 
-fn or(given: u32, default: u32) -> u32 {
-    if given == 0 { default } else { given }
+/// The size that is drawn: a peer may ask for one that no player has the memory for.
+fn size(cols: u32, rows: u32) -> (u32, u32) {
+    let (cols, rows) = within(cols, rows);
+    let bound = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    (bound(cols), bound(rows))
 }
 
 /// Takes the whole characters off `bytes`; what can be none becomes U+FFFD.

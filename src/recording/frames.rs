@@ -331,7 +331,7 @@ impl Reader {
         Ok(Some(records))
     }
 
-    /// Goes to the last frame that begins at or before `millis` and can be read without the one before it.
+    /// Goes to the last frame that begins at or before `millis` and shows the screens without those before it.
     pub(super) fn seek(&mut self, millis: u64) -> Result<(), BadFrame> {
         let bad = |offset| move |_| BadFrame { offset, what: UNREADABLE };
         self.file.seek(SeekFrom::Start(self.start)).map_err(bad(self.start))?;
@@ -341,7 +341,8 @@ impl Reader {
             if u64::from(next.millis) > millis {
                 break;
             }
-            if next.fresh {
+            // Only a packed tape has pictures of its screens where a frame begins anew.
+            if next.fresh && self.header.packed {
                 found = (at, frame);
             }
             at += 8 + next.size as u64;

@@ -143,11 +143,12 @@ impl Ledger {
         (direction, message): (Direction, &ChannelMessage),
         why: &str,
     ) {
-        let channel = self.channel(number);
-        channel.lost(why);
+        self.channel(number).lost(why);
         if self.observe(number, direction, message) == Kept::Payload {
             tracing::debug!("tape.lost_payload_counted_as_kept");
         }
+        // A transfer that turned out to be none would be kept again, if there were a tape.
+        self.channel(number).lost(why);
     }
 
     /// The operations that a message has completed.

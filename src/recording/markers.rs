@@ -8,7 +8,7 @@ use avt::Terminal;
 
 use super::cast::take_text;
 use super::format::{Note, Record, What};
-use super::screen::{terminal, within};
+use super::screen::{has_room, terminal, within};
 
 /// A moment worth jumping to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +42,14 @@ impl Markers {
             let text = text.to_owned();
             found.push(Marker { millis: record.millis, channel: record.channel, kind, text });
         };
+        if let What::Note(_, Note::Pty { cols, rows, .. } | Note::WindowChange { cols, rows }) = &record.what
+        {
+            let others = self.0.iter().filter(|(channel, _)| **channel != record.channel);
+            if !has_room(others.map(|(_, screen)| &screen.terminal), (*cols, *rows)) {
+                self.0.remove(&record.channel);
+                return;
+            }
+        }
         match &record.what {
             What::Note(_, Note::Pty { cols, rows, .. }) => {
                 if let Some(terminal) = terminal(*cols, *rows) {
@@ -116,22 +124,28 @@ impl Screen {
     /// The line on which the cursor stands, or (`above`) the last one above it that says something.
     fn line(&self, above: bool) -> Option<String> {
         let row = self.terminal.cursor().row;
-        let (mut line, mut last) = (String::new(), None);
-        for shown in self.terminal.screen().visible_lines().take(row + 1) {
-            line.push_str(&shown.text());
-            if !shown.is_wrapped() {
-                let said = std::mem::take(&mut line).trim_end().to_owned();
-                if !said.is_empty() {
-                    last = Some(said);
-                } else if !above {
-                    last = None;
-                }
+        // From below: of a large screen only the lines that are asked for become text, each time something is printed.
+        let mut shown: Vec<&avt::Line> = self.terminal.screen().visible_lines().take(row + 1).collect();
+        while let Some(last) = shown.pop() {
+            let mut parts = vec![last.text()];
+            while shown.last().is_some_and(|line| line.is_wrapped()) && parts.len() < MOST_WRAPPED {
+                parts.extend(shown.pop().map(avt::Line::text));
+            }
+            parts.reverse();
+            let said = parts.concat().trim_end().to_owned();
+            if !said.is_empty() {
+                return Some(said);
+            }
+            if !above {
+                break;
             }
         }
-        last.or(Some(line.trim_end().to_owned()).filter(|line| !line.is_empty()))
+        None
     }
 }
 
+/// Lines of a screen that one command may take.
+const MOST_WRAPPED: usize = 64;
 /// Leaving bracketed paste (xterm), and the start of a command's output (FinalTerm).
 const ENTERED: [&[u8]; 2] = [b"\x1b[?2004l", b"\x1b]133;C"];
 

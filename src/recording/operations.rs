@@ -55,6 +55,9 @@ pub struct Operation {
     pub by: String,
     /// The path as the client named it.
     pub path: String,
+    /// Where it is instead if what the client named was not what it seemed: a directory, or one of several of that name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub or_path: Option<String>,
     /// The new path of a rename, or what was changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<String>,
@@ -76,7 +79,8 @@ impl Operation {
         Self {
             deed,
             by: by.to_owned(),
-            path,
+            path: shortened(path),
+            or_path: None,
             to: None,
             bytes: 0,
             sha256: None,
@@ -91,9 +95,17 @@ impl Operation {
         self.fault = Some(format!("{before}{why}"));
     }
 
+    /// Whether the instance refused it.
+    pub fn failed(&self) -> bool {
+        self.fault.as_deref().is_some_and(|fault| fault.starts_with(FAILED))
+    }
+
     /// One line for people; may hold control characters of the path.
     pub fn line(&self) -> String {
         let mut line = format!("{} {} {}", self.by, self.deed.as_str(), self.path);
+        if let Some(or) = &self.or_path {
+            line.push_str(&format!(" (or {or})"));
+        }
         if let Some(to) = &self.to {
             line.push_str(&format!(" -> {to}"));
         }
@@ -146,7 +158,7 @@ impl Content {
         operation.bytes = self.bytes;
         operation.sha256 = self.in_order.then(|| HEXLOWER.encode(&self.hash.finalize()));
         if !self.in_order {
-            operation.fault = Some("not in order, so not hashed".to_owned());
+            operation.doubt("not in order, so not hashed");
         }
     }
 }
@@ -249,7 +261,9 @@ fn rsync(words: &[&str]) -> Result<Observer, &'static str> {
         return Err("rsync as a daemon names its files in the stream, which is not read");
     }
     let paths: Vec<&str> = words.iter().skip_while(|word| **word != ".").skip(1).copied().collect();
-    Ok(Observer::whole(Some(words.contains(&"--sender")), "rsync", paths.join(" ")))
+    // Behind `--` stand names, whatever they look like.
+    let sends = words.iter().take_while(|word| **word != "--").any(|word| *word == "--sender");
+    Ok(Observer::whole(Some(sends), "rsync", paths.join(" ")))
 }
 
 /// A protocol that is not read, but counted and hashed as a whole. What rsync sends are differences to what the other
@@ -308,11 +322,22 @@ fn is_git(bytes: &[u8]) -> bool {
     bytes.iter().take(4).all(u8::is_ascii_hexdigit)
 }
 
+/// How the fault of what the instance refused begins.
+pub(super) const FAILED: &str = "failed with status";
 const GIT_SERVES: [&str; 3] = ["upload-pack", "upload-archive", "receive-pack"];
 
 /// Text of a peer, bounded.
 pub(super) fn bounded(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes.get(..LONGEST_PATH).unwrap_or(bytes)).into_owned()
+}
+
+/// A path of a command line, which may name thousands.
+pub(super) fn shortened(mut path: String) -> String {
+    if let Some((end, _)) = path.char_indices().find(|(at, _)| *at >= LONGEST_PATH) {
+        path.truncate(end);
+        path.push('…');
+    }
+    path
 }
 
 /// As PATH_MAX.

@@ -7,6 +7,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
 use super::format::{Header, Record, Records, What};
 use super::frames::{Plain, Reader, Writer};
@@ -19,21 +20,35 @@ pub(super) fn pack(header: &Header, files: &Files, length: u64) -> io::Result<Op
     if !(SHORTEST..=LONGEST).contains(&length) {
         return Ok(None);
     }
+    let part = files.tape.with_extension("tape.new");
+    let packed = packed_into(&part, header, files);
+    if packed.is_err()
+        && let Err(error) = fs::remove_file(&part)
+    {
+        // Of a disk that is full it would hold what is left, until the next start.
+        tracing::debug!(%error, "tape.part_left");
+    }
+    packed.map(Some)
+}
+
+fn packed_into(part: &Path, header: &Header, files: &Files) -> io::Result<String> {
     let fault = |bad: super::frames::BadFrame| io::Error::other(bad.what);
     let mut from = Reader::open(File::open(&files.tape)?, &files.key).map_err(fault)?;
-    let part = files.tape.with_extension("tape.new");
-    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&part)?;
+    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(part)?;
     let mut to = Writer::start(file, &Header { packed: true, ..header.clone() }, &files.key)?;
     let mut records = Records::default();
     let mut screens = Screens::default();
+    let mut enough = FRAME;
     while let Some(found) = from.next().map_err(fault)? {
         for record in found {
-            if records.len() >= FRAME {
+            if records.len() >= enough {
                 to.frame(&Plain { records: &std::mem::take(&mut records), last: false })?;
                 for (channel, what, payload) in screens.pictures() {
                     let picture = Record { millis: record.millis, channel, what, payload: Vec::new() };
                     records.push(&picture, payload.as_bytes())?;
                 }
+                // Pictures of huge screens in all colours must not be most of the tape, nor most of the work.
+                enough = FRAME.max(2 * records.len());
             }
             screens.watch(&record);
             // How far the counts were matters to a tape that was cut off, not to one that ended.
@@ -44,19 +59,18 @@ pub(super) fn pack(header: &Header, files: &Files, length: u64) -> io::Result<Op
         }
     }
     if !from.complete() {
-        fs::remove_file(&part)?;
         return Err(io::Error::other("it has no end"));
     }
     to.frame(&Plain { records: &records, last: true })?;
     to.sync()?;
-    fs::rename(&part, &files.tape)?;
+    fs::rename(part, &files.tape)?;
     if let Some(dir) = files.tape.parent() {
         File::open(dir)?.sync_all()?;
     }
-    Ok(Some(to.digest()))
+    Ok(to.digest())
 }
 
-/// What a frame holds before it is compressed, in bytes: a player that begins in it reads no more than this to get there.
+/// What a frame holds before it is compressed, in bytes, unless its pictures are larger: a player that begins in it reads no more than this to get there.
 const FRAME: usize = 256 << 10;
 /// A shorter tape is small, and near its start from everywhere.
 const SHORTEST: u64 = 32 << 10;

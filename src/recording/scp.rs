@@ -4,28 +4,55 @@
 //! `T…\n` for times; a byte 1 or 2 and a line for a fault. The other side answers with zero bytes.
 
 use super::message::Direction;
-use super::operations::{Content, Deed, Deviates, LONGEST_PATH, Operation, bounded};
+use super::operations::{Content, Deed, Deviates, LONGEST_PATH, Operation, bounded, shortened};
 
 pub(super) struct Scp {
     sender: Direction,
-    target: String,
+    /// What the command line names: one for `-t`, any number for `-f`.
+    targets: Vec<String>,
+    /// The target is a directory in any case.
     into_directory: bool,
     inside: Vec<String>,
     step: Step,
+    /// What the other side has not answered yet.
+    awaits: Option<Awaited>,
+    /// An answer that is no zero byte: what it said, and how long it may still be.
+    refusal: Option<(Vec<u8>, usize)>,
+    /// The sending side went on without an answer: what it sends may be read as something else.
+    ahead: bool,
+    /// A file that passed and whose end was not answered yet.
+    passed: Option<Operation>,
 }
 
 enum Step {
     Line(Vec<u8>),
     Content {
         left: u64,
-        path: String,
+        place: Place,
         content: Box<Content>,
     },
     /// The byte after the content: zero, or a fault.
     Status {
-        path: String,
+        place: Place,
         content: Box<Content>,
     },
+    /// The words of a fault, so many bytes at most.
+    Fault(usize),
+}
+
+/// Where a file is, or else where it is if the target was not what it seemed.
+struct Place {
+    path: String,
+    or: Option<String>,
+}
+
+/// What an answer is to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Awaited {
+    File,
+    Directory,
+    End,
+    Other,
 }
 
 impl Scp {
@@ -44,16 +71,32 @@ impl Scp {
             (true, true) => return Some(Err("scp both ways at once is not read")),
             (false, false) => return None,
         };
-        let target = (*words.last()?).to_owned();
-        let into_directory = flag('d') || flag('r') || target.ends_with('/');
-        let inside = Vec::new();
-        Some(Ok(Self { sender, target, into_directory, inside, step: Step::Line(Vec::new()) }))
+        let last = (*words.last()?).to_owned();
+        let targets = match sender {
+            Direction::ToInstance => vec![last],
+            Direction::ToUser => {
+                let named = words.iter().filter(|word| !word.starts_with('-')).map(|word| (*word).to_owned());
+                let named: Vec<String> = named.collect();
+                if named.is_empty() { vec![last] } else { named }
+            }
+        };
+        let into_directory = flag('d') || targets.iter().any(|target| is_directory(target));
+        Some(Ok(Self { targets, into_directory, ..Self::unnamed(sender) }))
     }
 
     /// For a stream that is scp and whose command is not known: its files have names and no folder.
     pub(super) fn unnamed(sender: Direction) -> Self {
-        let (target, inside) = (String::new(), Vec::new());
-        Self { sender, target, into_directory: true, inside, step: Step::Line(Vec::new()) }
+        Self {
+            sender,
+            targets: vec![String::new()],
+            into_directory: true,
+            inside: Vec::new(),
+            step: Step::Line(Vec::new()),
+            awaits: None,
+            refusal: None,
+            ahead: false,
+            passed: None,
+        }
     }
 
     pub(super) fn pass(
@@ -63,9 +106,13 @@ impl Scp {
         done: &mut Vec<Operation>,
     ) -> Result<(), Deviates> {
         if direction != self.sender {
-            return Ok(());
+            return bytes.iter().try_for_each(|byte| self.answers(*byte, done));
         }
         while let Some((first, rest)) = bytes.split_first() {
+            if self.awaits.take().is_some() {
+                self.ahead = true;
+                self.told(None, done);
+            }
             match std::mem::replace(&mut self.step, Step::Line(Vec::new())) {
                 Step::Line(mut line) => {
                     bytes = rest;
@@ -82,101 +129,214 @@ impl Scp {
                         self.line(&line)?;
                     }
                 }
-                Step::Content { left, path, mut content } => {
+                Step::Content { left, place, mut content } => {
                     let take = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
                     let (piece, rest) = bytes.split_at(take);
                     content.next(piece);
                     bytes = rest;
                     let left = left - take as u64;
                     self.step = if left == 0 {
-                        Step::Status { path, content }
+                        Step::Status { place, content }
                     } else {
-                        Step::Content { left, path, content }
+                        Step::Content { left, place, content }
                     };
                 }
-                Step::Status { path, content } => {
+                Step::Status { place, content } => {
                     bytes = rest;
-                    let mut operation = self.operation(path);
+                    let mut operation = self.operation(place);
                     content.tell(&mut operation);
-                    if *first != 0 {
+                    if *first == 0 {
+                        self.awaits = Some(Awaited::End);
+                    } else {
+                        operation.sha256 = None;
                         operation.fault = Some("the sending side reported a fault".to_owned());
+                        self.step = Step::Fault(LONGEST_ANSWER);
                     }
-                    done.push(operation);
+                    self.passed = Some(operation);
+                    if *first == 2 {
+                        return Err(Deviates("scp gave up"));
+                    }
+                }
+                Step::Fault(left) => {
+                    bytes = rest;
+                    if *first == b'\n' || left <= 1 {
+                        self.awaits = Some(Awaited::End);
+                    } else {
+                        self.step = Step::Fault(left - 1);
+                    }
                 }
             }
         }
         Ok(())
     }
 
-    pub(super) fn end(self, done: &mut Vec<Operation>) {
-        let (deed, step) = (self.deed(), self.step);
-        if let Step::Content { path, content, .. } | Step::Status { path, content } = step {
-            let mut operation = Operation::new(deed, "scp", path);
+    /// The receiving side answers each line and each file before the sending side goes on: with a zero byte, or with a
+    /// fault and why. What was refused is not there, and what follows is read as the next line.
+    fn answers(&mut self, byte: u8, done: &mut Vec<Operation>) -> Result<(), Deviates> {
+        let Some((mut says, left)) = self.refusal.take() else {
+            match byte {
+                0 => {
+                    self.awaits = None;
+                    self.told(None, done);
+                }
+                1 | 2 => self.refusal = Some((Vec::new(), LONGEST_ANSWER)),
+                // To scp's sending side any other byte is the start of a fault. Before its receiving side speaks, or at a
+                // terminal, something else may.
+                _ if self.sender == Direction::ToUser => {
+                    self.refusal = Some((vec![byte], LONGEST_ANSWER - 1))
+                }
+                _ => {}
+            }
+            return Ok(());
+        };
+        if byte != b'\n' && left > 1 {
+            if says.len() < LONGEST_REASON {
+                says.push(byte);
+            }
+            self.refusal = Some((says, left - 1));
+            return Ok(());
+        }
+        self.refused(&bounded(&says), done)
+    }
+
+    fn refused(&mut self, says: &str, done: &mut Vec<Operation>) -> Result<(), Deviates> {
+        if self.ahead {
+            return Err(Deviates("scp was refused what it had gone on from"));
+        }
+        let why = format!("refused: {}", says.trim());
+        let under_way = !matches!(self.step, Step::Line(_));
+        match self.awaits.take() {
+            Some(Awaited::File) => {
+                let step = std::mem::replace(&mut self.step, Step::Line(Vec::new()));
+                if let Step::Content { place, .. } | Step::Status { place, .. } = step {
+                    let mut operation = self.operation(place);
+                    operation.fault = Some(why);
+                    done.push(operation);
+                }
+            }
+            Some(Awaited::Directory) => drop(self.inside.pop()),
+            Some(Awaited::End) => self.told(Some(why), done),
+            Some(Awaited::Other) | None if !under_way => {}
+            Some(Awaited::Other) | None => return Err(Deviates("scp was refused a file in its middle")),
+        }
+        Ok(())
+    }
+
+    /// The file that passed is done with.
+    fn told(&mut self, fault: Option<String>, done: &mut Vec<Operation>) {
+        let Some(mut operation) = self.passed.take() else { return };
+        if let Some(fault) = fault {
+            operation.sha256 = None;
+            operation.doubt(&fault);
+        }
+        done.push(operation);
+    }
+
+    pub(super) fn end(mut self, done: &mut Vec<Operation>) {
+        self.told(None, done);
+        let step = std::mem::replace(&mut self.step, Step::Line(Vec::new()));
+        if let Step::Content { place, content, .. } | Step::Status { place, content } = step {
+            let mut operation = self.operation(place);
             content.tell(&mut operation);
             operation.sha256 = None;
-            operation.fault = Some("cut off".to_owned());
+            operation.doubt("cut off");
             done.push(operation);
         }
     }
 
     fn line(&mut self, line: &[u8]) -> Result<(), Deviates> {
         let text = bounded(line);
-        match line.first() {
-            Some(b'T' | 1) => {}
+        let awaits = match line.first() {
+            Some(1) => return Ok(()),
             // The receiving side ends here: what follows is read by something else.
             Some(2) => return Err(Deviates("scp gave up")),
+            Some(b'T') => Awaited::Other,
             Some(b'E') => {
                 self.inside.pop();
+                Awaited::Other
             }
             Some(b'C') => {
                 let (size, name) = sized(&text)?;
-                let path = self.path(&name);
-                self.step = Step::Content { left: size, path, content: Box::new(Content::new()) };
-                if size == 0
-                    && let Step::Content { path, content, .. } =
-                        std::mem::replace(&mut self.step, Step::Line(Vec::new()))
-                {
-                    self.step = Step::Status { path, content };
-                }
+                let (place, content) = (self.place(&name), Box::new(Content::new()));
+                self.step = match size {
+                    0 => Step::Status { place, content },
+                    left => Step::Content { left, place, content },
+                };
+                Awaited::File
             }
             Some(b'D') => {
                 if self.inside.len() >= DEEPEST {
                     return Err(Deviates("directories of scp are too deep"));
                 }
                 self.inside.push(sized(&text)?.1);
+                Awaited::Directory
             }
             _ => return Err(Deviates("this is not scp")),
-        }
+        };
+        self.awaits = Some(awaits);
         Ok(())
     }
 
-    fn path(&self, name: &str) -> String {
-        let from_instance = self.sender == Direction::ToUser;
-        if self.inside.is_empty() {
-            // One of many that a pattern means lies beside the pattern.
-            let many = from_instance && !self.target.ends_with(name);
-            return match self.target.rsplit_once('/') {
-                _ if !from_instance && self.into_directory => join(&self.target, [name]),
-                Some((folder, _)) if many => join(folder, [name]),
-                None if many => name.to_owned(),
-                _ => self.target.clone(),
-            };
+    fn place(&self, name: &str) -> Place {
+        match self.sender {
+            Direction::ToInstance => self.written(name),
+            Direction::ToUser => self.read(name),
         }
-        // Reading `dir` sends `dir` itself as the first directory.
-        let skip = usize::from(from_instance && self.target.ends_with(self.first()));
-        join(&self.target, self.inside.iter().skip(skip).map(String::as_str).chain([name]))
     }
 
-    fn first(&self) -> &str {
-        self.inside.first().map_or("", String::as_str)
+    /// A target that is a directory takes what is sent into it; nobody here can look whether it is one.
+    fn written(&self, name: &str) -> Place {
+        let target = self.targets.first().map_or("", String::as_str);
+        let inside = || self.inside.iter().map(String::as_str).chain([name]);
+        let within = join(target, inside());
+        // Without it, the first name is the target's own.
+        let itself = join(target, inside().skip(1));
+        match (self.into_directory, self.inside.is_empty()) {
+            (true, _) => Place { path: within, or: None },
+            (false, true) => Place { path: itself, or: Some(within) },
+            (false, false) => Place { path: within, or: Some(itself) },
+        }
+    }
+
+    fn read(&self, name: &str) -> Place {
+        let first = self.inside.first().map_or(name, String::as_str);
+        let mut named = self.targets.iter().filter(|target| last_of(target) == first);
+        if let Some(target) = named.next() {
+            let below = |target: &str| {
+                let skip = usize::from(!self.inside.is_empty());
+                let names = self.inside.iter().skip(skip).map(String::as_str);
+                if self.inside.is_empty() { target.to_owned() } else { join(target, names.chain([name])) }
+            };
+            return Place { path: below(target), or: named.next().map(|target| below(target)) };
+        }
+        // One of many that a pattern means lies beside the pattern; what `.` means lies in it.
+        let pattern = self.targets.iter().find(|target| target.contains(['*', '?', '[', '{', '$', '~']));
+        let mut others = self
+            .targets
+            .iter()
+            .filter(|target| is_directory(target))
+            .chain(pattern)
+            .chain(self.targets.last());
+        let names = || self.inside.iter().map(String::as_str).chain([name]);
+        let path = others.next().map_or_else(String::new, |target| match target.rsplit_once('/') {
+            _ if is_directory(target) => join(target, names()),
+            Some((folder, _)) => join(folder, names()),
+            None => join("", names()),
+        });
+        Place { path, or: None }
     }
 
     fn deed(&self) -> Deed {
         if self.sender == Direction::ToInstance { Deed::Written } else { Deed::Read }
     }
 
-    fn operation(&self, path: String) -> Operation {
-        Operation::new(self.deed(), "scp", path)
+    fn operation(&self, place: Place) -> Operation {
+        let mut operation = Operation::new(self.deed(), "scp", place.path);
+        operation.or_path = place.or.map(shortened);
+        if self.ahead {
+            operation.doubt("the sending side did not wait for answers");
+        }
+        operation
     }
 }
 
@@ -191,6 +351,15 @@ fn join<'a>(folder: &str, parts: impl IntoIterator<Item = &'a str>) -> String {
     path
 }
 
+/// Whether a path names a directory whatever is there.
+fn is_directory(path: &str) -> bool {
+    matches!(path, "" | "." | "..") || path.ends_with('/') || path.ends_with("/.") || path.ends_with("/..")
+}
+
+fn last_of(path: &str) -> &str {
+    path.trim_end_matches('/').rsplit('/').next().unwrap_or(path)
+}
+
 /// `C0644 SIZE NAME`.
 fn sized(line: &str) -> Result<(u64, String), Deviates> {
     let mut parts = line.splitn(3, ' ');
@@ -200,65 +369,10 @@ fn sized(line: &str) -> Result<(u64, String), Deviates> {
 }
 
 const DEEPEST: usize = 256;
+/// The words of a fault that scp reads before it goes on (`response()` has a buffer of 2048).
+const LONGEST_ANSWER: usize = 2047;
+/// Of those, what is told.
+const LONGEST_REASON: usize = 256;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn passed(words: &[&str], direction: Direction, bytes: &[u8]) -> Vec<Operation> {
-        let mut scp = Scp::of(words).unwrap().unwrap();
-        let mut done = Vec::new();
-        for byte in bytes {
-            assert!(scp.pass(direction, &[*byte], &mut done).is_ok());
-        }
-        scp.end(&mut done);
-        done
-    }
-
-    #[test]
-    fn a_file_that_is_sent_is_named_sized_and_hashed() {
-        let done = passed(&["-t", "/tmp/there"], Direction::ToInstance, b"C0644 5 up\nhello\0");
-        let [file] = done.as_slice() else { panic!("{done:?}") };
-        assert_eq!((file.deed, file.path.as_str(), file.bytes), (Deed::Written, "/tmp/there", 5));
-        let hello = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
-        assert_eq!(file.sha256.as_deref(), Some(hello));
-    }
-
-    #[test]
-    fn files_in_directories_have_their_whole_path() {
-        let stream = b"D0755 0 d\nC0644 1 a\nx\0D0755 0 e\nC0600 0 b\n\0E\nE\n";
-        let done = passed(&["-r", "-t", "/tmp"], Direction::ToInstance, stream);
-        let paths: Vec<&str> = done.iter().map(|o| o.path.as_str()).collect();
-        assert_eq!(paths, ["/tmp/d/a", "/tmp/d/e/b"]);
-    }
-
-    #[test]
-    fn a_file_that_is_cut_off_says_so_and_has_no_hash() {
-        let done = passed(&["-f", "x"], Direction::ToUser, b"C0644 5 x\nhel");
-        assert_eq!((done[0].bytes, done[0].sha256.is_none()), (3, true));
-        assert!(done[0].fault.is_some());
-    }
-
-    #[test]
-    fn each_file_that_a_pattern_means_is_named() {
-        let done =
-            passed(&["-f", "/etc/*.conf"], Direction::ToUser, b"C0644 1 a.conf\nx\0C0644 1 b.conf\ny\0");
-        let paths: Vec<&str> = done.iter().map(|o| o.path.as_str()).collect();
-        assert_eq!(paths, ["/etc/a.conf", "/etc/b.conf"]);
-    }
-
-    #[test]
-    fn what_follows_the_end_of_one_copy_is_not_taken_for_its_files() {
-        let mut scp = Scp::of(&["-t", "/tmp/harmless"]).unwrap().unwrap();
-        let mut done = Vec::new();
-        assert!(scp.pass(Direction::ToInstance, b"\x02done\nC0644 1 x\ny\0", &mut done).is_err());
-        assert!(done.is_empty());
-    }
-
-    #[test]
-    fn a_shell_behind_the_name_scp_is_no_scp() {
-        let mut scp = Scp::of(&["-t", "x"]).unwrap().unwrap();
-        assert!(scp.pass(Direction::ToInstance, b"id; cat /etc/shadow\n", &mut Vec::new()).is_err());
-        assert!(Scp::of(&["file", "host:"]).is_none());
-    }
-}
+mod tests;

@@ -9,7 +9,7 @@ mod packets;
 use std::collections::{HashMap, HashSet};
 
 use super::message::Direction;
-use super::operations::{Content, Deed, Deviates, LONGEST_PATH, Operation, bounded};
+use super::operations::{Content, Deed, Deviates, FAILED, LONGEST_PATH, Operation, bounded};
 use packets::{Fields, Packets, attributes};
 
 #[derive(Default)]
@@ -26,6 +26,7 @@ pub(super) struct Sftp {
 enum Asked {
     Open {
         path: String,
+        how: How,
     },
     Directory,
     Read {
@@ -46,9 +47,30 @@ enum Asked {
 /// An open file.
 struct Open {
     path: String,
+    how: How,
     read: Content,
     written: Content,
     fault: Option<String>,
+    /// Its end was asked for: whoever uses its handle from now on means the next file that gets it.
+    closing: bool,
+}
+
+/// What a file is opened for (§6.3).
+#[derive(Clone, Copy)]
+struct How {
+    writes: bool,
+    /// It is made, or emptied, even if nothing is written.
+    makes: bool,
+}
+
+impl How {
+    fn of(flags: u32) -> Self {
+        Self { writes: flags & 2 != 0, makes: flags & 0x18 != 0 }
+    }
+
+    fn deed(self) -> Deed {
+        if self.writes || self.makes { Deed::Written } else { Deed::Read }
+    }
 }
 
 impl Sftp {
@@ -69,7 +91,7 @@ impl Sftp {
         unanswered.sort_unstable_by_key(|(id, _)| *id);
         for (_, asked) in unanswered {
             let mut operation = match asked {
-                Asked::Open { path } => Operation::new(Deed::Read, "sftp", path),
+                Asked::Open { path, how } => Operation::new(how.deed(), "sftp", path),
                 Asked::Other(operation) => operation,
                 _ => continue,
             };
@@ -165,8 +187,9 @@ impl Sftp {
         if packets.left != Some(length) {
             return Err(Deviates("a packet of sftp is longer than its content"));
         }
-        if !self.open.contains_key(&handle) {
-            return Err(UNKNOWN_HANDLE);
+        let Some(open) = self.open.get(&handle) else { return Err(UNKNOWN_HANDLE) };
+        if direction == Direction::ToInstance && open.closing {
+            return Err(CLOSED_HANDLE);
         }
         packets.content = Some((handle.clone(), offset, length));
         if direction == Direction::ToInstance {
@@ -186,7 +209,11 @@ impl Sftp {
     }
 
     fn file(&self, handle: &[u8]) -> Result<&Open, Deviates> {
-        self.open.get(handle).ok_or(UNKNOWN_HANDLE)
+        match self.open.get(handle) {
+            None => Err(UNKNOWN_HANDLE),
+            Some(open) if open.closing => Err(CLOSED_HANDLE),
+            Some(open) => Ok(open),
+        }
     }
 
     fn asks(&mut self, head: &[u8]) -> Result<(), Deviates> {
@@ -200,11 +227,15 @@ impl Sftp {
         let path = || bounded(&first);
         let deed = |deed| Operation::new(deed, "sftp", path());
         let asked = match *kind {
-            OPEN => Asked::Open { path: path() },
-            CLOSE if self.open.contains_key(&first) || self.directories.contains(&first) => {
+            OPEN => Asked::Open { path: path(), how: How::of(fields.number().unwrap_or(0)) },
+            CLOSE if self.directories.contains(&first) => Asked::Close { handle: first },
+            CLOSE => {
+                self.file(&first)?;
+                if let Some(open) = self.open.get_mut(&first) {
+                    open.closing = true;
+                }
                 Asked::Close { handle: first }
             }
-            CLOSE => return Err(UNKNOWN_HANDLE),
             READ => {
                 self.file(&first)?;
                 Asked::Read { handle: first, offset: fields.long().unwrap_or(0) }
@@ -245,6 +276,13 @@ impl Sftp {
                 operation.fault = Some(format!("copied on the instance from {from}"));
                 Asked::Other(operation)
             }
+            EXTENDED if !LOOKS.contains(&first.as_slice()) => {
+                let says = format!("by an extension that is not read: {}", path());
+                Asked::Other(Operation {
+                    fault: Some(says),
+                    ..Operation::new(Deed::Changed, "sftp", "?".to_owned())
+                })
+            }
             OPENDIR => Asked::Directory,
             EXTENDED | 12 | 16 | 17 | 19 | 7 | 8 => Asked::Look,
             _ => return Err(Deviates("a packet of sftp is of unknown kind")),
@@ -263,12 +301,13 @@ impl Sftp {
         let status = if *kind == STATUS { fields.number() } else { None };
         let fault = status.filter(|code| *code != 0).map(|code| {
             let said = fields.text().map(bounded).unwrap_or_default();
-            format!("failed with status {code}: {said}")
+            format!("{FAILED} {code}: {said}")
         });
         match asked {
-            Asked::Open { path } if *kind == HANDLE => {
+            Asked::Open { path, how } if *kind == HANDLE => {
                 let handle = fields.text().unwrap_or_default().to_vec();
-                let open = Open { path, read: Content::new(), written: Content::new(), fault: None };
+                let (read, written) = (Content::new(), Content::new());
+                let open = Open { path, how, read, written, fault: None, closing: false };
                 if self.open.len() >= MOST_OPEN {
                     return Err(Deviates("too many open files of sftp"));
                 }
@@ -283,8 +322,8 @@ impl Sftp {
                 self.directories.insert(fields.text().unwrap_or_default().to_vec());
             }
             Asked::Directory | Asked::Look => {}
-            Asked::Open { path } => {
-                let mut operation = Operation::new(Deed::Read, "sftp", path);
+            Asked::Open { path, how } => {
+                let mut operation = Operation::new(how.deed(), "sftp", path);
                 operation.fault = Some(fault.unwrap_or_else(|| "not opened".to_owned()));
                 done.push(operation);
             }
@@ -307,6 +346,8 @@ impl Sftp {
                     finish(open, None, done);
                 }
             }
+            // An extension that the server does not have changed nothing.
+            Asked::Other(operation) if operation.path == "?" && status == Some(8) => drop(operation),
             Asked::Other(mut operation) => {
                 operation.fault = fault.or(operation.fault);
                 done.push(operation);
@@ -319,6 +360,8 @@ impl Sftp {
 /// What was done to a file that is closed now.
 fn finish(open: Open, fault: Option<String>, done: &mut Vec<Operation>) {
     let (read, written) = (open.read.bytes > 0, open.written.bytes > 0);
+    // One that was made, emptied or opened for writing alone was not read, though nothing was written.
+    let written = written || open.how.makes || open.how.writes && !read;
     for (deed, content, happened) in
         [(Deed::Read, open.read, read || !written), (Deed::Written, open.written, written)]
     {
@@ -357,6 +400,24 @@ const DATA: u8 = 103;
 const LONGEST_PACKET: u32 = 1 << 20;
 /// Two paths and some: as much of a packet as is looked at.
 const HEAD: usize = 2 * LONGEST_PATH + 256;
+/// Extensions that change nothing: OpenSSH's (its PROTOCOL, §4) and those of draft-ietf-secsh-filexfer-extensions.
+const LOOKS: [&[u8]; 14] = [
+    b"statvfs@openssh.com",
+    b"fstatvfs@openssh.com",
+    b"fsync@openssh.com",
+    b"limits@openssh.com",
+    b"expand-path@openssh.com",
+    b"users-groups-by-id@openssh.com",
+    b"home-directory",
+    b"vendor-id",
+    b"version-select",
+    b"space-available",
+    b"check-file-handle",
+    b"check-file-name",
+    b"md5-hash",
+    b"md5-hash-handle",
+];
+const CLOSED_HANDLE: Deviates = Deviates("a handle of sftp is used after its end was asked for");
 const UNKNOWN_HANDLE: Deviates = Deviates("a handle of sftp that was not given");
 const MOST_ASKED: usize = 4096;
 const MOST_OPEN: usize = 1024;

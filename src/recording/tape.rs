@@ -138,6 +138,8 @@ struct State {
     counted: BTreeSet<u32>,
     failed: Option<String>,
     end: Option<(SessionEnd, Timestamp)>,
+    /// The last record is on its way: the ledger says what the tape says, and no more.
+    over: bool,
 }
 
 /// Starts a tape on `writer`; the task that writes it runs until it is sealed.
@@ -156,6 +158,7 @@ pub(super) fn start(header: Header, writer: Writer, files: Files, terms: Terms) 
         counted: BTreeSet::new(),
         failed: None,
         end: None,
+        over: false,
     };
     let deck = Arc::new(Deck {
         header,
@@ -204,7 +207,7 @@ impl Tape {
             state.closed.insert(number);
             Some((number, What::Closed(closed.clone()?)))
         });
-        closed
+        closed.or_else(|| deck.lock().ledger.summary(number))
     }
 
     /// The next completed operation on a file, and its channel; waits for one. Cancel-safe.
@@ -339,6 +342,9 @@ impl Deck {
     fn close_operations(&self, channels: &[u32]) {
         let mut state = self.lock();
         let millis = self.millis();
+        if state.over {
+            return;
+        }
         for channel in channels {
             state.ledger.closed(*channel);
             self.note_operations(&mut state, *channel, millis);
@@ -378,6 +384,9 @@ impl Deck {
 
     fn put(&self, happened: impl FnOnce(&mut State) -> Option<(u32, What)>) {
         let mut state = self.lock();
+        if state.over {
+            return;
+        }
         if let Some((channel, what)) = happened(&mut state) {
             let record = Record { millis: self.millis(), channel, what, payload: Vec::new() };
             self.append(&mut state, record, &[]);
@@ -392,7 +401,14 @@ impl Deck {
         let mut state = self.lock();
         if let Some(why) = state.failed.clone() {
             if self.mode == Mode::BestEffort {
+                if state.operations.len() >= MOST_OPERATIONS && matches!(message, ChannelMessage::Data(_)) {
+                    return Ok(false);
+                }
                 state.ledger.lost(channel, (direction, message), &why);
+                // The trail may still have room: what is done to files is told there.
+                let done = state.ledger.operations(channel);
+                state.operations.extend(done.into_iter().map(|operation| (channel, operation)));
+                self.operated.notify_waiters();
                 return Ok(true);
             }
             return Err(TapeError::Failed(why));
@@ -464,6 +480,7 @@ impl Deck {
             open.retain(|summary| !state.closed.contains(&summary.channel));
             let what = What::End(end.clone(), *at, open);
             self.append(&mut state, note(0, what), &[]);
+            state.over = true;
         }
         state.in_flight = state.unsynced();
         let mut records = std::mem::take(&mut state.full);

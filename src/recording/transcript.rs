@@ -8,12 +8,13 @@
 
 use std::collections::BTreeMap;
 
-use avt::observer::Transcript as Evicted;
-use avt::{ScreenKind, Terminal};
+use avt::observer::{Observation, Observer};
+use avt::parser::Function;
+use avt::{Operation, ScreenKind, Terminal};
 
 use super::cast::take_text;
 use super::format::{Note, Record, What};
-use super::screen::{terminal, within};
+use super::screen::{has_room, terminal, within};
 use super::tapes::TapeError;
 use super::told::Frames;
 
@@ -76,6 +77,14 @@ impl Transcript {
     /// Takes the next record; lines that are done with go to `done`.
     pub fn feed(&mut self, record: &Record, done: &mut Vec<Line>) {
         let channel = record.channel;
+        if let What::Note(_, Note::Pty { cols, rows, .. } | Note::WindowChange { cols, rows }) = &record.what
+        {
+            let others = self.screens.iter().filter(|(number, _)| **number != channel);
+            if !has_room(others.map(|(_, screen)| &screen.terminal), (*cols, *rows)) {
+                // What comes is told as it is, line by line.
+                return self.close(channel, done);
+            }
+        }
         match &record.what {
             What::Note(_, Note::Pty { cols, rows, .. }) => {
                 if let Some(terminal) = terminal(*cols, *rows) {
@@ -198,7 +207,7 @@ impl Screen {
     fn new(terminal: Terminal) -> Self {
         Self {
             terminal,
-            evicted: Evicted::new(),
+            evicted: Evicted::default(),
             halves: Vec::new(),
             primary: Vec::new(),
             alternate: Vec::new(),
@@ -312,6 +321,57 @@ impl Screen {
     }
 }
 
+/// The lines that leave the screen at its top, those that were wrapped whole: as far as memory goes, for a program may
+/// print for hours without a line end.
+#[derive(Default)]
+struct Evicted {
+    begun: String,
+    whole: Vec<String>,
+}
+
+impl Evicted {
+    fn take(&mut self, line: &avt::Line) {
+        self.begun.extend(line.chars());
+        if !line.is_wrapped() || self.begun.len() > LONGEST_LINE {
+            self.whole.push(self.begun.trim_end().to_owned());
+            self.begun.clear();
+        }
+    }
+
+    /// What is left on the primary screen, without the empty lines at its end.
+    fn rest(&mut self, terminal: &Terminal) {
+        let before = self.whole.len();
+        terminal.primary_screen().all_lines().for_each(|line| self.take(line));
+        while self.whole.len() > before && self.whole.last().is_some_and(String::is_empty) {
+            self.whole.pop();
+        }
+    }
+
+    fn finish(mut self, terminal: &Terminal) -> Vec<String> {
+        self.rest(terminal);
+        self.whole
+    }
+}
+
+impl Observer for Evicted {
+    type Output = Vec<String>;
+
+    fn before(&mut self, context: &mut Observation<'_>, operation: &Operation) {
+        // A reset takes all of it away.
+        if matches!(operation, Operation::Function(Function::Ris)) {
+            self.rest(context.terminal());
+        }
+    }
+
+    fn evicted(&mut self, _: &mut Observation<'_>, line: &avt::Line) {
+        self.take(line);
+    }
+
+    fn end(&mut self, _: &mut Observation<'_>) -> Vec<String> {
+        std::mem::take(&mut self.whole)
+    }
+}
+
 fn told((millis, text): Row, channel: u32) -> Line {
     Line { millis, channel, source: Source::Output, text }
 }
@@ -351,6 +411,32 @@ mod tests {
     fn what_is_typed_letter_by_letter_is_one_line_at_the_time_of_its_first() {
         let typed = [pty(), output(1000, "$ l"), output(2000, "s"), output(3000, "\r\na b\r\n$ ")];
         assert_eq!(told(&typed), [(1000, "$ ls".to_owned()), (3000, "a b".into()), (3000, "$".into())]);
+    }
+
+    #[test]
+    fn output_without_a_line_end_is_told_in_pieces_and_held_in_little_memory() {
+        let (mut transcript, mut done) = (Transcript::default(), Vec::new());
+        transcript.feed(&pty(), &mut done);
+        for n in 0..200 {
+            transcript.feed(&output(n, &"x".repeat(10_000)), &mut done);
+            assert!(transcript.screens[&1].evicted.begun.len() <= LONGEST_LINE + 40);
+        }
+        transcript.finish(&mut done);
+        assert_eq!(done.iter().map(|line| line.text.len()).sum::<usize>(), 2_000_000);
+    }
+
+    #[test]
+    fn a_screen_that_is_not_drawn_is_told_line_by_line() {
+        let (mut transcript, mut done) = (Transcript::default(), Vec::new());
+        let mut pty = pty();
+        for channel in 1..=5 {
+            pty.channel = channel;
+            let note = Note::Pty { term: "xterm".to_owned(), cols: 1000, rows: 1000 };
+            pty.what = What::Note(Direction::ToInstance, note);
+            transcript.feed(&pty, &mut done);
+        }
+        transcript.feed(&Record { channel: 5, ..output(1, "hello\r\n") }, &mut done);
+        assert_eq!(done.iter().map(|line| line.text.as_str()).collect::<Vec<_>>(), ["hello"]);
     }
 
     #[test]

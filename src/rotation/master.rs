@@ -3,6 +3,7 @@
 //! What a crash leaves is finished at the next start, under the new key. The steps themselves are the vault's.
 
 use jiff::Timestamp;
+use keystore::backend::BackendError;
 use keystore::{Rekeyed, Successor, Vault};
 
 use super::RotationFault;
@@ -45,7 +46,8 @@ pub async fn finish_rekeying(
     Ok(Some(done))
 }
 
-/// Forgets the store's history, and tells where its journal's chain goes on.
+/// Tells where the chain of the store's journal will go on, then forgets the store's history. The event first: of a
+/// compaction that nobody told of, a start and every verification would say that the store was replaced.
 ///
 /// # Errors
 /// The store or the trail.
@@ -55,9 +57,22 @@ pub async fn compact(
     reason: &str,
     now: Timestamp,
 ) -> Result<(), RotationFault> {
-    if let Some(done) = vault.compact().await? {
-        let (through, head, reason) = (done.through, done.head, reason.to_owned());
-        trail.append(Event::StoreCompacted { through, head, reason }, now).await?;
+    let mut tries = 0;
+    while let Some((through, head)) = vault.newest().await? {
+        let event = Event::StoreCompacted { through, head, reason: reason.to_owned() };
+        let compacted = async { Ok(vault.compact_at(through).await?) };
+        match trail.ahead_of(vec![event], now, compacted).await {
+            // Somebody wrote in between; then it goes on from another record.
+            Err(RotationFault::Store(keystore::Error::Backend(BackendError::Moved)))
+                if tries < MOST_TRIES =>
+            {
+                tries += 1;
+            }
+            done => return done.map(drop),
+        }
     }
     Ok(())
 }
+
+/// A store that is written to at each of so many looks is compacted another time.
+const MOST_TRIES: u32 = 20;

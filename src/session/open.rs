@@ -12,7 +12,7 @@ use super::credential;
 use super::listening::Listening;
 use super::watch::lost_right;
 use super::{Cut, House, LiveInfo, Registered};
-use crate::audit::{Event, SessionFacts};
+use crate::audit::{Event, FileFacts, SessionFacts};
 use crate::auth::Authenticated;
 use crate::egress::{self, EgressError, FromInstance, Proofs, ToInstance, Upstream};
 use crate::policy::Authorized;
@@ -270,17 +270,19 @@ impl Ongoing {
         self.note(event).await;
     }
 
-    /// A file was read or written; other operations are on the tape alone.
+    /// A file was read, written or changed.
     pub(super) async fn operated(&self, operation: Operation) {
         let (user, session) = (self.authorized.user().to_string(), self.id.clone());
-        let instance = self.instance().to_owned();
-        let Operation { deed, path, bytes, sha256, stream_sha256, .. } = operation;
+        let (instance, failed) = (self.instance().to_owned(), operation.failed());
+        let Operation { deed, path, or_path, to, bytes, sha256, stream_sha256, fault: reason, .. } =
+            operation;
+        let file = FileFacts { user, session, instance, path, or_path, reason };
         let event = match deed {
-            Deed::Read => Event::FileRead { user, session, instance, path, bytes, sha256, stream_sha256 },
-            Deed::Written => {
-                Event::FileWritten { user, session, instance, path, bytes, sha256, stream_sha256 }
-            }
-            _ => return,
+            Deed::Read => Event::FileRead { file, bytes, sha256, stream_sha256 },
+            Deed::Written => Event::FileWritten { file, bytes, sha256, stream_sha256 },
+            // What the instance refused to change is on the tape.
+            _ if failed => return,
+            _ => Event::FileChanged { file, deed: deed.as_str().to_owned(), to },
         };
         self.note(event).await;
     }

@@ -132,6 +132,11 @@ fn an_archive_proves_itself_with_standard_tools_and_names_whatever_is_changed() 
     let cut = fs::read(&file).unwrap();
     fs::write(&bad, &cut[..cut.len() / 2]).unwrap();
     assert_eq!(verify(&bad, &trust).status.code(), Some(10));
+    // An archive behind the end of the archive, which tar -i unpacks; more zeros are what tape drives write.
+    fs::write(&bad, [cut.as_slice(), &cut].concat()).unwrap();
+    assert_eq!(verify(&bad, &trust).status.code(), Some(10));
+    fs::write(&bad, [cut.as_slice(), &[0; 8192]].concat()).unwrap();
+    assert!(verify(&bad, &trust).status.success());
     // A manifest that fits, signed by somebody else.
     let mut forged = all.clone();
     forged[0].1 = b"nothing happened".to_vec();

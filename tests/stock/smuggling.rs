@@ -126,12 +126,92 @@ fn a_file_that_is_piped_into_a_command_is_on_the_tape() {
     assert!(rig.ok(&["sessions", "search", "aGlkZGVuLXdvcmRz"]).contains("aGlkZGVu"));
 }
 
+/// What real scp refuses at the instance is not there, and what follows is a file of its own.
+#[test]
+fn an_upload_behind_a_refused_one_is_named() {
+    let rig = Rig::with_alice();
+    let there = rig.path("there");
+    fs::create_dir_all(there.join("taken")).unwrap();
+    let mut ssh = rig.client("ssh", "alice");
+    ssh.args(["db-1", "scp", "-r", "-d", "-t", there.to_str().unwrap()]);
+    let mut ssh = ssh.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let (mut up, mut down) = (ssh.stdin.take().unwrap(), ssh.stdout.take().unwrap());
+    let mut answer = || {
+        let mut said = vec![0];
+        down.read_exact(&mut said).unwrap();
+        while said[0] != 0 && !said.ends_with(b"\n") {
+            said.push(0);
+            let at = said.len() - 1;
+            down.read_exact(&mut said[at..]).unwrap();
+        }
+        said[0]
+    };
+    assert_eq!(answer(), 0);
+    // A directory is in the way of the first; the second is one that the first's content seems to hold.
+    for (line, taken) in [
+        ("C0644 9999 taken\n", 1),
+        ("C0644 5 evil\n", 0),
+        ("hello\0", 0),
+        ("D0755 0 evil\n", 1),
+        ("C0644 2 more\n", 0),
+        ("hi\0", 0),
+    ] {
+        up.write_all(line.as_bytes()).unwrap();
+        assert_eq!(answer(), taken, "{line}");
+    }
+    drop(up);
+    ssh.wait().unwrap();
+    assert_eq!(fs::read(there.join("evil")).unwrap(), b"hello");
+    assert_eq!(fs::read(there.join("more")).unwrap(), b"hi");
+    let told = |name: &str| there.join(name).to_str().unwrap().to_owned();
+    let written = rig.events("file_written");
+    let paths: Vec<_> =
+        written.iter().map(|e| (e["path"].as_str().unwrap().to_owned(), e["bytes"].as_u64())).collect();
+    assert_eq!(paths, [(told("taken"), Some(0)), (told("evil"), Some(5)), (told("more"), Some(2))]);
+    assert!(
+        written[0]["reason"].as_str().unwrap().contains("Is a directory") && written[1]["reason"].is_null()
+    );
+    assert!(rig.ok(&["sessions", "list", "--path", "/there/evil"]).contains("alice"));
+}
+
+/// A name that a file got later is found too.
+#[test]
+fn a_file_is_found_by_the_name_it_was_given_after_its_upload() {
+    let rig = Rig::with_alice();
+    let (here, there) = (rig.path("here"), rig.path("there"));
+    fs::create_dir(&there).unwrap();
+    fs::write(&here, "hello").unwrap();
+    let batch = rig.path("batch");
+    let lines = format!(
+        "put {here} {there}/harmless\nrename {there}/harmless {there}/evil\nrm {there}/nothing\n",
+        here = here.display(),
+        there = there.display()
+    );
+    fs::write(&batch, lines).unwrap();
+    let mut sftp = rig.client("sftp", "alice");
+    sftp.args(["-b", batch.to_str().unwrap(), "db-1"]).output().unwrap();
+    assert!(there.join("evil").exists());
+    crate::rig::wait_for("the event", || rig.events("file_changed").iter().any(|e| e["deed"] == "renamed"));
+    let found = rig.json(&["sessions", "list", "--path", "there/evil"]);
+    assert_eq!(found.as_array().unwrap().len(), 1);
+    assert_eq!(
+        rig.json(&["sessions", "list", "--path", "there/nothing"]).as_array().unwrap().len(),
+        0,
+        "it was refused"
+    );
+    let session = found[0]["id"].as_str().unwrap();
+    rig.ok(&["sessions", "verify", session]);
+    assert!(rig.ok(&["sessions", "search", "no such words"]).is_empty());
+}
+
 #[test]
 fn lines_typed_at_a_shell_are_exported_if_that_is_configured_and_passwords_never() {
     let rig = Rig::with_alice_and("input = true\n");
     let shell = [
         ("ready> ", "read -rsp 'Password: ' p\r"),
-        ("Password: ", "hunter2-secret\r"),
+        // Not as soon as the line that asks for it is echoed: bash would read the return before the terminal turns it into
+        // a line end.
+        ("\rPassword: ", "hunter2-secret\r"),
         ("ready> ", "stty -echo; echo go; read q; stty echo\r"),
         ("\rgo\r\n", "quiet-secret\r"),
         ("ready> ", "echo 'lösung' | wc -c\r"),

@@ -184,10 +184,19 @@ impl Backend for Embedded {
         async move { Ok(self.shared.history()) }.boxed()
     }
 
-    fn compact(&self) -> BoxFuture<'_, Result<Option<Compacted>, BackendError>> {
+    fn newest(&self) -> BoxFuture<'_, Result<Option<(Revision, String)>, BackendError>> {
         async move {
             let (reply, answer) = oneshot::channel();
-            self.jobs()?.send(Job::Compact(reply)).await.map_err(|_| ended())?;
+            self.jobs()?.send(Job::Newest(reply)).await.map_err(|_| ended())?;
+            answer.await.map(Some).map_err(|_| ended())
+        }
+        .boxed()
+    }
+
+    fn compact_at(&self, newest: Option<Revision>) -> BoxFuture<'_, Result<Option<Compacted>, BackendError>> {
+        async move {
+            let (reply, answer) = oneshot::channel();
+            self.jobs()?.send(Job::Compact(newest, reply)).await.map_err(|_| ended())?;
             answer.await.map_err(|_| ended())?.map(Some)
         }
         .boxed()

@@ -121,7 +121,11 @@ impl Backend for Memory {
         ready(Ok(0)).boxed()
     }
 
-    fn compact(&self) -> BoxFuture<'_, Result<Option<Compacted>, BackendError>> {
+    fn newest(&self) -> BoxFuture<'_, Result<Option<(Revision, String)>, BackendError>> {
+        async { Ok(None) }.boxed()
+    }
+
+    fn compact_at(&self, _: Option<Revision>) -> BoxFuture<'_, Result<Option<Compacted>, BackendError>> {
         ready(Ok(None)).boxed()
     }
 }

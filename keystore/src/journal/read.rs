@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
+use std::io::{BufRead, BufReader, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use super::{LONGEST_LINE, Receipt, chain_hash, segment_name};
@@ -235,7 +235,7 @@ impl Reader {
             let mut line = Vec::new();
             let at = open.offset;
             // What is no line of ours must not fill the memory.
-            let read = (&mut open.file).take(LONGEST_LINE + 1).read_until(b'\n', &mut line);
+            let read = whole_line(&mut open.file, &mut line);
             let read = read.map_err(|e| fault(&open.path, at, Some(expected), &e.to_string()))?;
             if read == 0 {
                 self.current = None;
@@ -251,8 +251,9 @@ impl Reader {
                     Ok(Some(Entry { seq: expected, prev: prev.hash, hash, payload, file, offset: at }))
                 }
                 Err(what) => {
-                    let unfinished = line.last() != Some(&b'\n') || line.contains(&0);
-                    if unfinished && self.segments.as_slice().is_empty() && at_end(&mut open.file) {
+                    let short = line.last() != Some(&b'\n') && line.len() as u64 <= LONGEST_LINE;
+                    let unfinished = short || line.contains(&0) && at_end(&mut open.file);
+                    if unfinished && self.segments.as_slice().is_empty() {
                         self.torn = Some((open.path.clone(), at));
                         return Ok(None);
                     }
@@ -294,7 +295,19 @@ fn parse(line: &[u8], expected: u64, prev: &str) -> Result<(String, Vec<u8>), &'
     Ok((wanted, payload.to_vec()))
 }
 
-fn at_end(file: &mut BufReader<File>) -> bool {
+/// Reads a line, or what there is of it. A live writer may have written half of it when the end was met, and all of it
+/// a moment later: only an end that is met again is one.
+fn whole_line(file: &mut impl BufRead, line: &mut Vec<u8>) -> std::io::Result<usize> {
+    loop {
+        let room = (LONGEST_LINE + 1).saturating_sub(line.len() as u64);
+        let read = (&mut *file).take(room).read_until(b'\n', line)?;
+        if read == 0 || line.ends_with(b"\n") {
+            return Ok(line.len());
+        }
+    }
+}
+
+fn at_end(file: &mut impl BufRead) -> bool {
     let mut byte = [0];
     matches!(file.read(&mut byte), Ok(0))
 }
@@ -313,4 +326,32 @@ pub(super) fn segments(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
 
 fn fault(file: &Path, offset: u64, seq: Option<u64>, what: &str) -> Fault {
     Fault { file: file.to_owned(), offset, seq, what: what.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file to which more is written between one look at its end and the next.
+    struct Growing(Vec<&'static [u8]>);
+
+    impl std::io::Read for Growing {
+        fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+            let Some(piece) = self.0.pop() else { return Ok(0) };
+            into[..piece.len()].copy_from_slice(piece);
+            Ok(piece.len())
+        }
+    }
+
+    #[test]
+    fn a_line_that_is_finished_while_it_is_read_is_whole() {
+        // Its beginning, the end of the file for now, the rest.
+        let mut file = BufReader::new(Growing(vec![b"lf\nnext\n", b"", b"ha"]));
+        let mut line = Vec::new();
+        assert_eq!(whole_line(&mut file, &mut line).unwrap(), 5);
+        assert_eq!(line, b"half\n");
+        let mut file = BufReader::new(Growing(vec![b"", b"", b"torn"]));
+        line.clear();
+        assert_eq!((whole_line(&mut file, &mut line).unwrap(), line.as_slice()), (4, b"torn".as_slice()));
+    }
 }

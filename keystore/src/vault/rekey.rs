@@ -123,6 +123,22 @@ impl Vault {
         Ok(self.backend.compact().await?)
     }
 
+    /// The newest record of the store and its hash, hex; none where no history is kept.
+    ///
+    /// # Errors
+    /// [`Error::Backend`].
+    pub async fn newest(&self) -> Result<Option<(u64, String)>, Error> {
+        Ok(self.backend.newest().await?)
+    }
+
+    /// [`Vault::compact`], if `newest` still is the newest record.
+    ///
+    /// # Errors
+    /// [`Error::Backend`], with [`crate::backend::BackendError::Moved`] if it is not.
+    pub async fn compact_at(&self, newest: u64) -> Result<Option<Compacted>, Error> {
+        Ok(self.backend.compact_at(Some(newest)).await?)
+    }
+
     /// How many records a compaction would forget, about.
     ///
     /// # Errors

@@ -288,7 +288,6 @@ impl Channel {
     /// The tape takes no more.
     pub(super) fn lost(&mut self, why: &str) {
         self.only(Capture::None, &format!("recording failed: {why}"));
-        self.observer = None;
     }
 
     fn only(&mut self, capture: Capture, reason: &str) {

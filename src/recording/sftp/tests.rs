@@ -101,3 +101,67 @@ fn a_rename_and_a_removal_are_operations() {
     assert_eq!((done[0].deed, done[0].to.as_deref()), (Deed::Renamed, Some("/b")));
     assert_eq!((done[1].deed, done[1].fault.is_some()), (Deed::Removed, true));
 }
+
+fn ok(id: u32) -> (Direction, Vec<u8>) {
+    (DOWN, packet(STATUS, id, &[&[0; 4]]))
+}
+
+fn opened(id: u32, path: &[u8], flags: u32, handle: &[u8]) -> [(Direction, Vec<u8>); 2] {
+    let open = packet(OPEN, id, &[&text(path), &flags.to_be_bytes(), &[0; 4]]);
+    [(UP, open), (DOWN, packet(HANDLE, id, &[&text(handle)]))]
+}
+
+#[test]
+fn content_behind_a_close_is_not_that_of_the_file_that_was_closed() {
+    let [open, given] = opened(1, b"/tmp/harmless", 2, b"h");
+    let close = (UP, packet(CLOSE, 2, &[&text(b"h")]));
+    let [evil, same] = opened(3, b"/etc/evil", 2, b"h");
+    let write = (UP, packet(WRITE, 4, &[&text(b"h"), &0u64.to_be_bytes(), &text(b"x")]));
+    // Handles are given anew at once: who guesses the next one needs no answer.
+    let early =
+        [open.clone(), given.clone(), close.clone(), evil.clone(), write.clone(), ok(2), same.clone()];
+    assert!(passed(&early).is_err());
+    for kind in [READ, FSETSTAT, CLOSE] {
+        let use_again = (UP, packet(kind, 4, &[&text(b"h"), &[0; 12]]));
+        assert!(passed(&[open.clone(), given.clone(), close.clone(), use_again]).is_err(), "{kind}");
+    }
+    // Who waits for the answers is read as ever; reads that were asked for before the end are answered after it.
+    let done =
+        passed(&[open.clone(), given.clone(), close.clone(), ok(2), evil, same, write, ok(4)]).unwrap();
+    assert_eq!((done[1].path.as_str(), done[1].bytes), ("/etc/evil", 1));
+    let read = (UP, packet(READ, 9, &[&text(b"h"), &[0; 12]]));
+    let late = (DOWN, packet(DATA, 9, &[&text(b"hello")]));
+    let done = passed(&[open, given, read, close, late, ok(2)]).unwrap();
+    assert_eq!((done[0].deed, done[0].bytes), (Deed::Read, 5));
+}
+
+#[test]
+fn a_file_that_is_made_or_emptied_was_written() {
+    let close = [(UP, packet(CLOSE, 2, &[&text(b"h")])), ok(2)];
+    for (flags, deed) in [
+        (1, Deed::Read),
+        (2, Deed::Written),
+        (0x1a, Deed::Written),
+        (0x11, Deed::Written),
+        (9, Deed::Written),
+    ] {
+        let done = passed(&[opened(1, b"/etc/x", flags, b"h"), close.clone()].concat()).unwrap();
+        let [file] = done.as_slice() else { panic!("{done:?}") };
+        assert_eq!((file.deed, file.bytes, file.sha256.is_some()), (deed, 0, true), "{flags}");
+        let refused =
+            [opened(1, b"/etc/x", flags, b"h")[0].clone(), (DOWN, packet(STATUS, 1, &[&3u32.to_be_bytes()]))];
+        assert_eq!(passed(&refused).unwrap()[0].deed, deed);
+    }
+}
+
+#[test]
+fn an_extension_that_is_not_known_is_told_if_the_server_has_it() {
+    let asked = |name: &[u8], code: u32| {
+        let copy = packet(EXTENDED, 1, &[&text(name), &text(b"/a"), &text(b"/b"), &[0]]);
+        passed(&[(UP, copy), (DOWN, packet(STATUS, 1, &[&code.to_be_bytes()]))]).unwrap()
+    };
+    let done = asked(b"copy-file", 0);
+    assert_eq!(done[0].deed, Deed::Changed);
+    assert!(done[0].fault.as_deref().unwrap().contains("copy-file"));
+    assert!(asked(b"copy-file", 8).is_empty() && asked(b"limits@openssh.com", 0).is_empty());
+}

@@ -4,11 +4,13 @@
 use std::fs;
 use std::io;
 
+use data_encoding::HEXLOWER;
 use jiff::Timestamp;
+use sha2::{Digest as _, Sha256};
 
 use super::super::message::SessionId;
 use super::super::summary::Summary;
-use super::{TapeError, Tapes};
+use super::{TapeError, Tapes, small};
 
 /// How long tapes are kept, in seconds; none: for ever.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -30,6 +32,24 @@ impl Keep {
 }
 
 impl Tapes {
+    /// The summary beside a tape, and the SHA-256 of the file that it was read from, hex. Reads files.
+    ///
+    /// # Errors
+    /// [`TapeError`]: it is gone, or no summary of this session.
+    pub fn summary_as_it_lies(&self, id: SessionId) -> Result<(Summary, String), TapeError> {
+        let path = self.path(id, "json");
+        let text = small(&path).map_err(|e| TapeError::file(&path, e))?;
+        let read = serde_json::from_slice::<Summary>(&text).ok();
+        let summary = read.filter(|summary| summary.header.id == id.to_string());
+        let summary = summary.ok_or_else(|| TapeError::damaged(&path, 0, "no summary of this session"))?;
+        Ok((summary, HEXLOWER.encode(&Sha256::digest(text))))
+    }
+
+    /// Whether tape and key are both there: of one that is being deleted they are not.
+    pub fn lies_whole(&self, id: SessionId) -> bool {
+        self.path(id, "tape").exists() && self.path(id, "key").exists()
+    }
+
     /// Deletes a tape: first its key, so that a crash in the middle leaves nothing that can be read; its summary last, so
     /// that it is found again. Writes files.
     ///

@@ -37,13 +37,21 @@ async fn a_terminal_asked_for_in_time_still_is_one() {
 
 /// A tape whose disk is full once `before` is recorded; the tape's file is `real`.
 fn on_a_full_disk(tapes: &Tapes, id: SessionId) -> Tape {
+    on_a_full_disk_with(tapes, id, TERMS).0
+}
+
+fn on_a_full_disk_with(
+    tapes: &Tapes,
+    id: SessionId,
+    terms: Terms,
+) -> (Tape, std::sync::Arc<super::super::tape::Deck>) {
     let (key, real) = ([7; 32], tapes.tape_file(id));
     let file = OpenOptions::new().write(true).create_new(true).open(&real).unwrap();
     let mut writer = Writer::start(file, &header(id), &key).unwrap();
     fs::write(real.with_extension("key"), tapes.wrapped(&key)).unwrap();
     writer.redirect(OpenOptions::new().write(true).open("/dev/full").unwrap());
     let (summary, key) = (tapes.summary_file(id), zeroize::Zeroizing::new(key));
-    start(header(id), writer, Files { tape: real, summary, key, reserve: None }, TERMS).0
+    start(header(id), writer, Files { tape: real, summary, key, reserve: None }, terms)
 }
 
 #[tokio::test]
@@ -206,4 +214,134 @@ async fn operations_that_nobody_takes_hold_up_the_channel_and_not_its_last_words
     let took = async { tape.next_operation().await };
     tokio::join!(remove(), took);
     tape.seal(end(), Timestamp::now()).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_comes_after_the_end_of_a_tape_changes_nothing_that_it_says() {
+    let Recorder { tapes, dir: _dir, .. } = recorded().await;
+    for _ in 0..20 {
+        let id = SessionId::new(Timestamp::now());
+        let tape = tapes.begin(header(id), id).await.unwrap();
+        let sealing = tape.clone();
+        let sealed = tokio::spawn(async move { sealing.seal(end(), Timestamp::now()).await.unwrap() });
+        let mut number = 0;
+        while !sealed.is_finished() {
+            number += 1;
+            tape.channel_opened(number);
+            assert!(tape.channel_closed(number).is_none_or(|ledger| ledger.channel == number));
+            tokio::task::yield_now().await;
+        }
+        tapes.verify(id, sealed.await.unwrap().digest.as_deref()).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_packing_that_fails_leaves_the_tape_and_nothing_else() {
+    let Recorder { tapes, id, dir } = recorded().await;
+    let (tape, key) = (tapes.tape_file(id), zeroize::Zeroizing::new([7; 32]));
+    fs::remove_file(&tape).unwrap();
+    let file = OpenOptions::new().write(true).create_new(true).open(&tape).unwrap();
+    drop(Writer::start(file, &header(id), &key).unwrap());
+    let header_only = fs::read(&tape).unwrap();
+    // No end, and a frame that does not open.
+    for rest in
+        [&b""[..], &[0, 0, 0, 20, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]]
+    {
+        fs::write(&tape, [&header_only, rest].concat()).unwrap();
+        let files =
+            Files { tape: tape.clone(), summary: tapes.summary_file(id), key: key.clone(), reserve: None };
+        assert!(super::super::pack::pack(&header(id), &files, 32 << 10).is_err());
+        let left: Vec<_> =
+            fs::read_dir(dir.path().join("tapes")).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert!(left.iter().all(|name| !name.to_string_lossy().ends_with(".new")), "{left:?}");
+        assert_eq!(fs::read(&tape).unwrap(), [&header_only, rest].concat());
+    }
+}
+
+#[tokio::test]
+async fn no_player_is_told_of_a_terminal_that_it_has_no_memory_for() {
+    let Recorder { tapes, dir: _dir, .. } = recorded().await;
+    let id = SessionId::new(Timestamp::now());
+    let tape = tapes.begin(header(id), id).await.unwrap();
+    let huge = |cols, rows| ChannelMessage::WindowChange { cols, rows, px_width: 0, px_height: 0 };
+    let (term, modes) = ("xterm".to_owned(), Vec::new());
+    let pty = ChannelMessage::Pty { term, cols: u32::MAX, rows: u32::MAX, px_width: 0, px_height: 0, modes };
+    for message in [pty, ChannelMessage::Shell, huge(u32::MAX, 0), huge(81, 25)] {
+        tape.record(1, Direction::ToInstance, &message).await.unwrap();
+    }
+    tape.seal(end(), Timestamp::now()).await.unwrap();
+    let cast = asciicast(&tapes, id);
+    assert!(!cast.contains("4294967295") && cast.contains("\"81x25\""), "{cast}");
+}
+
+#[tokio::test]
+async fn a_tape_without_an_end_verifies_where_a_later_version_reads_it_otherwise() {
+    let Recorder { tapes, dir, .. } = recorded().await;
+    let id = SessionId::new(Timestamp::now());
+    let tape = tapes.begin(header(id), id).await.unwrap();
+    let exec = ChannelMessage::Exec(Bytes::from_static(b"cat"));
+    tape.record(1, Direction::ToInstance, &exec).await.unwrap();
+    tape.record(1, Direction::ToUser, &data("hello")).await.unwrap();
+    let (file, start) = (tapes.tape_file(id), fs::metadata(tapes.tape_file(id)).unwrap().len());
+    while fs::metadata(&file).unwrap().len() == start {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    // As a crash leaves it.
+    let torn = fs::read(&file).unwrap();
+    tape.seal(end(), Timestamp::now()).await.unwrap();
+    fs::write(&file, torn).unwrap();
+    fs::remove_file(tapes.summary_file(id)).unwrap();
+    let (again, truncated) = reopen(dir.path());
+    let [summary] = truncated.as_slice() else { panic!("{truncated:?}") };
+    again.verify(id, summary.digest.as_deref()).unwrap();
+    let said = |change: &dyn Fn(&mut ChannelSummary)| {
+        let mut other = summary.clone();
+        change(&mut other.channels[0]);
+        fs::write(again.summary_file(id), serde_json::to_vec(&other).unwrap()).unwrap();
+        again.verify(id, summary.digest.as_deref())
+    };
+    said(&|channel| (channel.operations, channel.capture) = (3, Capture::Operations)).unwrap();
+    assert!(said(&|channel| channel.bytes_out += 1).unwrap_err().is_tampering());
+    assert!(said(&|channel| channel.command = None).unwrap_err().is_tampering());
+}
+
+#[tokio::test]
+async fn files_that_pass_once_the_tape_failed_are_told_all_the_same() {
+    let Recorder { tapes, dir: _dir, .. } = recorded().await;
+    let id = SessionId::new(Timestamp::now());
+    let (tape, _) = on_a_full_disk_with(&tapes, id, Terms { mode: Mode::BestEffort, ..TERMS });
+    let exec = ChannelMessage::Exec(Bytes::from_static(b"scp -t /srv/x"));
+    tape.record(1, Direction::ToInstance, &exec).await.unwrap();
+    tape.failed().await;
+    tape.record(1, Direction::ToInstance, &data("C0644 5 x\n")).await.unwrap();
+    tape.record(1, Direction::ToUser, &data("\0")).await.unwrap();
+    tape.record(1, Direction::ToInstance, &data("hello\0")).await.unwrap();
+    tape.record(1, Direction::ToUser, &data("\0")).await.unwrap();
+    let (_, file) = tape.take_operation().unwrap();
+    assert_eq!((file.path.as_str(), file.bytes), ("/srv/x", 5));
+    // What is no transfer after all is not called kept.
+    tape.record(1, Direction::ToInstance, &data("sh -i\n")).await.unwrap();
+    let summary = tape.seal(end(), Timestamp::now()).await.unwrap();
+    assert_eq!((summary.status, summary.channels[0].capture), (SessionStatus::Killed, Capture::None));
+    tapes.verify(id, summary.digest.as_deref()).unwrap();
+}
+
+#[tokio::test]
+async fn a_tape_that_was_not_packed_shows_from_its_middle_what_stood_there_before() {
+    let Recorder { tapes, dir: _dir, .. } = recorded().await;
+    let id = SessionId::new(Timestamp::now());
+    let tape = tapes.begin(header(id), id).await.unwrap();
+    tape.record(1, Direction::ToInstance, &pty()).await.unwrap();
+    let size = || fs::metadata(tapes.tape_file(id)).unwrap().len();
+    for text in ["first", "\r\nsecond", "\r\nthird"] {
+        let before = size();
+        tape.record(1, Direction::ToUser, &data(text)).await.unwrap();
+        while size() == before {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    }
+    tape.seal(end(), Timestamp::now()).await.unwrap();
+    let mut playback = Playback::from(&tapes, id, 1_000_000).unwrap();
+    let (_, _, picture) = playback.next_event().unwrap().unwrap();
+    assert!(["first", "second", "third"].iter().all(|text| picture.contains(text)), "{picture:?}");
 }

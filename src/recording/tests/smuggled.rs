@@ -166,6 +166,14 @@ async fn a_whole_stream_that_is_not_read_has_its_digest() {
         ("/srv/x", 7, Some(sum.as_str()))
     );
     assert!(file.sha256.is_none());
+    // A file may be called like an option.
+    let line = "rsync --server -e.LsfxC -- . --sender";
+    let (_, found) = told(vec![exec(line), said(UP, &stream)]).await;
+    assert_eq!(operations(&found)[0].deed, Deed::Written);
+    // Thousands of names are not an event.
+    let line = format!("rsync --server . {}", "/srv/ä ".repeat(10_000));
+    let (_, found) = told(vec![exec(&line), said(UP, &stream)]).await;
+    assert!(operations(&found)[0].path.len() < 5000);
     // `rsync -s` names its files in the stream.
     let names = b"rsync\0--server\0-e31\0.\0/etc/evil\0\0\x1f\0\0\0";
     let (_, found) = told(vec![exec("rsync --server -se31"), said(UP, names)]).await;

@@ -17,13 +17,15 @@ use crate::backend::watchers::Watchers;
 use crate::backend::{
     BackendError, Changed, Compacted, Guard, Lease, Outcome, Revision, Transaction, Versioned, Write,
 };
-use crate::journal::{Answer, Journal};
+use crate::journal::{Answer, Journal, fits_a_line};
 
 pub(super) enum Job {
     Transact(Transaction, Reply),
     Expire(Lease),
-    /// See [`super::compact`].
-    Compact(oneshot::Sender<Result<Compacted, BackendError>>),
+    /// The newest record and its hash.
+    Newest(oneshot::Sender<(Revision, String)>),
+    /// See [`super::compact`]; only if this is the newest record still.
+    Compact(Option<Revision>, oneshot::Sender<Result<Compacted, BackendError>>),
 }
 
 type Reply = oneshot::Sender<Result<Outcome, BackendError>>;
@@ -98,7 +100,7 @@ impl Committer {
     pub(super) fn run(mut self, mut queue: mpsc::Receiver<Job>) {
         while let Some(first) = queue.blocking_recv() {
             let mut batch = Batch { rows: BTreeMap::new(), next: self.shared.revision() + 1 };
-            let (mut decided, mut compact) = (Vec::new(), None);
+            let (mut decided, mut compact, mut newest) = (Vec::new(), None, None);
             let mut next = Some(first);
             while let Some(job) = next.take() {
                 match job {
@@ -112,18 +114,24 @@ impl Committer {
                             decided.push(self.decide(transaction, None, &mut batch));
                         }
                     }
-                    Job::Compact(reply) => compact = Some(reply),
+                    Job::Newest(reply) => newest = Some(reply),
+                    Job::Compact(at, reply) => compact = Some((at, reply)),
                 }
-                if decided.len() < BATCH && compact.is_none() {
+                if decided.len() < BATCH && compact.is_none() && newest.is_none() {
                     next = queue.try_recv().ok();
                 }
             }
             for one in decided {
                 self.finish(one);
             }
-            if let Some(reply) = compact {
+            let head = self.journal.head();
+            if let Some((at, reply)) = compact {
+                let moved = at.is_some_and(|at| at != head.seq);
                 // Who asked may have gone away; what was done stays.
-                drop(reply.send(self.compact()));
+                drop(reply.send(if moved { Err(BackendError::Moved) } else { self.compact() }));
+            }
+            if let Some(reply) = newest {
+                drop(reply.send((head.seq, head.hash)));
             }
         }
     }
@@ -155,6 +163,9 @@ impl Committer {
             return Ok(None);
         }
         let line = line::encode(&transaction.writes).map_err(std::io::Error::from)?;
+        if !fits_a_line(&line) {
+            return Err(BackendError::TooLarge);
+        }
         let revision = batch.next;
         let mut changes: BTreeMap<Bytes, Option<Versioned>> = BTreeMap::new();
         for write in &transaction.writes {
