@@ -183,6 +183,12 @@ async fn verify(house: &House, id: &str, out: &mut Output) -> Result<(), Fault> 
         }
         _ => {}
     }
+    // Its time was over, and a crash came in the middle of its deletion.
+    if !reading(house, move |tapes| Ok(tapes.lies_whole(session))).await?
+        && let Ok(Some(value)) = signed_deletion(house, session).await
+    {
+        return out.either(&value.0, value.1).await;
+    }
     let mut named = named(house, session).await?;
     // Of one whose digest changed all are held against it: the chain can be written on by whoever has the disk.
     let Some(newest) = named.last().cloned() else {

@@ -19,6 +19,8 @@ pub(super) struct Sftp {
     asked: HashMap<u32, Asked>,
     open: HashMap<Vec<u8>, Open>,
     directories: HashSet<Vec<u8>>,
+    /// Bytes of the names that are held for unanswered requests and open files.
+    held: usize,
     versions: (bool, bool),
 }
 
@@ -42,6 +44,17 @@ enum Asked {
     Other(Operation),
     /// Touches nothing.
     Look,
+}
+
+impl Asked {
+    fn names(&self) -> usize {
+        match self {
+            Self::Open { path, .. } => path.len(),
+            Self::Other(operation) => operation.path.len() + operation.to.as_ref().map_or(0, String::len),
+            Self::Read { handle, .. } | Self::Write { handle } | Self::Close { handle } => handle.len(),
+            Self::Directory | Self::Look => 0,
+        }
+    }
 }
 
 /// An open file.
@@ -177,7 +190,7 @@ impl Sftp {
             let handle = fields.text().unwrap_or_default().to_vec();
             (handle, fields.long().unwrap_or(0))
         } else {
-            match self.asked.remove(&id) {
+            match self.answered(id) {
                 Some(Asked::Read { handle, offset }) => (handle, offset),
                 _ => return Err(Deviates("sftp data that nobody asked for")),
             }
@@ -199,13 +212,20 @@ impl Sftp {
     }
 
     fn ask(&mut self, id: u32, asked: Asked) -> Result<(), Deviates> {
-        if self.asked.len() >= MOST_ASKED {
+        self.held += asked.names();
+        if self.asked.len() >= MOST_ASKED || self.held > MOST_NAMES {
             return Err(Deviates("too many unanswered requests of sftp"));
         }
         match self.asked.insert(id, asked) {
             None => Ok(()),
             Some(_) => Err(Deviates("an id of sftp is asked with twice")),
         }
+    }
+
+    fn answered(&mut self, id: u32) -> Option<Asked> {
+        let asked = self.asked.remove(&id)?;
+        self.held = self.held.saturating_sub(asked.names());
+        Some(asked)
     }
 
     fn file(&self, handle: &[u8]) -> Result<&Open, Deviates> {
@@ -296,7 +316,7 @@ impl Sftp {
         if *kind == VERSION && !std::mem::replace(&mut self.versions.1, true) {
             return Ok(());
         }
-        let asked = fields.number().and_then(|id| self.asked.remove(&id));
+        let asked = fields.number().and_then(|id| self.answered(id));
         let asked = asked.ok_or(Deviates("an answer of sftp that nobody asked for"))?;
         let status = if *kind == STATUS { fields.number() } else { None };
         let fault = status.filter(|code| *code != 0).map(|code| {
@@ -308,10 +328,15 @@ impl Sftp {
                 let handle = fields.text().unwrap_or_default().to_vec();
                 let (read, written) = (Content::new(), Content::new());
                 let open = Open { path, how, read, written, fault: None, closing: false };
-                if self.open.len() >= MOST_OPEN {
+                self.held += open.path.len();
+                if self.open.len() >= MOST_OPEN || self.held > MOST_NAMES {
                     return Err(Deviates("too many open files of sftp"));
                 }
+                if handle.len() > LONGEST_HANDLE {
+                    return Err(Deviates("a handle of sftp is too long"));
+                }
                 if let Some(old) = self.open.insert(handle, open) {
+                    self.held = self.held.saturating_sub(old.path.len());
                     finish(old, None, done);
                 }
             }
@@ -319,7 +344,11 @@ impl Sftp {
                 if self.directories.len() >= MOST_OPEN {
                     return Err(Deviates("too many open directories of sftp"));
                 }
-                self.directories.insert(fields.text().unwrap_or_default().to_vec());
+                let handle = fields.text().unwrap_or_default();
+                if handle.len() > LONGEST_HANDLE {
+                    return Err(Deviates("a handle of sftp is too long"));
+                }
+                self.directories.insert(handle.to_vec());
             }
             Asked::Directory | Asked::Look => {}
             Asked::Open { path, how } => {
@@ -343,6 +372,7 @@ impl Sftp {
             Asked::Close { handle } => {
                 self.directories.remove(&handle);
                 if let Some(open) = self.open.remove(&handle) {
+                    self.held = self.held.saturating_sub(open.path.len());
                     finish(open, None, done);
                 }
             }
@@ -421,6 +451,10 @@ const CLOSED_HANDLE: Deviates = Deviates("a handle of sftp is used after its end
 const UNKNOWN_HANDLE: Deviates = Deviates("a handle of sftp that was not given");
 const MOST_ASKED: usize = 4096;
 const MOST_OPEN: usize = 1024;
+/// Bytes of names, of all of those together.
+const MOST_NAMES: usize = 4 << 20;
+/// §3: a handle is at most 256 bytes long.
+const LONGEST_HANDLE: usize = 256;
 
 #[cfg(test)]
 mod tests;

@@ -255,6 +255,9 @@ fn recordings_go_when_their_time_is_over_and_the_chain_says_so() {
     );
     assert!(rig.ok(&["sessions", "holds"]).contains("case 7"));
     let digest = rig.json(&["sessions", "show", &gone])["digest"].clone();
+    let tapes = rig.path("bastion/state/tapes");
+    let tape = |id: &str| tapes.join(format!("{id}.tape"));
+    let there = (fs::read(tape(&gone)).unwrap(), fs::read(tape(&gone).with_extension("json")).unwrap());
     rig.stop();
     let config = rig.path("bastion/keyward.toml");
     let before = fs::read_to_string(&config).unwrap();
@@ -268,13 +271,19 @@ fn recordings_go_when_their_time_is_over_and_the_chain_says_so() {
             .iter()
             .any(|e| e["session"] == gone.as_str() && e["digest"] == digest && e["user"] == "alice")
     );
-    let tapes = rig.path("bastion/state/tapes");
-    let tape = |id: &str| tapes.join(format!("{id}.tape"));
     assert!(!tape(&gone).exists() && !tape(&gone).with_extension("key").exists() && tape(&held).exists());
     let verified = rig.ok(&["logs", "verify"]);
     assert!(verified.contains(&format!("{gone}: deleted by retention on")), "{verified}");
     assert!(rig.ok(&["sessions", "verify", &gone]).contains("deleted by retention"));
     rig.ok(&["sessions", "verify", &held]);
+    // As a crash in the middle of it leaves one: no fault, and nothing that can be put on hold.
+    fs::write(tape(&gone), &there.0).unwrap();
+    fs::write(tape(&gone).with_extension("json"), &there.1).unwrap();
+    assert!(rig.ok(&["sessions", "verify", &gone]).contains("deleted by retention"));
+    assert!(rig.ok(&["logs", "verify"]).contains("deleted by retention"));
+    assert_eq!(rig.run(&["sessions", "hold", &gone, "--reason", "late"]).status.code(), Some(5));
+    fs::remove_file(tape(&gone)).unwrap();
+    fs::remove_file(tape(&gone).with_extension("json")).unwrap();
     let show = rig.run(&["sessions", "play", &gone]);
     assert_eq!(show.status.code(), Some(3));
     assert!(text(show.stderr).contains("deleted by retention on"));

@@ -165,3 +165,20 @@ fn an_extension_that_is_not_known_is_told_if_the_server_has_it() {
     assert!(done[0].fault.as_deref().unwrap().contains("copy-file"));
     assert!(asked(b"copy-file", 8).is_empty() && asked(b"limits@openssh.com", 0).is_empty());
 }
+
+#[test]
+fn names_that_nobody_answers_or_closes_are_held_in_little_memory() {
+    let long = vec![b'x'; 4000];
+    let asked: Vec<_> = (0..4000).map(|id| (UP, packet(REMOVE, id, &[&text(&long)]))).collect();
+    assert!(passed(&asked[..1000]).is_ok() && passed(&asked).is_err());
+    let files =
+        |count: u32| (0..count).flat_map(|n| opened(n, &long, 2, &n.to_be_bytes())).collect::<Vec<_>>();
+    assert!(passed(&files(1000)).is_ok());
+    // Those that are answered and closed are forgotten.
+    let all = (0..2000u32).flat_map(|n| {
+        let close = (UP, packet(CLOSE, n, &[&text(b"h")]));
+        [opened(n, &long, 2, b"h").as_slice(), &[close, ok(n)]].concat()
+    });
+    assert_eq!(passed(&all.collect::<Vec<_>>()).unwrap().len(), 2000);
+    assert!(passed(&opened(1, b"/x", 2, &[7; 300])).is_err());
+}
