@@ -170,12 +170,14 @@ fn what_is_under_way_on_many_channels_survives_new_keys() {
         r#"
 import hashlib, threading
 t = inner()
+# What arrives while this is not set is taken up late: also what a read that began before brings.
+resume = threading.Event(); resume.set(); read = t.packetizer.read_message
+def reads_later():
+    message = read(); resume.wait(); return message
+t.packetizer.read_message = reads_later
 chans = [t.open_session() for _ in range(3)]
 for chan in chans: chan.exec_command('sha256sum')
-resume = threading.Event(); read = t.packetizer.read_message
-def reads_later():
-    resume.wait(); return read()
-t.packetizer.read_message = reads_later
+resume.clear()
 part = bytes(range(256)) * 7936
 for chan in chans: chan.sendall(part)
 resume.set()
