@@ -22,4 +22,7 @@ pub use store::{SeenStore, StoreHead};
 pub use tell::{Excerpt, Hold};
 pub use text::{harmless, is_command, plain};
 pub use trail::{AuditError, Filter, Follow, Keeping, Known, Trail};
-pub use verify::{Against, ClosedTape, DeletedTape, Fault, Verified, read_key, verify, verify_with};
+pub use verify::{
+    Against, ClosedTape, DeletedTape, Fault, Verified, read_key, verify, verify_counting, verify_length,
+    verify_with,
+};

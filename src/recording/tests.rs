@@ -289,7 +289,10 @@ async fn rewrapping_touches_only_keys_and_the_old_identity_reads_no_more() {
     let path = dir.path().join(format!("tapes/{id}.tape"));
     let before = fs::read(&path).unwrap();
     let others = TapeKeys::create(&dir.path().join("others")).unwrap();
-    assert_eq!(tapes.rewrap(&TapeKeys::recipients_only(&others.recipients()).unwrap()).unwrap(), 1);
+    assert_eq!(
+        tapes.rewrap(&TapeKeys::recipients_only(&others.recipients()).unwrap(), &|_, _| {}).unwrap(),
+        1
+    );
     assert_eq!(fs::read(&path).unwrap(), before);
     assert!(tapes.frames(id, 0).is_err());
     let there =
