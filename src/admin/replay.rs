@@ -29,6 +29,12 @@ pub(super) async fn play(asked: Asked<'_>, speed: f64, from: u64, out: &mut Outp
     let (shelf, caller, id) = asked;
     let id = parsed(id)?;
     let length = length(&shelf.summary(id).await?);
+    if from > length {
+        return Err(Fault::usage(format!(
+            "session {id} lasted {}: there is nothing after that",
+            place(length)
+        )));
+    }
     let playback = shelf.reading(move |tapes| Playback::from(tapes, id, from)).await?;
     viewed(shelf, caller, id).await?;
     if let Some(keyboard) = out.take_keyboard() {

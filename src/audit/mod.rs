@@ -17,7 +17,7 @@ mod verify;
 
 pub use event::{Event, FileFacts, SessionFacts};
 pub use keystore::journal::Receipt;
-pub use out::{Outlets, Receivers, Standing, SyslogAddress, WebhookTerms};
+pub use out::{Outlets, Receivers, Standing, SyslogAddress, SyslogTerms, WebhookTerms};
 pub use store::{SeenStore, StoreHead};
 pub use tell::{Excerpt, Hold};
 pub use text::{harmless, is_command, plain};

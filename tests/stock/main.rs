@@ -51,4 +51,5 @@ mod rotation;
 mod seeing;
 mod smuggling;
 mod strict;
+mod tls;
 mod unasked;
