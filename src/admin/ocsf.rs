@@ -256,6 +256,7 @@ mod tests {
         "channel_closed",
         "forward_denied",
         "file_read",
+        "file_changed",
         "file_written",
         "recording_failed",
         "recording_viewed",
