@@ -57,7 +57,7 @@ const FILTERS: [Filter; 12] = [
     ("source", "From", "10.0.0.0/8"),
     ("since", "Since", "7d or 2026-11-23"),
     ("until", "Until", "1d or 2026-11-23"),
-    ("at", "Running at", "2026-11-23T12:00:00Z"),
+    ("at", "Running at", "2h or a time"),
     ("key", "Key", "SHA256:…"),
 ];
 const PER_PAGE: usize = 50;
