@@ -24,7 +24,7 @@ mod rebase;
 pub(crate) use rebase::Rebased;
 pub use rebase::read_rebased;
 
-pub use read::{Entry, Fault, Reader, Verified, newest, read, verify};
+pub use read::{Entry, Fault, Reader, Verified, length, newest, read, verify, verify_counting};
 
 /// A handle on an open journal; clones share it. Closed, and its lock released, when the last one is dropped.
 #[derive(Clone)]

@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use super::replay::viewed;
 use super::sessions::{parsed, reading};
 use super::steps::Steps;
-use super::{Caller, Fault, Output};
+use super::{Caller, Fault, Output, Progress};
 use crate::audit::Event;
 use crate::recording::{SessionId, SessionStatus, TapeError, Tapes};
 use crate::session::House;
@@ -62,8 +62,11 @@ pub(super) async fn make(
         Member::text("allowed_signers", format!("keyward namespaces=\"{NAMESPACE},keyward-audit\" {key}\n")),
         Member::text(EVENTS, excerpt.events),
     ];
-    let files = reading(house, move |tapes| files(tapes, &ids, &excerpt.checkpoints)).await?;
-    members.extend(files);
+    let progress = Progress::default();
+    progress.expect(ids.iter().map(|id| house.tapes.length(*id)).sum());
+    let counts = progress.clone();
+    let files = reading(house, move |tapes| files(tapes, &ids, &excerpt.checkpoints, &counts));
+    members.extend(out.meanwhile("hashing", &progress, files).await?);
     let manifest: String =
         members.iter().map(|member| format!("{}  {}\n", member.digest, member.name)).collect();
     let signature = house.signers.audit.sshsig(NAMESPACE, manifest.as_bytes());
@@ -75,7 +78,7 @@ pub(super) async fn make(
     while let Some(piece) = pieces.next().await? {
         sent += piece.len() as u64;
         out.bytes(piece).await?;
-        out.progress("bundling", (sent, total)).await?;
+        out.sent("bundling", (sent, total));
     }
     Ok(())
 }
@@ -108,12 +111,13 @@ fn files(
     tapes: &Tapes,
     ids: &BTreeSet<SessionId>,
     checkpoints: &[PathBuf],
+    progress: &Progress,
 ) -> Result<Vec<Member>, TapeError> {
     let mut members = Vec::new();
     let whole = |path: &Path| std::fs::read(path).map_err(|e| TapeError::file(path, e));
     for id in ids {
         let tape = tapes.tape_file(*id);
-        let (digest, size) = hashed(&tape)?;
+        let (digest, size) = hashed(&tape, progress)?;
         members.push(Member {
             name: format!("tapes/{id}.tape"),
             size,
@@ -130,7 +134,7 @@ fn files(
     Ok(members)
 }
 
-fn hashed(path: &Path) -> Result<(String, u64), TapeError> {
+fn hashed(path: &Path, progress: &Progress) -> Result<(String, u64), TapeError> {
     let mut file = File::open(path).map_err(|e| TapeError::file(path, e))?;
     let (mut hash, mut size, mut chunk) = (Sha256::new(), 0, vec![0; PIECE]);
     loop {
@@ -139,6 +143,7 @@ fn hashed(path: &Path) -> Result<(String, u64), TapeError> {
             return Ok((hex(&hash.finalize()), size));
         }
         size += read as u64;
+        progress.did(read as u64);
         hash.update(chunk.get(..read).unwrap_or_default());
     }
 }

@@ -114,6 +114,16 @@ fn parse(visitor: &Visitor, ask: &Ask) -> Result<Asked, Fault> {
             }
             *file_text = Some(String::from_utf8_lossy(&ask.stdin).into_owned());
         }
+        Command::Logs(Logs::Verify { state: Some(_), .. })
+        | Command::Recording(Recording::Rewrap { state: Some(_), .. })
+        | Command::Sessions(
+            Sessions::List { state: Some(_), .. }
+            | Sessions::Show { state: Some(_), .. }
+            | Sessions::Gaps { state: Some(_), .. }
+            | Sessions::Verify { state: Some(_), .. },
+        ) => {
+            return Err(Fault::usage("keyward: --state names files of your own machine: use it there"));
+        }
         Command::SshKeys(SshKeys::List { user, .. }) | Command::Sessions(Sessions::List { user, .. }) => {
             let all = visitor.roles.iter().any(|r| matches!(r.as_str(), "admin" | "auditor"));
             if user.is_none() && !all {
@@ -124,10 +134,6 @@ fn parse(visitor: &Visitor, ask: &Ask) -> Result<Asked, Fault> {
             return Err(Fault::usage(
                 "keyward: instances are added on the bastion itself: keyward instances add …",
             ));
-        }
-        Command::Logs(Logs::Verify { state: Some(_), .. })
-        | Command::Recording(Recording::Rewrap { state: Some(_), .. }) => {
-            return Err(Fault::usage("keyward: --state names files of your own machine: use it there"));
         }
         Command::Sessions(
             Sessions::Play { copy, .. }

@@ -16,7 +16,12 @@ pub async fn execute(house: &House, caller: &Caller, command: Command, out: &mut
         Err(fault) => Err(fault),
     };
     out.release();
-    let Err(fault) = done else { return 0 };
+    let Err(fault) = done else {
+        if out.progressed().await.is_err() {
+            tracing::debug!("admin.client_gone");
+        }
+        return 0;
+    };
     if out.note(format!("keyward: {fault}")).await.is_err() {
         tracing::debug!("admin.client_gone");
     }
@@ -242,8 +247,11 @@ mod tests {
     #[test]
     fn an_owner_and_an_admin_see_recordings_only_where_that_is_configured() {
         let command = |command| Command::Sessions(command);
-        let transcript =
-            command(Sessions::Transcript { id: "s".into(), copy: crate::admin::FromCopy::default() });
+        let transcript = command(Sessions::Transcript {
+            id: "s".into(),
+            commands: false,
+            copy: crate::admin::FromCopy::default(),
+        });
         let watch = command(Sessions::Watch { id: "s".into() });
         let bundle = command(Sessions::Bundle { ids: vec!["s".into()], output: None });
         let may = |role, command: &Command, owner, admin| {
@@ -275,7 +283,7 @@ mod tests {
 
     #[test]
     fn an_auditor_exports_logs_and_an_engineer_does_not() {
-        let verify = Command::Logs(Logs::Verify { state: None, trust: None, heads: None });
+        let verify = Command::Logs(Logs::Verify { state: None, identity: None, trust: None, heads: None });
         assert!(
             permitted(&user("auditor"), &verify).is_ok() && permitted(&user("engineer"), &verify).is_err()
         );

@@ -41,7 +41,10 @@ pub(super) fn wanted(session: &Summary, only: &SessionFilter) -> bool {
     let header = &session.header;
     let until = only.until.map(|when| when.ago(Timestamp::now()));
     let from = |net: &Network| header.source_ip.parse().is_ok_and(|ip: IpAddr| net.0.contains(&ip));
+    let at = only.at.map(|when| when.ago(Timestamp::now()));
+    let ran = |t| header.started_at <= t && session.ended_at.is_none_or(|end| end >= t);
     until.is_none_or(|t| header.started_at < t)
+        && at.is_none_or(ran)
         && only.login.as_ref().is_none_or(|login| header.login == login.as_str())
         && only.instance.as_ref().is_none_or(|instance| header.instance == instance.as_str())
         && only.key.as_ref().is_none_or(|key| header.key == *key)
@@ -68,7 +71,7 @@ pub(super) async fn may_see(house: &House, caller: &Caller, command: &Sessions) 
         Sessions::Play { id, .. }
         | Sessions::Transcript { id, .. }
         | Sessions::Export { id, .. }
-        | Sessions::Show { id } => id,
+        | Sessions::Show { id, .. } => id,
         _ => return Ok(()),
     };
     let denied = || Fault::denied("this is for auditors; ask one of them");

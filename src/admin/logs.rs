@@ -6,7 +6,7 @@ use std::path::Path;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{Caller, Fault, LogFormat, Logs, Output};
+use super::{Caller, Fault, LogFormat, Logs, Output, Progress};
 use crate::audit::{self, Against, Event, Filter};
 use crate::recording::{SessionId, TapeError, TapeVerified, Tapes};
 use crate::session::House;
@@ -21,7 +21,7 @@ pub(super) async fn run(
     match command {
         Logs::Export { start, end, format, output: _ } => {
             let filter = Filter { since: Some(start.ago(now)), until: end.map(|e| e.ago(now)), event: None };
-            let found = query(house, filter.clone()).await?;
+            let found = query(house, filter.clone(), out).await?;
             let event = Event::LogsExported {
                 by: caller.name(),
                 from: filter.since.map(|t| t.to_string()),
@@ -34,8 +34,10 @@ pub(super) async fn run(
         Logs::Tail { lines, follow } => tail(house, (lines, follow), out).await,
         Logs::Verify { .. } => {
             let (dir, tapes) = (house.config().audit_dir(), std::sync::Arc::clone(&house.tapes));
-            let against = against(house);
-            let checked = tokio::task::spawn_blocking(move || verify(&dir, &tapes, &against)).await;
+            let (against, progress) = (against(house), Progress::default());
+            let counts = progress.clone();
+            let checked = tokio::task::spawn_blocking(move || verify(&dir, &tapes, &against, &counts));
+            let checked = out.meanwhile("verifying", &progress, checked).await;
             let verified = checked.map_err(|e| Fault::error(e.to_string()))??;
             out.either(&verified.as_json(), verified.to_string()).await
         }
@@ -96,13 +98,20 @@ impl std::fmt::Display for StateVerified {
     }
 }
 
-/// Checks the chain, its checkpoints, and every tape that the chain names. Blocks; reads files only.
+/// Checks the chain, its checkpoints, and every tape that the chain names; `progress` counts bytes. Blocks; reads files only.
 ///
 /// # Errors
 /// Exit code 10 and the first thing that is wrong.
-pub fn verify(audit_dir: &Path, tapes: &Tapes, against: &Against) -> Result<StateVerified, Fault> {
+pub fn verify(
+    audit_dir: &Path,
+    tapes: &Tapes,
+    against: &Against,
+    progress: &Progress,
+) -> Result<StateVerified, Fault> {
     let ended = ended(tapes)?;
-    let chain = audit::verify_with(audit_dir, against)
+    progress.expect(audit::verify_length(audit_dir));
+    progress.expect(ended.iter().map(|(id, _)| tapes.length(*id)).sum());
+    let chain = audit::verify_counting(audit_dir, against, &|bytes| progress.did(bytes))
         .map_err(|fault| Fault::tampering(format!("audit trail: {fault}")))?;
     let mut opened = 0;
     for closed in &chain.tapes {
@@ -131,6 +140,7 @@ pub fn verify(audit_dir: &Path, tapes: &Tapes, against: &Against) -> Result<Stat
             Err(error) if error.is_tampering() => return Err(named(error.to_string())),
             Err(error) => return Err(Fault::error(error.to_string())),
         }
+        progress.did(tapes.length(id));
     }
     strangers(tapes, &ended, &chain)?;
     // A copy for auditors may come without the store.
@@ -269,9 +279,13 @@ fn cell(text: &str) -> String {
 const COLUMNS: [&str; 11] =
     ["time", "seq", "event", "user", "source_ip", "key", "session", "instance", "login", "reason", "hash"];
 
-async fn query(house: &House, filter: Filter) -> Result<Vec<Value>, Fault> {
-    let trail = std::sync::Arc::clone(&house.trail);
-    let found = tokio::task::spawn_blocking(move || trail.query(&filter)).await;
+async fn query(house: &House, filter: Filter, out: &mut Output) -> Result<Vec<Value>, Fault> {
+    let (trail, progress) = (std::sync::Arc::clone(&house.trail), Progress::default());
+    progress.expect(trail.length());
+    let counts = progress.clone();
+    let found =
+        tokio::task::spawn_blocking(move || trail.query_counting(&filter, &|bytes| counts.did(bytes)));
+    let found = out.meanwhile("reading the trail", &progress, found).await;
     found.map_err(|e| Fault::error(e.to_string()))?.map_err(|e| Fault::tampering(e.to_string()))
 }
 

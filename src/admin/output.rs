@@ -11,6 +11,7 @@ use keystore::{Role, UserName};
 use serde::Serialize;
 use tokio::sync::{MutexGuard, mpsc};
 
+use super::progress::{Progress, bar};
 use crate::audit::{AuditError, harmless};
 use crate::auth::Authenticated;
 use crate::session::Chunk;
@@ -91,7 +92,10 @@ pub struct Output {
     width: Option<u16>,
     keyboard: Option<Keyboard>,
     began: Instant,
+    /// Progress is seen: standard error is a terminal.
+    tells: bool,
     in_progress: bool,
+    shown: Option<Instant>,
     turn: Option<MutexGuard<'static, ()>>,
 }
 
@@ -106,7 +110,14 @@ pub struct Keyboard {
 impl Output {
     /// An output into `to`; `width` is that of the terminal it ends on, in columns, if it does.
     pub fn new(to: mpsc::Sender<Chunk>, json: bool, width: Option<u16>) -> Self {
-        Self { to, json, width, keyboard: None, began: Instant::now(), in_progress: false, turn: None }
+        let (began, tells) = (Instant::now(), width.is_some());
+        Self { to, json, width, keyboard: None, began, tells, in_progress: false, shown: None, turn: None }
+    }
+
+    /// The same output, whose standard error is a terminal or not, wherever the answer goes.
+    #[must_use]
+    pub fn with_progress(self, tells: bool) -> Self {
+        Self { tells, ..self }
     }
 
     /// The same output, on a terminal at which somebody types.
@@ -157,7 +168,9 @@ impl Output {
     /// If the client has gone.
     pub async fn bytes(&mut self, bytes: Vec<u8>) -> Result<(), Fault> {
         self.release();
-        self.progressed().await?;
+        if self.width.is_some() {
+            self.progressed().await?;
+        }
         self.to.send(Chunk::Out(bytes)).await.map_err(|_| Fault::error("the client has gone"))
     }
 
@@ -185,30 +198,45 @@ impl Output {
         self.to.send(Chunk::Err(text.into_bytes())).await.map_err(|_| Fault::error("the client has gone"))
     }
 
-    /// On a terminal, and once it takes over two seconds: how much of all is done, and how long the rest will take.
+    /// On a terminal, and once it takes over two seconds: how much of all is done, and how long the rest will take. Waits
+    /// for nobody: who does not read sees no progress, and holds nothing up.
+    pub fn progress(&mut self, doing: &str, so_far: (u64, u64)) {
+        if !self.tells || self.shown.is_some_and(|at| at.elapsed() < LOOK) {
+            return;
+        }
+        if let Some(text) = bar(doing, so_far, self.began.elapsed())
+            && self.to.try_send(Chunk::Err(text.into_bytes())).is_ok()
+        {
+            self.in_progress = true;
+            self.shown = Some(Instant::now());
+        }
+    }
+
+    /// The same of an answer that is written meanwhile, unless that is seen itself.
+    pub fn sent(&mut self, doing: &str, so_far: (u64, u64)) {
+        if self.width.is_none() {
+            self.progress(doing, so_far);
+        }
+    }
+
+    /// Waits for `work`, which counts in `so_far`, and shows how far it is. The work is always run to its end.
+    pub async fn meanwhile<T>(&mut self, doing: &str, so_far: &Progress, work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        let mut tick = tokio::time::interval(LOOK);
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut work => return done,
+                _ = tick.tick() => self.progress(doing, so_far.so_far()),
+            }
+        }
+    }
+
+    /// Takes the progress away, before something else is written there and at the end.
     ///
     /// # Errors
     /// If the client has gone.
-    pub async fn progress(&mut self, doing: &str, (done, all): (u64, u64)) -> Result<(), Fault> {
-        let since = self.began.elapsed();
-        if self.width.is_none() || since < Duration::from_secs(2) || done == 0 || all == 0 {
-            return Ok(());
-        }
-        let share = (done as f64 / all as f64).min(1.0);
-        let left = since.mul_f64((1.0 - share) / share).as_secs();
-        let bar = "#".repeat((share * 20.0) as usize);
-        let text = format!(
-            "\r{doing} [{bar:<20}] {:.0} %, {}:{:02} left\u{1b}[K",
-            share * 100.0,
-            left / 60,
-            left % 60
-        );
-        self.in_progress = true;
-        self.to.send(Chunk::Err(text.into_bytes())).await.map_err(|_| Fault::error("the client has gone"))
-    }
-
-    /// Takes the progress away before something else is written.
-    async fn progressed(&mut self) -> Result<(), Fault> {
+    pub async fn progressed(&mut self) -> Result<(), Fault> {
         if !std::mem::take(&mut self.in_progress) {
             return Ok(());
         }
@@ -286,10 +314,52 @@ impl From<AuditError> for Fault {
     }
 }
 
+/// How often progress is shown.
+const LOOK: Duration = Duration::from_millis(500);
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::audit::is_command;
+
+    #[tokio::test]
+    async fn work_that_takes_long_is_seen_on_a_terminal_alone_and_leaves_no_trace() {
+        for (width, told, seen) in [(Some(80), None, true), (None, None, false), (None, Some(true), true)] {
+            let (to, mut from) = mpsc::channel(16);
+            let mut out = Output::new(to, false, width);
+            out.tells = told.unwrap_or(out.tells);
+            // The bar's own clock is the machine's.
+            out.began = Instant::now().checked_sub(Duration::from_secs(10)).unwrap();
+            let so_far = Progress::default();
+            so_far.expect(4);
+            so_far.did(1);
+            let work = async {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                7
+            };
+            assert_eq!(out.meanwhile("counting", &so_far, work).await, 7);
+            out.note("done").await.unwrap();
+            drop(out);
+            let mut said = String::new();
+            while let Some(Chunk::Err(bytes)) = from.recv().await {
+                said.push_str(&String::from_utf8(bytes).unwrap());
+            }
+            assert_eq!(said.contains("counting [#####               ] 25 %, 0:3"), seen, "{said:?}");
+            assert!(said.ends_with(if seen { "\r\u{1b}[Kdone\n" } else { "done\n" }), "{said:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn who_does_not_read_holds_no_work_up() {
+        let (to, _from) = mpsc::channel(1);
+        let mut out = Output::new(to, false, Some(80));
+        out.began = Instant::now().checked_sub(Duration::from_secs(10)).unwrap();
+        let so_far = Progress::default();
+        so_far.expect(2);
+        so_far.did(1);
+        let work = tokio::time::sleep(Duration::from_millis(20));
+        out.meanwhile("counting", &so_far, work).await;
+    }
 
     #[tokio::test]
     async fn who_does_not_read_an_answer_holds_up_no_other_change() {

@@ -16,8 +16,8 @@ use super::steps::Steps;
 use super::{Caller, Fault, Format, Keyboard, Output};
 use crate::audit::{Event, harmless};
 use crate::recording::{
-    Cast, CastEvent, Drawing, Frames, Line, Lines, Playback, Record, SessionId, Source, Summary, TapeError,
-    What, cast_header, cast_line, json_record, picture,
+    Cast, CastEvent, Drawing, Frames, Line, Lines, Marker, Markers, Playback, Record, SessionId, Source,
+    Summary, TapeError, What, cast_header, cast_line, json_record, picture,
 };
 use crate::session::House;
 
@@ -29,6 +29,12 @@ pub(super) async fn play(asked: Asked<'_>, speed: f64, from: u64, out: &mut Outp
     let (shelf, caller, id) = asked;
     let id = parsed(id)?;
     let length = length(&shelf.summary(id).await?);
+    if from > length {
+        return Err(Fault::usage(format!(
+            "session {id} lasted {}: there is nothing after that",
+            place(length)
+        )));
+    }
     let playback = shelf.reading(move |tapes| Playback::from(tapes, id, from)).await?;
     viewed(shelf, caller, id).await?;
     if let Some(keyboard) = out.take_keyboard() {
@@ -71,16 +77,24 @@ pub(super) fn events(mut playback: Playback) -> Steps<Vec<CastEvent>> {
 }
 
 /// What a person saw, line by line.
-pub(super) async fn transcript(asked: Asked<'_>, out: &mut Output) -> Result<(), Fault> {
+///
+/// With `commands` only what was typed or done, as far as [`Markers`] find it.
+pub(super) async fn transcript(asked: Asked<'_>, commands: bool, out: &mut Output) -> Result<(), Fault> {
     let (shelf, caller, id) = asked;
     let id = parsed(id)?;
-    let started = shelf.summary(id).await?.header.started_at;
+    let summary = shelf.summary(id).await?;
+    let (started, length) = (summary.header.started_at, length(&summary));
     let frames = shelf.reading(move |tapes| tapes.frames(id, 0)).await?;
+    let mut steps = if commands {
+        deeds(frames)
+    } else {
+        let mut lines = Lines::of(frames);
+        Steps::of(move || lines.more())
+    };
     viewed(shelf, caller, id).await?;
-    let mut lines = Lines::of(frames);
-    let mut steps = Steps::of(move || lines.more());
     let mut first = true;
     while let Some(lines) = steps.next().await? {
+        out.sent("reading", (lines.last().map_or(0, |line| line.millis), length));
         for line in lines {
             if out.json() {
                 let shown = json!({
@@ -100,6 +114,22 @@ pub(super) async fn transcript(asked: Asked<'_>, out: &mut Output) -> Result<(),
         out.line(if first { "[]" } else { "]" }).await?;
     }
     Ok(())
+}
+
+/// What was typed or done, frame by frame.
+fn deeds(mut frames: Frames) -> Steps<Vec<Line>> {
+    let mut markers = Markers::default();
+    Steps::of(move || {
+        let mut found = Vec::new();
+        while found.is_empty() {
+            let Some(records) = frames.next_frame()? else { return Ok(None) };
+            records.iter().for_each(|record| markers.feed(record, &mut found));
+        }
+        let source = |kind| if kind == "file" { Source::Operation } else { Source::Command };
+        let line =
+            |Marker { millis, channel, kind, text }| Line { millis, channel, source: source(kind), text };
+        Ok(Some(found.into_iter().map(line).collect()))
+    })
 }
 
 /// A second auditor lets `watcher` watch, for as long as is configured.
@@ -216,30 +246,37 @@ pub(super) async fn export(asked: Asked<'_>, format: Format, out: &mut Output) -
         }
     };
     viewed(shelf, caller, id).await?;
-    while let Some(piece) = pieces.next().await? {
+    let length = length(&summary);
+    while let Some((at, piece)) = pieces.next().await? {
         out.bytes(piece.into_bytes()).await?;
+        out.sent("exporting", (at, length));
     }
     Ok(())
 }
 
-fn as_cast(summary: &Summary, mut playback: Playback) -> Steps<String> {
+/// A piece of what is exported, and up to which millisecond of the session it goes.
+type Piece = (u64, String);
+
+fn as_cast(summary: &Summary, mut playback: Playback) -> Steps<Piece> {
     // A terminal's name is the user's word, and the header ends on terminals too.
     let mut header = Some(harmless(cast_header(summary, playback.cast())));
+    let mut at = 0;
     Steps::of(move || {
         let mut piece = header.take().unwrap_or_default();
         while piece.len() < PIECE {
             let Some(event) = playback.next_event()? else { break };
+            at = event.0;
             piece.push_str(&cast_line(&super::live::readable(event)));
         }
-        Ok((!piece.is_empty()).then_some(piece))
+        Ok((!piece.is_empty()).then_some((at, piece)))
     })
 }
 
-fn as_json(summary: &Summary, mut frames: Frames) -> Result<Steps<String>, Fault> {
+fn as_json(summary: &Summary, mut frames: Frames) -> Result<Steps<Piece>, Fault> {
     let encoded = |error: serde_json::Error| TapeError::Failed(error.to_string());
     let session = serde_json::to_string(summary).map_err(encoded)?;
     let mut piece = format!("{{\"session\":{session},\"records\":[");
-    let (mut first, mut done) = (true, false);
+    let (mut first, mut done, mut at) = (true, false, 0);
     Ok(Steps::of(move || {
         while piece.len() < PIECE && !done {
             let Some(records) = frames.next_frame()? else {
@@ -249,13 +286,13 @@ fn as_json(summary: &Summary, mut frames: Frames) -> Result<Steps<String>, Fault
             };
             for record in records.iter().filter(|r: &&Record| !matches!(r.what, What::Screen { .. })) {
                 piece.push_str(if first { "\n" } else { ",\n" });
-                first = false;
+                (first, at) = (false, record.millis);
                 let record = json_record(record).map_err(encoded)?.to_string();
                 // JSON too ends on terminals.
                 piece.push_str(&harmless(record));
             }
         }
-        Ok((!piece.is_empty()).then(|| std::mem::take(&mut piece)))
+        Ok((!piece.is_empty()).then(|| (at, std::mem::take(&mut piece))))
     }))
 }
 

@@ -16,7 +16,7 @@ use super::shelf::Shelf;
 use super::steps::Steps;
 use super::{Caller, Fault, Output};
 use crate::audit::Event;
-use crate::recording::{Line, Lines, SessionId, Summary};
+use crate::recording::{Line, Lines, SessionId, SessionStatus, Summary};
 
 /// What is looked for.
 pub(super) fn pattern(text: &str, regex: bool) -> Result<Regex, Fault> {
@@ -34,7 +34,7 @@ pub(super) async fn lines(
     hits(shelf, id, pattern, Arc::default()).await
 }
 
-/// Looks through the tapes of `among`, oldest first.
+/// Looks through the tapes of `among`, oldest first. What runs is not searched, and that is said.
 pub(super) async fn search(
     (shelf, caller): (Shelf<'_>, &Caller),
     among: Vec<Summary>,
@@ -42,24 +42,24 @@ pub(super) async fn search(
     pattern: Regex,
     out: &mut Output,
 ) -> Result<(), Fault> {
+    let (live, among): (Vec<_>, Vec<_>) = among.into_iter().partition(|s| s.status == SessionStatus::Live);
     let event = Event::RecordingsSearched {
         by: caller.name(),
         pattern: sought.to_owned(),
         count: among.len() as u64,
     };
     shelf.hears(event).await?;
-    let read = Arc::new(AtomicU64::new(0));
-    let (count, total) =
-        (among.len(), among.iter().flat_map(|s| &s.channels).map(|channel| channel.captured_bytes).sum());
+    let (read, sessions) = (Arc::new(AtomicU64::new(0)), among.len());
+    let total = among.iter().flat_map(|s| &s.channels).map(|channel| channel.captured_bytes).sum();
     let jobs = among.into_iter().map(|summary| first(shelf, summary, pattern.clone(), Arc::clone(&read)));
     let mut tapes = stream::iter(jobs).buffered(at_a_time());
-    let mut report = Report { found: Vec::new(), unread: Vec::new(), hit: false };
+    let mut report = Report::default();
     let mut tick = tokio::time::interval(Duration::from_millis(500));
     loop {
         let opened = tokio::select! {
             opened = tapes.next() => opened,
             _ = tick.tick() => {
-                out.progress("searching", (read.load(Ordering::Relaxed), total)).await?;
+                out.progress("searching", (read.load(Ordering::Relaxed), total));
                 continue;
             }
         };
@@ -68,10 +68,9 @@ pub(super) async fn search(
     }
     if out.json() {
         out.either(&report.found, "").await?;
-    } else if !report.hit {
-        let read = count - report.unread.len();
-        out.note(format!("Nothing found in {read} recording{}.", if read == 1 { "" } else { "s" })).await?;
     }
+    let searched = sessions - report.unread.len();
+    out.note(report.summed(searched, read.load(Ordering::Relaxed), live.len())).await?;
     if report.unread.is_empty() {
         return Ok(());
     }
@@ -115,14 +114,34 @@ async fn hits(
     }))
 }
 
+#[derive(Default)]
 struct Report {
     found: Vec<serde_json::Value>,
     unread: Vec<String>,
-    /// Something was found.
-    hit: bool,
+    hits: u64,
+    sessions: u64,
 }
 
 impl Report {
+    /// What was found, and in how much: that nothing was found tells something only with that.
+    fn summed(&self, searched: usize, bytes: u64, live: usize) -> String {
+        let Self { hits, sessions, .. } = self;
+        let found = match (hits, sessions) {
+            (0, _) => "Nothing found".to_owned(),
+            (1, _) => "1 hit".to_owned(),
+            (hits, 1) => format!("{hits} hits in 1 session"),
+            (hits, sessions) => format!("{hits} hits in {sessions} sessions"),
+        };
+        let among = if searched == 1 { "1 session".to_owned() } else { format!("{searched} sessions") };
+        let mut says = format!("{found}; searched {among}, {:.1} MB.", bytes as f64 / 1e6);
+        if live > 0 {
+            says.push_str(&format!(
+                " {live} live not searched: watch those, or search again when they have ended."
+            ));
+        }
+        says
+    }
+
     async fn tell(
         &mut self,
         (shelf, caller): (Shelf<'_>, &Caller),
@@ -141,8 +160,9 @@ impl Report {
             }
         };
         viewed(shelf, caller, id).await?;
-        self.hit = true;
+        self.sessions += 1;
         loop {
+            self.hits += hits.len() as u64;
             for line in hits {
                 if out.json() {
                     self.found.push(json!({
@@ -177,3 +197,21 @@ fn at_a_time() -> usize {
 
 /// Matching lines held at a time.
 const AT_ONCE: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_search_says_what_it_looked_through() {
+        let report = |hits, sessions| Report { hits, sessions, ..Report::default() };
+        assert_eq!(report(0, 0).summed(3, 1_240_000, 0), "Nothing found; searched 3 sessions, 1.2 MB.");
+        assert_eq!(report(1, 1).summed(1, 0, 0), "1 hit; searched 1 session, 0.0 MB.");
+        assert_eq!(report(7, 1).summed(9, 0, 0), "7 hits in 1 session; searched 9 sessions, 0.0 MB.");
+        let live = report(7, 2).summed(9, 0, 2);
+        assert!(
+            live.starts_with("7 hits in 2 sessions; ") && live.contains(" 2 live not searched"),
+            "{live}"
+        );
+    }
+}

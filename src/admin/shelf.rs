@@ -1,12 +1,15 @@
 //! Where recordings are read: on a running bastion, whose trail hears of each look, or on a copy of its files, where there is
 //! no trail to hear.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use keystore::UserName;
+use serde_json::json;
 
 use super::sessions::deleted;
-use super::{Caller, Fault, Offset, Output, Sessions, replay, search};
+use super::{Caller, Fault, Offset, Output, SessionFilter, Sessions, When, gaps, replay, search, sessions};
 use crate::audit::Event;
 use crate::recording::{SessionId, Summary, TapeError, TapeKeys, Tapes};
 use crate::session::House;
@@ -56,7 +59,7 @@ impl Shelf<'_> {
     }
 }
 
-/// Reads recordings in a copy of a state directory, with the auditors' identity. What else there is to ask takes a daemon.
+/// Reads recordings in a copy of a state directory. What else there is to ask takes a daemon.
 ///
 /// # Errors
 /// As the command's own.
@@ -64,30 +67,76 @@ pub async fn offline(tapes: Tapes, command: Sessions, out: &mut Output) -> Resul
     let tapes = Arc::new(tapes);
     let shelf = Shelf { tapes: &tapes, house: None };
     let caller = &Caller::Operator { uid: rustix::process::getuid().as_raw() };
+    let ago = |when: When| when.ago(Timestamp::now());
     match command {
+        Sessions::List { user, since, only, part, .. } => {
+            let found = shelf.among((user.as_ref(), since.map(ago)), &only).await?;
+            if part.count {
+                return out.either(&json!({ "count": found.len() }), found.len().to_string()).await;
+            }
+            let shown = sessions::listed(part.of(&found), out.width());
+            out.either(&part.of(&found), shown).await
+        }
+        Sessions::Show { id, .. } => {
+            let summary = shelf.summary(sessions::parsed(&id)?).await?;
+            out.either(&summary, sessions::described(&summary, out.width())).await
+        }
+        Sessions::Gaps { user, since, only, .. } => {
+            answerable(&only)?;
+            let (mut found, unreadable) = gaps::read(shelf, (user.as_ref(), since.map(ago)), out).await?;
+            found.retain(|summary| super::finds::wanted(summary, &only));
+            gaps::tell(found, unreadable, out).await
+        }
         Sessions::Play { id, speed, from: Offset(from), .. } => {
             replay::play((shelf, caller, &id), speed, from, out).await
         }
-        Sessions::Transcript { id, .. } => replay::transcript((shelf, caller, &id), out).await,
+        Sessions::Transcript { id, commands, .. } => {
+            replay::transcript((shelf, caller, &id), commands, out).await
+        }
         Sessions::Export { id, format, .. } => replay::export((shelf, caller, &id), format, out).await,
-        Sessions::Search { pattern, regex, only, .. } => {
+        Sessions::Search { pattern, regex, user, since, only, .. } => {
             let sought = search::pattern(&pattern, regex)?;
-            let mut among = shelf.reading(Tapes::list).await?;
-            among.retain(|summary| super::finds::wanted(summary, &only));
+            let among = shelf.among((user.as_ref(), since.map(ago)), &only).await?;
             search::search((shelf, caller), among, &pattern, sought, out).await
         }
         _ => Err(Fault::usage("this is asked of a running bastion; leave --state out")),
     }
 }
 
-/// The tapes of a copy, or what is wrong with the identity.
+impl Shelf<'_> {
+    /// The sessions of a copy that are meant.
+    async fn among(
+        self,
+        (user, since): (Option<&UserName>, Option<Timestamp>),
+        only: &SessionFilter,
+    ) -> Result<Vec<Summary>, Fault> {
+        answerable(only)?;
+        let mut among = self.reading(Tapes::list).await?;
+        among.retain(|summary| user.is_none_or(|user| summary.header.user == user.as_str()));
+        among.retain(|summary| since.is_none_or(|since| summary.header.started_at >= since));
+        among.retain(|summary| super::finds::wanted(summary, only));
+        Ok(among)
+    }
+}
+
+/// Labels are in the store, and paths in the trail: whoever has only the tapes is told so, and not shown too few.
+fn answerable(only: &SessionFilter) -> Result<(), Fault> {
+    if only.label.is_none() && only.path.is_none() {
+        return Ok(());
+    }
+    let says = "--label and --path are asked of a running bastion; of a copy ask with --instance, or: sessions search PATH";
+    Err(Fault::usage(says))
+}
+
+/// The tapes of a copy, opened with `identity`, or what is wrong with that.
 ///
 /// # Errors
 /// [`Fault`]: there are none, or the identity is none.
-pub fn copied(state: &std::path::Path, identity: &std::path::Path) -> Result<Tapes, Fault> {
+pub fn copied(state: &Path, identity: Option<&Path>) -> Result<Tapes, Fault> {
     let dir = state.join("tapes");
     if !dir.is_dir() {
         return Err(Fault::not_found(format!("{} holds no recordings", dir.display())));
     }
-    Ok(Tapes::inspect(&dir, TapeKeys::load(identity)?))
+    let keys = identity.map_or_else(|| Ok(TapeKeys::none()), TapeKeys::load)?;
+    Ok(Tapes::inspect(&dir, keys))
 }

@@ -5,7 +5,7 @@ use keystore::UserKey;
 use serde_json::json;
 
 use super::render::plain;
-use super::{Caller, Fault, Output, Recording};
+use super::{Caller, Fault, Output, Progress, Recording};
 use crate::audit::Event;
 use crate::recording::{TapeKeys, disk_left};
 use crate::session::House;
@@ -112,8 +112,12 @@ pub(super) async fn recording(
     let names = to.recipients();
     let count = super::sessions::reading(house, |tapes| tapes.list()).await?.len() as u64;
     let event = Event::RecordingsRewrapped { by: caller.name(), count, recipients: names.clone() };
-    let rewrap = super::sessions::reading(house, move |tapes| tapes.rewrap(&to));
-    let done = super::trail::gives(house, vec![event], Timestamp::now(), rewrap).await?;
+    let progress = Progress::default();
+    let counts = progress.clone();
+    let rewrap =
+        super::sessions::reading(house, move |tapes| tapes.rewrap(&to, &|done, all| counts.is(done, all)));
+    let rewrap = super::trail::gives(house, vec![event], Timestamp::now(), rewrap);
+    let done = out.meanwhile("wrapping keys", &progress, rewrap).await?;
     let value = json!({ "rewrapped": done, "recipients": names });
     let text = format!(
         "{done} recordings can now be read by {}. New ones follow the configuration.",

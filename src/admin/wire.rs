@@ -25,6 +25,9 @@ pub struct Request {
     /// The lines of that terminal, if what is typed there follows the request.
     #[serde(default)]
     pub keyboard: Option<u16>,
+    /// Whether the client's standard error is a terminal, where progress is seen.
+    #[serde(default)]
+    pub progress: bool,
 }
 
 impl Request {

@@ -17,9 +17,12 @@ mod verify;
 
 pub use event::{Event, FileFacts, SessionFacts};
 pub use keystore::journal::Receipt;
-pub use out::{Outlets, Receivers, Standing, SyslogAddress, WebhookTerms};
+pub use out::{Outlets, Receivers, Standing, SyslogAddress, SyslogTerms, WebhookTerms};
 pub use store::{SeenStore, StoreHead};
 pub use tell::{Excerpt, Hold};
 pub use text::{harmless, is_command, plain};
 pub use trail::{AuditError, Filter, Follow, Keeping, Known, Trail};
-pub use verify::{Against, ClosedTape, DeletedTape, Fault, Verified, read_key, verify, verify_with};
+pub use verify::{
+    Against, ClosedTape, DeletedTape, Fault, Verified, read_key, verify, verify_counting, verify_length,
+    verify_with,
+};

@@ -6,6 +6,7 @@
 //! rolled back or rewritten.
 
 mod syslog;
+mod tls;
 mod webhook;
 
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use syslog::SyslogAddress;
+pub use syslog::{SyslogAddress, SyslogTerms};
 pub use webhook::WebhookTerms;
 
 use super::text::harmless;
@@ -25,7 +26,7 @@ use super::trail::{AuditError, Follow, Trail, checkpoint_dir, write_durably};
 #[derive(Debug, Clone, Default)]
 pub struct Receivers {
     /// A syslog server.
-    pub syslog: Option<SyslogAddress>,
+    pub syslog: Option<SyslogTerms>,
     /// The name of this host in syslog messages.
     pub host: String,
     /// A webhook.
@@ -74,9 +75,9 @@ impl Outlets {
     pub fn open(trail: &Arc<Trail>, receivers: Receivers) -> Result<Self, AuditError> {
         let mut outlets = Self::default();
         let unusable = |why: String| AuditError::Interrupted(why);
-        if let Some(address) = receivers.syslog {
-            let target = address.to_string();
-            let to = syslog::Syslog::new(address, &receivers.host);
+        if let Some(terms) = receivers.syslog {
+            let target = terms.address.to_string();
+            let to = syslog::Syslog::new(terms, &receivers.host).map_err(unusable)?;
             outlets.start(trail, ("syslog", target), Box::new(to))?;
         }
         if let Some(terms) = receivers.webhook {
@@ -213,6 +214,7 @@ impl Work {
                     waiting.clear();
                 }
                 Err(fault) => {
+                    let fault = tls::in_words(fault);
                     if failures == 0 {
                         tracing::warn!(receiver = self.standing.name, %fault, "audit.receiver_failed");
                     }

@@ -152,6 +152,11 @@ impl Trail {
         Ok(receipt)
     }
 
+    /// The bytes of the trail.
+    pub fn length(&self) -> u64 {
+        journal::length(&journal_dir(&self.dir))
+    }
+
     /// The newest event's receipt.
     pub fn head(&self) -> Receipt {
         self.journal.head()
@@ -232,9 +237,18 @@ impl Trail {
     /// # Errors
     /// [`AuditError::Damaged`] at the first record that does not verify.
     pub fn query(&self, filter: &Filter) -> Result<Vec<Value>, AuditError> {
+        self.query_counting(filter, &|_| {})
+    }
+
+    /// The same; `read_so` hears of the bytes that were read, of [`Trail::length`].
+    ///
+    /// # Errors
+    /// As [`Trail::query`].
+    pub fn query_counting(&self, filter: &Filter, read_so: &dyn Fn(u64)) -> Result<Vec<Value>, AuditError> {
         let mut found = Vec::new();
         for entry in journal::read(&journal_dir(&self.dir)) {
             let entry = entry.map_err(|fault| AuditError::Damaged(fault.to_string()))?;
+            read_so(entry.length());
             let fields = fields(entry)?;
             if filter.wants(&fields) {
                 found.push(Value::Object(fields));

@@ -97,6 +97,14 @@ pub fn verify(dir: &Path) -> Result<Verified, Fault> {
 /// # Errors
 /// The first fault.
 pub fn verify_with(dir: &Path, against: &Against) -> Result<Verified, Fault> {
+    verify_counting(dir, against, &|_| {})
+}
+
+/// The same; `read_so` hears of the bytes that were read, of [`verify_length`].
+///
+/// # Errors
+/// The first fault.
+pub fn verify_counting(dir: &Path, against: &Against, read_so: &dyn Fn(u64)) -> Result<Verified, Fault> {
     let key = &against.key;
     if read_key(&signer_file(dir))? != *key {
         let what =
@@ -105,7 +113,7 @@ pub fn verify_with(dir: &Path, against: &Against) -> Result<Verified, Fault> {
     }
     let heads = against.heads.as_ref().map(|file| heads::read(file, key)).transpose()?.unwrap_or_default();
     let mut heads: BTreeMap<u64, String> = heads.into_iter().collect();
-    let chain = journal::verify(&journal_dir(dir))?;
+    let chain = journal::verify_counting(&journal_dir(dir), read_so)?;
     let mut claims = checkpoints(dir, key)?;
     let mut verified = Verified {
         entries: chain.entries,
@@ -122,6 +130,7 @@ pub fn verify_with(dir: &Path, against: &Against) -> Result<Verified, Fault> {
     let mut newest = HashMap::new();
     for entry in journal::read(&journal_dir(dir)) {
         let entry = entry?;
+        read_so(entry.length());
         let wrong = |what: String| Fault {
             file: entry.file.clone(),
             offset: entry.offset,
@@ -223,6 +232,11 @@ pub fn verify_with(dir: &Path, against: &Against) -> Result<Verified, Fault> {
         }
         None => Ok(verified),
     }
+}
+
+/// The bytes that a verification of the trail in `dir` reads.
+pub fn verify_length(dir: &Path) -> u64 {
+    2 * journal::length(&journal_dir(dir))
 }
 
 /// A line of the chain; an event of a newer version is carried, not refused.

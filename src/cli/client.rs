@@ -34,7 +34,8 @@ pub(super) fn ask(socket: &Path, mut command: Command, json: bool) -> Result<u8,
     let mut stream = UnixStream::connect(socket).map_err(gone)?;
     let keyboard = keyboard(&command).filter(|_| width.is_some() && !json);
     let rows = keyboard.as_ref().map(Keyboard::rows);
-    let request = Request { command, json, width, keyboard: rows };
+    let progress = io::stderr().is_terminal();
+    let request = Request { command, json, width, keyboard: rows, progress };
     let request = request.frame().map_err(|e| Fault::usage(e.to_string()))?;
     stream.write_all(&request).map_err(gone)?;
     if let Some(keyboard) = keyboard {

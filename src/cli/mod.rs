@@ -14,10 +14,8 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::admin::{self, Command, Fault, Logs, Recording, Sessions, StateVerified};
-use crate::audit;
+use crate::admin::{Command, Fault};
 use crate::config::Config;
-use crate::recording::{TapeKeys, Tapes};
 use crate::server;
 
 /// An SSH bastion: plain `ssh -J`, recorded in full
@@ -106,36 +104,13 @@ fn run(cli: Cli) -> Result<u8, Fault> {
             clap_mangen::Man::new(Cli::command()).render(&mut page).map_err(error)?;
             say(&String::from_utf8_lossy(&page))
         }
-        Top::Admin(Command::Recording(Recording::Rewrap { state: Some(state), identity, recipients })) => {
-            let identity = identity
-                .ok_or_else(|| Fault::usage("name the identity that opens them now: --identity FILE"))?;
-            let to = TapeKeys::recipients_only(&recipients).map_err(|e| Fault::usage(e.to_string()))?;
-            let tapes = Tapes::inspect(&state.join("tapes"), TapeKeys::load(&identity).map_err(error)?);
-            let done = tapes.rewrap(&to).map_err(error)?;
-            say(&format!("{done} recordings can now be read by {}\n", to.recipients().join(", ")))
-        }
-        Top::Admin(Command::Sessions(command)) if offline::copy_of(&command).is_some() => {
-            let copy = offline::copy_of(&command).cloned().unwrap_or_default();
-            offline::read(&copy.state.clone().unwrap_or_default(), &copy, command, cli.json)
-        }
-        Top::Admin(Command::Sessions(Sessions::Verify { bundle: Some(file), trust: Some(key), .. })) => {
-            let key = audit::read_key(&key).map_err(error)?;
-            let archive =
-                std::fs::File::open(&file).map_err(|e| Fault::error(format!("{}: {e}", file.display())))?;
-            let verified = admin::verify_bundle(std::io::BufReader::new(archive), &key)
-                .map_err(|fault| Fault { says: format!("{}: {}", file.display(), fault.says), ..fault })?;
-            let shown = if cli.json { verified.as_json().to_string() } else { verified.to_string() };
-            say(&format!("{}\n", shown))
-        }
-        Top::Admin(Command::Logs(Logs::Verify { state: Some(state), trust, heads })) => {
-            let verified = verify_offline(&state, &cli.config, Trust { key: trust, heads })?;
-            let shown = if cli.json { verified.as_json().to_string() } else { verified.to_string() };
-            say(&format!("{shown}\n"))
-        }
-        Top::Admin(command) => {
-            let socket = Config::socket_of(&cli.config).map_err(error)?;
-            client::ask(&socket, command, cli.json)
-        }
+        Top::Admin(command) => match offline::run(command, &cli.config, cli.json) {
+            Ok(done) => done,
+            Err(command) => {
+                let socket = Config::socket_of(&cli.config).map_err(error)?;
+                client::ask(&socket, *command, cli.json)
+            }
+        },
     }
 }
 
@@ -151,30 +126,6 @@ fn init(dir: &Path, listen: SocketAddr) -> Result<u8, Fault> {
          3. keyward instances add db-1 --address HOST:22 --login ubuntu --host-key FILE; \
          keyward access allow --user alice --instance db-1 --login ubuntu\n"
     ))
-}
-
-/// Checks a state directory, or a copy of one. The frames of tapes are opened too if the configuration is readable
-/// and names the auditors' identity; otherwise their digests are compared with the chain.
-///
-/// The audit key is the one that is named, or the one that `init` wrote beside the state directory, or, on a bare copy, the
-/// one inside it: then only who has the bastion's own key could have rewritten everything.
-fn verify_offline(state: &Path, config: &Path, trust: Trust) -> Result<StateVerified, Fault> {
-    let beside = state.parent().map(|dir| dir.join("audit_key.pub")).filter(|file| file.exists());
-    let key = trust.key.or(beside).unwrap_or_else(|| state.join("audit/signer.pub"));
-    let key = audit::read_key(&key).map_err(|fault| Fault::tampering(fault.to_string()))?;
-    let against = audit::Against { key, heads: trust.heads };
-    let identity = Config::load(config).ok().and_then(|c| c.recording.identity).filter(|file| file.exists());
-    let keys = match identity {
-        Some(file) => TapeKeys::load(&file).map_err(error)?,
-        None => TapeKeys::none(),
-    };
-    admin::verify(&state.join("audit"), &Tapes::inspect(&state.join("tapes"), keys), &against)
-}
-
-/// What was kept elsewhere to hold a copy against.
-struct Trust {
-    key: Option<PathBuf>,
-    heads: Option<PathBuf>,
 }
 
 fn serve(config: Config) -> Result<u8, Fault> {

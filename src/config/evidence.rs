@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::lives::{Span, TEN_YEARS};
-use crate::audit::{Receivers, SyslogAddress, WebhookTerms};
+use crate::audit::{Receivers, SyslogAddress, SyslogTerms, WebhookTerms};
 
 /// How sessions are recorded.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -76,8 +76,10 @@ pub struct Audit {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Syslog {
-    /// `udp://HOST:PORT`, `tcp://HOST:PORT` or `unix:PATH`.
+    /// `tls://HOST:PORT`, `tcp://HOST:PORT`, `udp://HOST:PORT` or `unix:PATH`.
     pub address: String,
+    /// With `tls://`: the authorities that the server's certificate may come from, in PEM.
+    pub ca_file: Option<PathBuf>,
 }
 
 /// `[audit.webhook]`.
@@ -95,7 +97,18 @@ pub struct Webhook {
 impl Audit {
     pub(super) fn check(&self) -> Result<(), (&'static str, String)> {
         if let Some(syslog) = &self.syslog {
-            syslog.address.parse::<SyslogAddress>().map_err(|what| ("audit.syslog.address", what))?;
+            let address =
+                syslog.address.parse::<SyslogAddress>().map_err(|what| ("audit.syslog.address", what))?;
+            let wrong = |what: &str| Err(("audit.syslog.ca_file", what.to_owned()));
+            match (&address, &syslog.ca_file) {
+                (SyslogAddress::Tls(_), None) => {
+                    return wrong("is needed: the authority of the server's certificate, in PEM");
+                }
+                (SyslogAddress::Tls(_), Some(_)) | (_, None) => {}
+                (_, Some(_)) => {
+                    return wrong("is for tls://HOST:PORT alone: without TLS no certificate is looked at");
+                }
+            }
         }
         let Some(webhook) = &self.webhook else { return Ok(()) };
         let uri = webhook.url.parse::<ureq::http::Uri>().ok();
@@ -119,7 +132,9 @@ impl Audit {
             ca_file: hook.ca_file.map(|file| base.join(file)),
             url: hook.url,
         });
-        Self { head_file: self.head_file.map(|file| base.join(file)), webhook, ..self }
+        let ca_file = |file: PathBuf| base.join(file);
+        let syslog = self.syslog.map(|log| Syslog { ca_file: log.ca_file.map(ca_file), ..log });
+        Self { head_file: self.head_file.map(|file| base.join(file)), syslog, webhook, ..self }
     }
 
     /// Where events go, from the bastion that is called `host`.
@@ -128,7 +143,10 @@ impl Audit {
             let Webhook { url, secret, ca_file } = hook;
             WebhookTerms { url, secret, ca_file }
         });
-        let syslog = self.syslog.as_ref().and_then(|syslog| syslog.address.parse().ok());
+        let syslog = self.syslog.as_ref().and_then(|syslog| {
+            let address = syslog.address.parse().ok()?;
+            Some(SyslogTerms { address, ca_file: syslog.ca_file.clone() })
+        });
         Receivers { syslog, host: host.to_owned(), webhook }
     }
 }

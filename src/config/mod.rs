@@ -347,6 +347,12 @@ mod tests {
         assert!(said("webhook]\nurl = \"https://x/\"").contains("secret"));
         assert!(said("syslog]\naddress = \"log:514\"").contains(":3: audit.syslog.address: "));
         assert_eq!(said("syslog]\naddress = \"udp://log:514\""), "");
+        assert!(said("syslog]\naddress = \"tls://log:6514\"").contains("audit.syslog.ca_file: "));
+        assert!(
+            said("syslog]\nca_file = \"ca.pem\"\naddress = \"tcp://log:601\"")
+                .contains("tls://HOST:PORT alone")
+        );
+        assert_eq!(said("syslog]\naddress = \"tls://log:6514\"\nca_file = \"ca.pem\""), "");
     }
 
     #[test]

@@ -17,7 +17,17 @@ use crate::session::{Chunk, House};
 pub(super) struct Answer {
     from: mpsc::Receiver<Chunk>,
     code: JoinHandle<u8>,
-    said: String,
+    /// The notes beside it, and last the fault, if there was one.
+    said: Vec<String>,
+}
+
+/// An answer that was given.
+pub(super) struct Whole<T> {
+    pub(super) value: T,
+    /// What was said beside it.
+    pub(super) says: String,
+    /// What went wrong after it was given.
+    pub(super) fault: Option<Fault>,
 }
 
 /// Says `words` for the auditor. The command runs to its end by itself, or until its answer is dropped.
@@ -32,11 +42,17 @@ pub(super) fn say(house: &Arc<House>, auditor: &Auditor, words: &[String]) -> Re
         let mut out = Output::new(to, true, None);
         admin::execute(&house, &caller, command, &mut out).await
     });
-    Ok(Answer { from, code, said: String::new() })
+    Ok(Answer { from, code, said: Vec::new() })
 }
 
-/// The whole answer, parsed, and what went wrong after it was given.
-pub(super) async fn whole<T: DeserializeOwned>(answer: Answer) -> Result<(T, Option<Fault>), Fault> {
+/// Whether the auditor may say `words`, as far as that depends on who they are.
+pub(super) fn may(house: &House, auditor: &Auditor, words: &[String]) -> bool {
+    let command = admin::said(words);
+    command.is_ok_and(|c| admin::permitted(&auditor.caller, &c, admin::Viewers::of(house)).is_ok())
+}
+
+/// The whole answer, parsed.
+pub(super) async fn whole<T: DeserializeOwned>(answer: Answer) -> Result<Whole<T>, Fault> {
     let mut answer = answer;
     let mut json = Vec::new();
     while let Some(piece) = answer.next().await {
@@ -45,9 +61,9 @@ pub(super) async fn whole<T: DeserializeOwned>(answer: Answer) -> Result<(T, Opt
         }
         json.extend_from_slice(&piece);
     }
-    let fault = answer.fault().await;
+    let (says, fault) = answer.ended().await;
     match serde_json::from_slice(&json) {
-        Ok(value) => Ok((value, fault)),
+        Ok(value) => Ok(Whole { value, says, fault }),
         Err(error) => Err(fault.unwrap_or_else(|| Fault::error(error.to_string()))),
     }
 }
@@ -59,10 +75,8 @@ pub(super) async fn ask<T: DeserializeOwned>(
     words: &[&str],
 ) -> Result<T, Fault> {
     let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
-    match whole(say(house, auditor, &words)?).await? {
-        (_, Some(fault)) => Err(fault),
-        (value, None) => Ok(value),
-    }
+    let Whole { value, fault, .. } = whole(say(house, auditor, &words)?).await?;
+    fault.map_or(Ok(value), Err)
 }
 
 impl Answer {
@@ -71,17 +85,22 @@ impl Answer {
         loop {
             match self.from.recv().await? {
                 Chunk::Out(bytes) => return Some(bytes.into()),
-                Chunk::Err(bytes) => self.said.push_str(&String::from_utf8_lossy(&bytes)),
+                Chunk::Err(bytes) => self.said.push(String::from_utf8_lossy(&bytes).trim().to_owned()),
             }
         }
     }
 
     /// What went wrong, once the answer has ended.
     pub(super) async fn fault(self) -> Option<Fault> {
-        let code = self.code.await.unwrap_or(1);
-        let says = self.said.trim();
-        let says = says.strip_prefix("keyward: ").unwrap_or(says).to_owned();
-        (code != 0).then_some(Fault { code, says })
+        self.ended().await.1
+    }
+
+    /// What was said beside the answer, and what went wrong.
+    async fn ended(self) -> (String, Option<Fault>) {
+        let (code, mut said) = (self.code.await.unwrap_or(1), self.said);
+        let fault = (code != 0).then(|| said.pop().unwrap_or_default());
+        let fault = fault.map(|says| says.strip_prefix("keyward: ").map_or(says.clone(), str::to_owned));
+        (said.join("\n"), fault.map(|says| Fault { code, says }))
     }
 
     /// The answer as a body, once its first piece is there: until then it may still be refused.

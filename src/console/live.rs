@@ -7,14 +7,16 @@ use axum::Extension;
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, State};
 use axum::http::header;
-use axum::response::{IntoResponse, Response};
+use axum::response::{IntoResponse, Redirect, Response};
 use futures_util::stream;
 use serde_json::{Value, json};
 use tokio::time::MissedTickBehavior;
 
-use super::asking::{Answer, say};
+use super::asking::{Answer, ask, say};
 use super::door::{Auditor, Door, entitled};
+use super::pages::Asked;
 use super::views;
+use crate::recording::{SessionStatus, Summary};
 use crate::session::House;
 
 pub(super) async fn stream(
@@ -43,6 +45,37 @@ pub(super) async fn stream(
         Some((Ok::<Bytes, std::io::Error>(piece), more.then_some(watching)))
     });
     ([(header::CONTENT_TYPE, "text/event-stream")], Body::from_stream(events)).into_response()
+}
+
+/// Ends the session, for whoever may do so over SSH too. Returns to its page once it has ended.
+pub(super) async fn kill(
+    State(house): State<Arc<House>>,
+    Path(id): Path<String>,
+    auditor: Auditor,
+    form: String,
+) -> Response {
+    let reason = Asked::of(Some(form)).value("reason").to_owned();
+    let killed = async {
+        let mut answer = say(&house, &auditor, &kills(&id, &reason))?;
+        while answer.next().await.is_some() {}
+        answer.fault().await.map_or(Ok(()), Err)
+    };
+    if let Err(wrong) = killed.await {
+        return views::fault(&auditor, "sessions", &wrong);
+    }
+    for _ in 0..MOST_LOOKS {
+        let summary = ask::<Summary>(&house, &auditor, &["sessions", "show", "--", &id]).await;
+        if summary.map_or(true, |summary| summary.status != SessionStatus::Live) {
+            break;
+        }
+        tokio::time::sleep(ENDING).await;
+    }
+    Redirect::to(&format!("/sessions/{id}")).into_response()
+}
+
+/// The command that ends a session.
+pub(super) fn kills(id: &str, reason: &str) -> [String; 5] {
+    ["sessions".into(), "kill".into(), format!("--reason={reason}"), "--".into(), id.into()]
 }
 
 struct Watching {
@@ -109,6 +142,9 @@ fn event(line: &str) -> Option<String> {
     Some(format!("{kind}data: {line}\n\n"))
 }
 
+/// How often, and how many times, it is looked whether a killed session has ended.
+const ENDING: Duration = Duration::from_millis(50);
+const MOST_LOOKS: u32 = 100;
 /// How late the end of a right may be noticed that no change in the store announces.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 

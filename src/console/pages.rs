@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use askama::Template;
-use axum::extract::{RawQuery, State};
+use axum::extract::{DefaultBodyLimit, RawQuery, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::{get, post};
@@ -11,7 +11,7 @@ use axum::{Router, middleware};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::asking::{ask, say, whole};
+use super::asking::{Whole, ask, say, whole};
 use super::door::{Auditor, guarded};
 use super::views::{Frame, Row, Text, fault, grouped, place, shown, shown_as, status_of};
 use super::{assets, live, session, sign, views};
@@ -31,6 +31,7 @@ pub(super) fn router(house: Arc<House>) -> Router {
         .route("/sessions/{id}/transcript", get(session::transcript))
         .route("/sessions/{id}/verification", get(session::verification))
         .route("/sessions/{id}/live", get(live::stream))
+        .route("/sessions/{id}/kill", post(live::kill).layer(DefaultBodyLimit::max(LONGEST_FORM)))
         .route("/search", get(search))
         .route("/gaps", get(gaps))
         .route("/chain", get(chain))
@@ -45,7 +46,7 @@ pub(super) fn router(house: Arc<House>) -> Router {
 type Filter = (&'static str, &'static str, &'static str);
 
 /// The filters of `sessions list` and `sessions search`; each name is that of the option.
-const FILTERS: [Filter; 11] = [
+const FILTERS: [Filter; 12] = [
     ("user", "User", "alice"),
     ("instance", "Instance", "db-1"),
     ("label", "Label", "env=prod"),
@@ -56,6 +57,7 @@ const FILTERS: [Filter; 11] = [
     ("source", "From", "10.0.0.0/8"),
     ("since", "Since", "7d or 2026-11-23"),
     ("until", "Until", "1d or 2026-11-23"),
+    ("at", "Running at", "2h or a time"),
     ("key", "Key", "SHA256:…"),
 ];
 const PER_PAGE: usize = 50;
@@ -152,11 +154,11 @@ async fn list(State(house): State<Arc<House>>, auditor: Auditor, RawQuery(query)
     of_page.extend([format!("--last={}", PER_PAGE + 1), format!("--skip={skip}")]);
     words.push("--count".to_owned());
     let answers = async {
-        let (found, _) = whole::<Vec<Summary>>(say(&house, &auditor, &of_page)?).await?;
+        let found = whole::<Vec<Summary>>(say(&house, &auditor, &of_page)?).await?.value;
         // To count what fits a filter is to look through all once more: only where nothing is filtered.
         let count = match filtered {
             true => None,
-            false => Some(whole::<Count>(say(&house, &auditor, &words)?).await?.0.count),
+            false => Some(whole::<Count>(say(&house, &auditor, &words)?).await?.value.count),
         };
         Ok::<_, Fault>((found, count))
     };
@@ -199,7 +201,8 @@ struct SearchPage {
     asked: bool,
     fault: Text,
     found: Vec<Found>,
-    count: String,
+    /// How much was found, in how much.
+    says: Text,
     more: bool,
 }
 
@@ -212,6 +215,7 @@ struct Found {
 }
 
 struct Hit {
+    time: Text,
     seconds: f64,
     place: String,
     source: Text,
@@ -227,6 +231,8 @@ struct Told {
     #[serde(default)]
     instance: String,
     seconds: f64,
+    #[serde(default)]
+    time: String,
     source: String,
     text: String,
 }
@@ -241,7 +247,7 @@ async fn search(State(house): State<Arc<House>>, auditor: Auditor, RawQuery(quer
         asked: asked.has("pattern"),
         fault: Text::default(),
         found: Vec::new(),
-        count: String::new(),
+        says: Text::default(),
         more: false,
     };
     if !page.asked {
@@ -253,8 +259,8 @@ async fn search(State(house): State<Arc<House>>, auditor: Auditor, RawQuery(quer
     words.extend(["--".to_owned(), asked.value("pattern").to_owned()]);
     let answer = async { whole::<Vec<Told>>(say(&house, &auditor, &words)?).await };
     let wrong = match answer.await {
-        Ok((hits, wrong)) => {
-            page.count = grouped(hits.len() as u64);
+        Ok(Whole { value: hits, says, fault: wrong }) => {
+            page.says = Text::from(&says);
             page.more = hits.len() > MOST_HITS;
             for hit in hits.iter().take(MOST_HITS) {
                 page.add(hit);
@@ -285,14 +291,16 @@ impl SearchPage {
 
 fn hit(told: &Told) -> Hit {
     let (seconds, source) = (told.seconds, Text::from(&told.source));
-    Hit { seconds, place: place(seconds), source, text: Text::from(&told.text) }
+    let time = Text::from(&views::moment(&told.time));
+    Hit { time, seconds, place: place(seconds), source, text: Text::from(&told.text) }
 }
 
 #[derive(Template)]
 #[template(path = "gaps.html")]
 struct GapsPage {
     frame: Frame,
-    since: Text,
+    fields: Vec<Field>,
+    reasons: Vec<(String, String, Text)>,
     fault: Text,
     gaps: Vec<Gap>,
     count: String,
@@ -300,6 +308,7 @@ struct GapsPage {
 }
 
 struct Gap {
+    started: Text,
     session: Text,
     user: Text,
     to: Text,
@@ -309,17 +318,23 @@ struct Gap {
 }
 
 async fn gaps(State(house): State<Arc<House>>, auditor: Auditor, RawQuery(query): RawQuery) -> Response {
-    let asked = Asked::of(query);
-    let since = if asked.has("since") { asked.value("since") } else { "30d" };
-    let answer =
-        ask::<Vec<Value>>(&house, &auditor, &["sessions", "gaps", &format!("--since={since}")]).await;
+    let mut asked = Asked::of(query);
+    if !asked.has("since") {
+        asked.0.push(("since".to_owned(), "30d".to_owned()));
+    }
+    let options = asked.options(&FILTERS);
+    let words: Vec<&str> =
+        ["sessions", "gaps"].into_iter().chain(options.iter().map(String::as_str)).collect();
+    let answer = ask::<Vec<Value>>(&house, &auditor, &words).await;
     let (found, wrong) = match answer {
         Ok(found) => (found, None),
         Err(wrong) => (Vec::new(), Some(wrong)),
     };
     let text =
         |gap: &Value, name: &str| gap.get(name).and_then(Value::as_str).map(Text::from).unwrap_or_default();
+    let started = |gap: &Value| gap.get("started_at").and_then(Value::as_str).map(views::moment);
     let gap = |gap: &Value| Gap {
+        started: Text::from(&started(gap).unwrap_or_default()),
         session: text(gap, "session"),
         user: text(gap, "user"),
         to: text(gap, "to"),
@@ -329,13 +344,20 @@ async fn gaps(State(house): State<Arc<House>>, auditor: Auditor, RawQuery(query)
     };
     let page = GapsPage {
         frame: Frame::of(&auditor, "gaps"),
-        since: Text::from(since),
+        fields: asked.fields(&FILTERS),
+        reasons: reasons(&found),
         fault: wrong.as_ref().map(|w| Text::from(first_line(&w.says))).unwrap_or_default(),
         count: grouped(found.len() as u64),
         more: found.len() > MOST_HITS,
         gaps: found.iter().rev().take(MOST_HITS).map(gap).collect(),
     };
     shown_as(wrong.as_ref().map_or(StatusCode::OK, status_of), &page)
+}
+
+/// How often each reason stands there, and of how many bytes, the rarest first.
+fn reasons(gaps: &[Value]) -> Vec<(String, String, Text)> {
+    let told = |(why, times, bytes): (&str, u64, u64)| (grouped(times), views::bytes(bytes), Text::from(why));
+    crate::admin::reasons(gaps).into_iter().map(told).collect()
 }
 
 #[derive(Template)]
@@ -404,6 +426,8 @@ pub(super) fn verdict(found: Result<String, Fault>) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], value.to_string()).into_response()
 }
 
+/// Bytes of a form.
+const LONGEST_FORM: usize = 16 << 10;
 /// Parts of an address that are read.
 const MOST_PAIRS: usize = 64;
 /// Hits, or gaps, on one page.

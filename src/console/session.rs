@@ -8,8 +8,9 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use serde_json::Value;
 
-use super::asking::{ask, say, whole};
+use super::asking::{Whole, ask, may, say, whole};
 use super::door::{Auditor, with_player};
+use super::live;
 use super::pages::{Asked, verdict};
 use super::views::{self, Entry, Frame, Row, Text, fault, place, shown, time};
 use crate::recording::{SessionStatus, Summary};
@@ -27,6 +28,8 @@ struct SessionPage {
     bytes_in: String,
     bytes_out: String,
     live: bool,
+    /// Who looks may end it.
+    may_kill: bool,
     /// Somebody looked at a terminal.
     terminal: bool,
     /// Where to begin, in seconds.
@@ -54,6 +57,7 @@ pub(super) async fn page(
         bytes_in: views::bytes(summary.bytes_in),
         bytes_out: views::bytes(summary.bytes_out),
         live: summary.status == SessionStatus::Live,
+        may_kill: may(&house, &auditor, &live::kills(&id, "x")),
         terminal: summary.channels.iter().any(|c| c.terminal),
         from: from.unwrap_or(0.0),
         ledger: summary.channels.iter().map(Entry::of).collect(),
@@ -95,12 +99,14 @@ pub(super) async fn verification(
 struct TranscriptPage {
     frame: Frame,
     id: Text,
+    commands: bool,
     lines: Vec<Line>,
     fault: Text,
     more: bool,
 }
 
 struct Line {
+    time: Text,
     seconds: f64,
     place: String,
     source: Text,
@@ -110,22 +116,30 @@ struct Line {
 pub(super) async fn transcript(
     State(house): State<Arc<House>>,
     Path(id): Path<String>,
+    RawQuery(query): RawQuery,
     auditor: Auditor,
 ) -> Response {
-    let words = ["sessions", "transcript", "--", &id].map(str::to_owned);
+    let commands = !Asked::of(query).value("commands").is_empty();
+    let option = commands.then_some("--commands");
+    let words: Vec<String> =
+        ["sessions", "transcript"].into_iter().chain(option).map(str::to_owned).collect();
+    let words = [words, vec!["--".to_owned(), id.clone()]].concat();
     let answer = async { whole::<Vec<Value>>(say(&house, &auditor, &words)?).await };
     let (told, wrong) = match answer.await {
-        Ok(answer) => answer,
+        Ok(Whole { value, fault, .. }) => (value, fault),
         Err(wrong) => return fault(&auditor, "sessions", &wrong),
     };
     let line = |told: &Value| {
         let word = |name: &str| told.get(name).and_then(Value::as_str).map(Text::from).unwrap_or_default();
         let seconds = told.get("seconds").and_then(Value::as_f64).unwrap_or(0.0);
-        Line { seconds, place: place(seconds), source: word("source"), text: word("text") }
+        let at = told.get("time").and_then(Value::as_str).map(views::moment).unwrap_or_default();
+        let (time, source, text) = (Text::from(&at), word("source"), word("text"));
+        Line { time, seconds, place: place(seconds), source, text }
     };
     shown(&TranscriptPage {
         frame: Frame::of(&auditor, "sessions"),
         id: Text::from(&id),
+        commands,
         more: told.len() > MOST_LINES,
         lines: told.iter().take(MOST_LINES).map(line).collect(),
         fault: wrong.map(|wrong| Text::from(&wrong.says)).unwrap_or_default(),

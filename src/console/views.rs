@@ -9,7 +9,7 @@ use axum::response::{Html, IntoResponse, Response};
 use jiff::Timestamp;
 
 use super::door::Auditor;
-use crate::admin::{Fault, lasted, status};
+use crate::admin::{Fault, did, lasted, status};
 use crate::audit::plain;
 use crate::recording::{Capture, ChannelSummary, SessionStatus, Summary};
 
@@ -140,16 +140,6 @@ pub(super) struct Row {
 impl Row {
     pub(super) fn of(summary: &Summary) -> Self {
         let header = &summary.header;
-        let said = |c: &ChannelSummary| match (&c.command, c.operations) {
-            (Some(command), _) => format!("{} {command}", c.kind),
-            (None, 0) => c.kind.clone(),
-            (None, files) => format!("{}, {files} file operations", c.kind),
-        };
-        let mut did: String = summary.channels.iter().map(said).collect::<Vec<_>>().join("; ");
-        if let Some((cut, _)) = did.char_indices().nth(LONGEST_DEED) {
-            did.truncate(cut);
-            did.push('…');
-        }
         Self {
             id: Text::from(&header.id),
             user: Text::from(&header.user),
@@ -159,7 +149,7 @@ impl Row {
             started: time(header.started_at),
             lasted: lasted(summary),
             status: status(summary.status),
-            did: Text::from(&did),
+            did: Text::from(&did(summary)),
             partly: summary.channels.iter().any(|c| c.capture != Capture::Full)
                 || summary.status == SessionStatus::Truncated,
         }
@@ -213,6 +203,11 @@ pub(super) fn time(at: Timestamp) -> String {
     at.strftime("%Y-%m-%d %H:%M:%S").to_string()
 }
 
+/// A time as JSON has it, as [`time`]; what is none stays as it is.
+pub(super) fn moment(told: &str) -> String {
+    told.parse().map_or_else(|_| told.to_owned(), time)
+}
+
 /// `1,234 B`, `12.3 MB`.
 pub(super) fn bytes(count: u64) -> String {
     const UNITS: [&str; 4] = ["kB", "MB", "GB", "TB"];
@@ -249,9 +244,6 @@ pub(super) fn place(seconds: f64) -> String {
     let whole = seconds.max(0.0) as u64;
     format!("{}:{:02}:{:02}", whole / 3600, whole / 60 % 60, whole % 60)
 }
-
-/// Characters of what was done in a session, in a list.
-const LONGEST_DEED: usize = 160;
 
 #[cfg(test)]
 mod tests {

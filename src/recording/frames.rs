@@ -281,6 +281,11 @@ impl Reader {
         self.complete
     }
 
+    /// The byte up to which frames were opened.
+    pub(super) fn offset(&self) -> u64 {
+        self.offset
+    }
+
     /// The next frame's records; none at the end. An end that is missing or torn (the last frame of a killed daemon)
     /// leaves [`Reader::complete`] false; a frame that does not open with more behind it is a fault.
     pub(super) fn next(&mut self) -> Result<Option<Vec<Record>>, BadFrame> {

@@ -278,13 +278,15 @@ impl Tapes {
     }
 
     /// All sessions, oldest first, and what is wrong with those whose summary cannot be read: one bad summary must not
-    /// hide the others. Reads files.
+    /// hide the others. `so_far` hears how many of how many were read. Reads files.
     ///
     /// # Errors
     /// [`TapeError`] if the directory cannot be read.
-    pub fn list_all(&self) -> Result<(Vec<Summary>, Vec<Unreadable>), TapeError> {
+    pub fn list_all(&self, so_far: &dyn Fn(u64, u64)) -> Result<(Vec<Summary>, Vec<Unreadable>), TapeError> {
         let (mut found, mut unreadable) = (Vec::new(), Vec::new());
-        for id in self.sessions()? {
+        let sessions = self.sessions()?;
+        for (number, id) in sessions.iter().copied().enumerate() {
+            so_far(number as u64, sessions.len() as u64);
             match self.summary(id) {
                 Ok(summary) => found.push(summary),
                 Err(error) => {
@@ -377,13 +379,15 @@ impl Tapes {
     }
 
     /// Wraps the key of every tape anew, to `recipients`. Touches only the `.key` files, each whole or not at all.
-    /// Returns how many. Reads and writes files.
+    /// `so_far` hears how many of how many are done. Returns how many. Reads and writes files.
     ///
     /// # Errors
     /// [`TapeError`] at the first key that does not open here; those before it are done, and doing it again is safe.
-    pub fn rewrap(&self, recipients: &TapeKeys) -> Result<usize, TapeError> {
+    pub fn rewrap(&self, recipients: &TapeKeys, so_far: &dyn Fn(u64, u64)) -> Result<usize, TapeError> {
         let mut done = 0;
-        for id in self.ids("key")? {
+        let ids = self.ids("key")?;
+        for id in ids.iter().copied() {
+            so_far(done as u64, ids.len() as u64);
             let path = self.path(id, "key");
             let key = self.key(id)?;
             let wrapped = recipients.wrap(&key)?;

@@ -284,12 +284,31 @@ async fn a_watcher_sees_what_was_and_what_comes() {
 }
 
 #[tokio::test]
+async fn a_watcher_waits_for_no_frame_and_no_clock() {
+    let Recorder { tapes, dir: _dir, .. } = recorded().await;
+    let id = SessionId::new(Timestamp::now());
+    let tape = tapes.begin(header(id), id).await.unwrap();
+    tape.record(1, Direction::ToInstance, &pty()).await.unwrap();
+    let (_, _, mut live) = tapes.watch(id).await.unwrap();
+    for n in 0..500 {
+        let line = format!("line {n}");
+        tape.record(1, Direction::ToUser, &data(&line)).await.unwrap();
+        // It is there when the relay may go on: nothing is awaited.
+        assert_eq!(live.try_recv().unwrap().payload, line.as_bytes());
+    }
+    tape.seal(end(), Timestamp::now()).await.unwrap();
+}
+
+#[tokio::test]
 async fn rewrapping_touches_only_keys_and_the_old_identity_reads_no_more() {
     let Recorder { tapes, id, dir } = recorded().await;
     let path = dir.path().join(format!("tapes/{id}.tape"));
     let before = fs::read(&path).unwrap();
     let others = TapeKeys::create(&dir.path().join("others")).unwrap();
-    assert_eq!(tapes.rewrap(&TapeKeys::recipients_only(&others.recipients()).unwrap()).unwrap(), 1);
+    assert_eq!(
+        tapes.rewrap(&TapeKeys::recipients_only(&others.recipients()).unwrap(), &|_, _| {}).unwrap(),
+        1
+    );
     assert_eq!(fs::read(&path).unwrap(), before);
     assert!(tapes.frames(id, 0).is_err());
     let there =

@@ -64,7 +64,8 @@ async fn converse(mut stream: UnixStream, house: &House) -> io::Result<()> {
     let keyboard = request.keyboard.map(|rows| Keyboard { keys, rows });
     let types = keyboard.is_some();
     let work = async move {
-        let mut out = Output::new(to, request.json, request.width).with_keyboard(keyboard);
+        let out = Output::new(to, request.json, request.width).with_keyboard(keyboard);
+        let mut out = out.with_progress(request.progress);
         execute(house, &Caller::Operator { uid }, request.command, &mut out).await
     };
     let (mut reader, mut writer) = stream.split();

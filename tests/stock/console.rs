@@ -70,7 +70,13 @@ impl Console {
 }
 
 fn request(port: u16, method: &str, path: &str, headers: &[(&str, &str)]) -> Page {
+    sent(port, (method, path), headers, "")
+}
+
+fn sent(port: u16, (method, path): (&str, &str), headers: &[(&str, &str)], body: &str) -> Page {
     let mut stream = open(port, method, path, headers);
+    // What is refused before it was read breaks the connection; the answer was given by then.
+    stream.write_all(body.as_bytes()).ok();
     let mut all = Vec::new();
     stream.read_to_end(&mut all).unwrap();
     let all = text(all);
@@ -435,6 +441,64 @@ fn a_browser_is_out_as_soon_as_the_right_is() {
     let out = rig.events("console_signed_out");
     assert_eq!(out.len(), 3, "{out:?}");
     assert!(out.iter().all(|event| event["user"] == "oscar"));
+}
+
+#[test]
+fn a_live_session_is_ended_from_its_page_by_whoever_may_do_so_over_ssh() {
+    let console = Console::new();
+    let rig = &console.rig;
+    rig.add_user_as("olga", "auditor,admin");
+    let mut alice = rig.client("ssh", "alice");
+    alice.args(["-tt", "db-1", "echo up; read line"]);
+    alice.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut alice = alice.spawn().unwrap();
+    let mut said = BufReader::new(alice.stdout.take().unwrap());
+    said.read_line(&mut String::new()).unwrap();
+    let id = rig.json(&["sessions", "list", "--live"])[0]["id"].as_str().unwrap().to_owned();
+    let (page, at) = (format!("/sessions/{id}"), format!("/sessions/{id}/kill"));
+    let origin = format!("http://127.0.0.1:{}", console.port);
+    let (oscar, olga) = (console.signed_in("oscar"), console.signed_in("olga"));
+    let post = |cookie: &str, origin: &str, form: &str| {
+        let length = form.len().to_string();
+        let kind = "application/x-www-form-urlencoded";
+        let headers =
+            [("Cookie", cookie), ("Origin", origin), ("Content-Type", kind), ("Content-Length", &length)];
+        sent(console.port, ("POST", &at), &headers, form)
+    };
+    let form = "reason=wrong+host+%3Cb%3E";
+
+    assert!(console.get(&page, &olga).body.contains(&at), "who may is offered it");
+    assert!(!console.get(&page, &oscar).body.contains(&at), "who may not is not");
+    let denied = post(&oscar, &origin, form);
+    assert!(denied.status == 403 && denied.body.contains("this is for admins"), "{}", denied.body);
+    assert_eq!(console.desk("oscar", &["sessions", "kill", &id]).status.code(), Some(4), "as over SSH");
+    // Not by a link, not from another site, not without a cookie, not without a reason.
+    assert_eq!(console.get(&at, &olga).status, 405);
+    for other in ["http://evil.example", "null", ""] {
+        assert_eq!(post(&olga, other, form).status, 403, "{other}");
+    }
+    assert_eq!(post("", &origin, form).status, 401);
+    let long = format!("reason={}", "x".repeat(501));
+    for (bad, status) in [("", 400), ("reason=+", 400), (long.as_str(), 400)] {
+        assert_eq!(post(&olga, &origin, bad).status, status, "{bad}");
+    }
+    assert_eq!(post(&olga, &origin, &format!("reason={}", "x".repeat(20_000))).status, 413);
+    assert!(rig.events("session_killed").is_empty());
+    assert_eq!(rig.json(&["sessions", "show", &id])["status"], "live");
+
+    let ended = post(&olga, &origin, form);
+    assert_eq!((ended.status, ended.headers["location"].as_str()), (303, page.as_str()), "{}", ended.body);
+    let killed = rig.events("session_killed");
+    assert_eq!((killed[0]["by"].as_str(), killed[0]["session"].as_str()), (Some("olga"), Some(id.as_str())));
+    assert!(killed[0]["reason"].as_str().unwrap().contains("wrong host <b>"), "{killed:?}");
+    let shown = console.get(&page, &olga).body;
+    assert!(shown.contains("killed") && shown.contains("wrong host &#60;b&#62;"), "{shown}");
+    assert!(!shown.contains(&at), "there is nothing left to end");
+    assert_eq!(post(&olga, &origin, form).status, 404);
+    let mut told = String::new();
+    alice.stderr.take().unwrap().read_to_string(&mut told).unwrap();
+    assert!(told.contains("wrong host"), "{told}");
+    alice.wait().unwrap();
 }
 
 /// Summaries as so many sessions would have left them, one a minute until now.

@@ -157,7 +157,9 @@ impl Rig {
 
     pub fn add_user_as(&self, name: &str, role: &str) {
         self.keygen(&format!("id_{name}"));
-        self.ok(&["users", "add", name, "--role", role]);
+        // Several roles have commas between them.
+        let roles = role.split(',').flat_map(|role| ["--role", role]);
+        self.ok(&["users", "add", name].into_iter().chain(roles).collect::<Vec<_>>());
         let file = self.path(&format!("id_{name}.pub"));
         self.ok(&["ssh-keys", "add", "--user", name, "--file", file.to_str().unwrap()]);
         let enrolment = self.json(&["mfa", "enroll", name]);

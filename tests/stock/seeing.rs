@@ -30,7 +30,8 @@ fn harmless(shown: &str) {
 #[test]
 fn nothing_but_drawing_reaches_the_terminal_of_who_plays_watches_or_exports() {
     let rig = Rig::with_alice();
-    let script = format!("{HARM}; read x");
+    // Long enough for a start after a second.
+    let script = format!("{HARM}; read x; sleep 1.5");
     let mut live = rig.client("ssh", "alice");
     let mut live =
         live.args(["-tt", "db-1", &script]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
@@ -186,4 +187,42 @@ fn a_search_is_an_event_whether_it_finds_something_or_not() {
     assert_eq!(rig.events("recording_viewed").len(), 3, "what was found was seen");
     let alice = rig.client("ssh", "alice").args(["bastion", "sessions search word-"]).output().unwrap();
     assert_eq!((alice.status.code(), rig.events("recordings_searched").len()), (Some(4), 2));
+}
+
+#[test]
+fn what_is_watched_over_ssh_is_less_than_200_ms_old() {
+    let rig = Rig::with_alice();
+    auditor(&rig);
+    let mut live = rig.client("ssh", "alice");
+    live.args(["-tt", "db-1", "cat"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut live = live.spawn().unwrap();
+    let mut id = String::new();
+    wait_for("a live session", || {
+        id = rig.json(&["sessions", "list", "--live"])[0]["id"].as_str().unwrap_or_default().to_owned();
+        !id.is_empty()
+    });
+    let mut watching = rig.shared("ssh", "bob");
+    let mut watching =
+        watching.args(["bastion", &format!("sessions watch {id}")]).stdout(Stdio::piped()).spawn().unwrap();
+    wait_for("the watcher", || rig.events("recording_viewed").len() == 1);
+    let (mut keys, mut screen) = (live.stdin.take().unwrap(), watching.stdout.take().unwrap());
+    let mut late = 0;
+    const ROUNDS: usize = 60;
+    for n in 0..ROUNDS {
+        let line = format!("<{n:03}>");
+        let since = std::time::Instant::now();
+        keys.write_all(format!("{line}\n").as_bytes()).unwrap();
+        let (mut seen, mut byte) = (Vec::new(), [0]);
+        while !seen.ends_with(line.as_bytes()) {
+            screen.read_exact(&mut byte).unwrap();
+            seen.push(byte[0]);
+        }
+        late += usize::from(since.elapsed() >= Duration::from_millis(200));
+    }
+    // From the key to the watcher's terminal, with the instance's echo between; a busy machine has its moments.
+    assert!(late <= ROUNDS / 2, "{late} of {ROUNDS} came late");
+    eprintln!("{late} of {ROUNDS} later than 200 ms");
+    live.kill().unwrap();
+    live.wait().unwrap();
+    watching.wait().unwrap();
 }

@@ -28,11 +28,17 @@ pub enum Sessions {
         /// How many of those.
         #[command(flatten)]
         part: Part,
+        /// Offline, in this copy of a state directory
+        #[arg(long, conflicts_with = "live")]
+        state: Option<PathBuf>,
     },
     /// Show one session
     Show {
         /// The session
         id: String,
+        /// Offline, in this copy of a state directory
+        #[arg(long)]
+        state: Option<PathBuf>,
     },
     /// Replay a terminal session here
     Play {
@@ -52,6 +58,10 @@ pub enum Sessions {
     Transcript {
         /// The session
         id: String,
+        /// Only what was typed or done: commands and file operations
+        #[arg(long)]
+        #[serde(default)]
+        commands: bool,
         /// Where it lies.
         #[command(flatten)]
         copy: FromCopy,
@@ -78,9 +88,18 @@ pub enum Sessions {
     },
     /// What was not recorded, and why
     Gaps {
+        /// In sessions of this user
+        #[arg(long)]
+        user: Option<UserName>,
         /// In sessions begun since: a date, RFC 3339 time, or ago: 30d
         #[arg(long)]
         since: Option<When>,
+        /// Only in some of them.
+        #[command(flatten)]
+        only: Box<SessionFilter>,
+        /// Offline, in this copy of a state directory
+        #[arg(long)]
+        state: Option<PathBuf>,
     },
     /// Watch a live session; its user is told
     Watch {
@@ -116,10 +135,16 @@ pub enum Sessions {
         #[arg(required_unless_present = "bundle")]
         id: Option<String>,
         /// Offline: this archive, as sessions bundle made it
-        #[arg(long, requires = "trust", conflicts_with = "id")]
+        #[arg(long, requires = "trust", conflicts_with = "id", group = "offline")]
         bundle: Option<PathBuf>,
-        /// The audit key (audit_key.pub) that you kept elsewhere
-        #[arg(long, requires = "bundle")]
+        /// Offline, in this copy of a state directory
+        #[arg(long, requires = "id", group = "offline")]
+        state: Option<PathBuf>,
+        /// Offline: the auditors' identity; with it every frame is opened too
+        #[arg(long, requires = "state")]
+        identity: Option<PathBuf>,
+        /// Offline: the audit key (audit_key.pub) that you kept elsewhere
+        #[arg(long, requires = "offline")]
         trust: Option<PathBuf>,
     },
     /// Keep a recording past its time
@@ -200,15 +225,19 @@ pub struct SessionFilter {
     /// Begun before: a date, RFC 3339 time, or ago: 24h
     #[arg(long)]
     pub until: Option<When>,
+    /// Running then, whenever they began: an RFC 3339 time, or ago: 2h
+    #[arg(long, value_name = "TIME")]
+    #[serde(default)]
+    pub at: Option<When>,
 }
 
 impl SessionFilter {
     /// It leaves out nothing.
     pub fn is_none(&self) -> bool {
-        let Self { login, instance, label, key, source, command, exit, path, until } = self;
+        let Self { login, instance, label, key, source, command, exit, path, until, at } = self;
         let words = [key, command, path].iter().all(|word| word.is_none());
         let place = login.is_none() && instance.is_none() && label.is_none() && source.is_none();
-        words && place && exit.is_none() && until.is_none()
+        words && place && exit.is_none() && until.is_none() && at.is_none()
     }
 }
 
@@ -276,6 +305,9 @@ pub enum Logs {
         /// Offline, on the files of this state directory
         #[arg(long)]
         state: Option<PathBuf>,
+        /// Offline: the auditors' identity; with it every frame of every tape is opened too
+        #[arg(long, requires = "state")]
+        identity: Option<PathBuf>,
         /// Trust this audit key (audit_key.pub, kept elsewhere) and not the one that lies beside the chain
         #[arg(long, requires = "state")]
         trust: Option<PathBuf>,

@@ -1,4 +1,5 @@
-//! Syslog, RFC 5424: over UDP (RFC 5426), TCP with octet counting (RFC 6587 §3.4.1) or a local socket.
+//! Syslog, RFC 5424: over UDP (RFC 5426), TCP with octet counting (RFC 6587 §3.4.1), the same in TLS (RFC 5425) or a local
+//! socket.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -6,9 +7,22 @@ use std::net::{TcpStream, ToSocketAddrs, UdpSocket};
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::ClientConfig;
+
+use super::tls::{TlsStream, shaken, trusting};
 use super::{Parcel, Receiver};
+
+/// A syslog server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SyslogTerms {
+    /// Where it listens.
+    pub address: SyslogAddress,
+    /// The authorities that its certificate may come from, in PEM: with TLS, and only then.
+    pub ca_file: Option<PathBuf>,
+}
 
 /// Where a syslog server listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +31,8 @@ pub enum SyslogAddress {
     Udp(String),
     /// `tcp://HOST:PORT`.
     Tcp(String),
+    /// `tls://HOST:PORT`.
+    Tls(String),
     /// `unix:PATH`, a datagram socket such as `/dev/log`.
     Unix(PathBuf),
 }
@@ -24,8 +40,11 @@ pub enum SyslogAddress {
 impl FromStr for SyslogAddress {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong =
-            || format!("{text:?} is no syslog address; use udp://HOST:PORT, tcp://HOST:PORT or unix:PATH");
+        let wrong = || {
+            format!(
+                "{text:?} is no syslog address; use tls://HOST:PORT, tcp://HOST:PORT, udp://HOST:PORT or unix:PATH"
+            )
+        };
         let host = |rest: &str| {
             let (host, port) = rest.rsplit_once(':').ok_or_else(wrong)?;
             let fits =
@@ -35,6 +54,7 @@ impl FromStr for SyslogAddress {
         match text.split_once(':') {
             Some(("udp", rest)) => host(rest.strip_prefix("//").ok_or_else(wrong)?).map(Self::Udp),
             Some(("tcp", rest)) => host(rest.strip_prefix("//").ok_or_else(wrong)?).map(Self::Tcp),
+            Some(("tls", rest)) => host(rest.strip_prefix("//").ok_or_else(wrong)?).map(Self::Tls),
             Some(("unix", path)) if path.starts_with('/') => Ok(Self::Unix(path.into())),
             _ => Err(wrong()),
         }
@@ -46,6 +66,7 @@ impl fmt::Display for SyslogAddress {
         match self {
             Self::Udp(to) => write!(f, "udp://{to}"),
             Self::Tcp(to) => write!(f, "tcp://{to}"),
+            Self::Tls(to) => write!(f, "tls://{to}"),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
@@ -54,43 +75,51 @@ impl fmt::Display for SyslogAddress {
 pub(super) struct Syslog {
     address: SyslogAddress,
     host: String,
+    trust: Option<Arc<ClientConfig>>,
     line: Option<Line>,
 }
 
 enum Line {
     Udp(UdpSocket),
     Tcp(TcpStream),
+    Tls(Box<TlsStream>),
     Unix(UnixDatagram),
 }
 
 impl Syslog {
-    pub(super) fn new(address: SyslogAddress, host: &str) -> Self {
+    pub(super) fn new(terms: SyslogTerms, host: &str) -> Result<Self, String> {
+        let SyslogTerms { address, ca_file } = terms;
+        let trust = ca_file.as_deref().map(trusting).transpose()?;
         let host: String = host.chars().filter(char::is_ascii_graphic).take(255).collect();
-        Self { address, host: if host.is_empty() { "-".to_owned() } else { host }, line: None }
+        Ok(Self { address, host: if host.is_empty() { "-".to_owned() } else { host }, trust, line: None })
     }
 
     fn send(&mut self, parcels: &[Parcel]) -> io::Result<()> {
-        let line = match self.line.take() {
+        let mut line = match self.line.take() {
             Some(line) => line,
-            None => Line::open(&self.address)?,
+            None => Line::open(&self.address, self.trust.as_ref())?,
         };
         let messages = parcels.iter().map(|parcel| message(parcel, &self.host));
-        match &line {
+        match &mut line {
             Line::Udp(socket) => messages.into_iter().try_for_each(|m| socket.send(cut(&m)).map(drop))?,
             Line::Unix(socket) => messages.into_iter().try_for_each(|m| socket.send(cut(&m)).map(drop))?,
-            Line::Tcp(stream) => {
-                let mut to = io::BufWriter::new(stream);
-                for message in messages {
-                    write!(to, "{} {message}", message.len())?;
-                }
-                to.flush()?;
-                drop(to);
-                stays(stream)?;
-            }
+            Line::Tcp(stream) => counted(stream, messages)?,
+            Line::Tls(stream) => counted(stream.as_mut(), messages)?,
         }
         self.line = Some(line);
         Ok(())
     }
+}
+
+/// Sends with octet counting, and sees whether the other side is still there.
+fn counted(stream: &mut (impl Read + Write), messages: impl Iterator<Item = String>) -> io::Result<()> {
+    let mut to = io::BufWriter::new(&mut *stream);
+    for message in messages {
+        write!(to, "{} {message}", message.len())?;
+    }
+    to.flush()?;
+    drop(to);
+    stays(stream)
 }
 
 impl Receiver for Syslog {
@@ -104,7 +133,7 @@ impl Receiver for Syslog {
 }
 
 impl Line {
-    fn open(address: &SyslogAddress) -> io::Result<Self> {
+    fn open(address: &SyslogAddress, trust: Option<&Arc<ClientConfig>>) -> io::Result<Self> {
         match address {
             SyslogAddress::Unix(path) => {
                 let socket = UnixDatagram::unbound()?;
@@ -119,13 +148,25 @@ impl Line {
                 Ok(Self::Udp(socket))
             }
             SyslogAddress::Tcp(to) => {
-                let stream = TcpStream::connect_timeout(&resolved(to)?, PATIENCE)?;
-                stream.set_write_timeout(Some(PATIENCE))?;
+                let stream = connected(to)?;
                 stream.set_read_timeout(Some(STAYS))?;
                 Ok(Self::Tcp(stream))
             }
+            SyslogAddress::Tls(to) => {
+                let trust = trust.ok_or_else(|| io::Error::other("no authority is trusted"))?;
+                let host = to.rsplit_once(':').map_or(to.as_str(), |(host, _)| host);
+                let stream = shaken(trust, host, connected(to)?, PATIENCE)?;
+                stream.sock.set_read_timeout(Some(STAYS))?;
+                Ok(Self::Tls(Box::new(stream)))
+            }
         }
     }
+}
+
+fn connected(to: &str) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&resolved(to)?, PATIENCE)?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    Ok(stream)
 }
 
 fn resolved(to: &str) -> io::Result<std::net::SocketAddr> {
@@ -133,7 +174,7 @@ fn resolved(to: &str) -> io::Result<std::net::SocketAddr> {
 }
 
 /// Syslog has no receipt: what the other side still has not closed on after a moment counts as taken.
-fn stays(mut stream: &TcpStream) -> io::Result<()> {
+fn stays(stream: &mut impl Read) -> io::Result<()> {
     match stream.read(&mut [0; 64]) {
         Ok(0) => Err(io::Error::new(io::ErrorKind::BrokenPipe, "it closed the connection")),
         Ok(_) => Ok(()),

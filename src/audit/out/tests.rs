@@ -35,7 +35,8 @@ impl Desk {
     }
 
     fn syslog(&self, address: &str) -> Receivers {
-        Receivers { syslog: Some(address.parse().unwrap()), host: "bastion".to_owned(), webhook: None }
+        let terms = SyslogTerms { address: address.parse().unwrap(), ca_file: None };
+        Receivers { syslog: Some(terms), host: "bastion".to_owned(), webhook: None }
     }
 
     fn webhook(&self, port: u16) -> Receivers {
@@ -219,12 +220,12 @@ async fn a_trail_that_was_rolled_back_is_noticed_by_what_was_sent() {
 }
 
 #[test]
-fn an_address_is_udp_tcp_or_a_path() {
-    for good in ["udp://log:514", "tcp://[::1]:601", "unix:/dev/log"] {
+fn an_address_is_udp_tcp_tls_or_a_path() {
+    for good in ["udp://log:514", "tcp://[::1]:601", "tls://log:6514", "unix:/dev/log"] {
         assert_eq!(good.parse::<SyslogAddress>().unwrap().to_string(), good);
     }
     for bad in
-        ["log:514", "udp://log", "udp://:514", "tcp://log:0", "unix:dev/log", "tls://log:6514", "udp://a/b:1"]
+        ["log:514", "udp://log", "udp://:514", "tcp://log:0", "unix:dev/log", "tls://log", "udp://a/b:1"]
     {
         assert!(bad.parse::<SyslogAddress>().is_err(), "{bad}");
     }

@@ -71,6 +71,11 @@ impl Tapes {
 
     /// What the tape itself tells of its session; `truncated` if it has no end.
     pub(super) fn told(&self, id: SessionId) -> Result<Summary, TapeError> {
+        self.told_up_to(id).map(|(summary, _)| summary)
+    }
+
+    /// The same, and the byte up to which the tape opens.
+    pub(super) fn told_up_to(&self, id: SessionId) -> Result<(Summary, u64), TapeError> {
         let mut frames = self.opened(id)?;
         let mut telling = Telling::default();
         let mut end = None;
@@ -92,13 +97,13 @@ impl Tapes {
         let header = Header { packed: false, ..frames.reader.header().clone() };
         let Some((SessionEnd { status, reason }, at, channels)) = end.filter(|_| frames.reader.complete())
         else {
-            return Ok(cut_off(header, telling));
+            return Ok((cut_off(header, telling), frames.reader.offset()));
         };
         // The end tells of the channels that were open still, or of all.
         closed.extend(channels.into_iter().map(|channel| (channel.channel, channel)));
         let mut summary = Summary::of(header, closed.into_values().collect());
         (summary.status, summary.reason, summary.ended_at) = (status, reason, Some(at));
-        Ok(summary)
+        Ok((summary, frames.reader.offset()))
     }
 
     /// Gives a tape that a crash left its summary; none if the crash came before its first byte.

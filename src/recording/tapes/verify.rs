@@ -7,6 +7,11 @@ use super::super::summary::{SessionStatus, Summary};
 use super::{TapeError, TapeVerified, Tapes, length};
 
 impl Tapes {
+    /// The bytes of a session's tape; none if it is gone.
+    pub fn length(&self, id: SessionId) -> u64 {
+        length(&self.path(id, "tape"))
+    }
+
     /// Checks that the tape is the one whose `digest` the trail names (or, without one, its summary), that all its
     /// frames open, and that the summary beside it is the tape's own. Without the identity only the digest counts.
     ///
@@ -28,11 +33,12 @@ impl Tapes {
         }
         // Where it is wrong helps more than that it is wrong: first the frames, then the digest.
         let opened = self.kept.load().keys.can_read();
-        let end = || TapeError::damaged(&path, length(&path), "the end of the tape is missing");
+        let end = |at| TapeError::damaged(&path, at, "the end of the tape is missing");
         if opened {
-            let told = self.told(id)?;
+            let (told, at) = self.told_up_to(id)?;
             if told.status == SessionStatus::Truncated && summary.status == SessionStatus::Closed {
-                return Err(end());
+                let edited = TapeError::damaged(&path, at, "from here on it does not open: it was changed");
+                return Err(if at < length(&path) { edited } else { end(at) });
             }
             let own = Summary { digest: summary.digest.clone(), ..told };
             // What killed a session may be that its tape could not be written: then only the summary tells.
@@ -47,7 +53,7 @@ impl Tapes {
         } else {
             self.kept.load().keys.recognises(&key_path)?;
             if summary.status == SessionStatus::Closed && !frames::looks_complete(self.file(id)?) {
-                return Err(end());
+                return Err(end(length(&path)));
             }
         }
         let found = self.digest(id)?;
