@@ -13,6 +13,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use data_encoding::HEXLOWER;
 use sha2::{Digest, Sha256};
@@ -121,7 +122,14 @@ impl Journal {
             .write(true)
             .open(&lock_path)
             .map_err(|e| io(&lock_path, e))?;
-        lock.try_lock().map_err(|_| JournalError::Locked(dir.to_owned()))?;
+        // A process that this one is just starting has the lock too until it runs its program.
+        let tries = std::iter::repeat_with(|| lock.try_lock()).take(LOCK_TRIES);
+        let held = tries
+            .map(|tried| tried.inspect_err(|_| std::thread::sleep(LOCK_PAUSE)))
+            .any(|tried| tried.is_ok());
+        if !held {
+            return Err(JournalError::Locked(dir.to_owned()));
+        }
 
         if !renew_reserve(dir, options.reserve_bytes)? {
             tracing::warn!("journal.reserve.missing: the disk is full");
@@ -272,6 +280,9 @@ impl Segment {
     }
 }
 
+/// How often, and with which pause, a lock is tried.
+const LOCK_TRIES: usize = 20;
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 /// No line is longer, in bytes.
 const LONGEST_LINE: u64 = 16 << 20;
 /// At most so many lines, and so many bytes, share one sync.
