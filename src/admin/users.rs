@@ -4,16 +4,18 @@
 //! second factor and the user's own rules go.
 
 use jiff::Timestamp;
-use keystore::{Ended, Role, Rule, SecondFactor, Subject, User, UserKey, UserKind, UserName};
+use keystore::{
+    Batch, Ended, Invitation, Role, Rule, SecondFactor, Subject, User, UserKey, UserKind, UserName,
+};
 use serde_json::{Value, json};
 
 use super::blast::{self, Whose};
 use super::render::{short_time, table};
-use super::{Caller, Fault, Kind, Output, Users, access, factors, keys, trail};
+use super::{Caller, Fault, Kind, Output, Users, factors, keys, trail};
 use crate::audit::Event;
 use crate::auth;
 use crate::policy::HOUSEKEEPER;
-use crate::session::House;
+use crate::session::{House, recompile};
 
 pub(super) async fn users(
     house: &House,
@@ -178,23 +180,30 @@ async fn leave_nothing_open(house: &House, name: &UserName) -> Result<(), Fault>
 }
 
 async fn remove(house: &House, caller: &Caller, name: &UserName, now: Timestamp) -> Result<(), Fault> {
+    revoke_all(house, caller, name).await?;
+    let mut rules: Vec<Rule> = house.vault.list().await?;
+    rules.retain(|rule| rule.subject == Subject::User(name.clone()));
+    let batch = Batch::default().remove::<Invitation>(name.as_str()).remove::<User>(name.as_str());
+    let batch = rules.iter().fold(batch, |batch, rule| batch.remove::<Rule>(&rule.id));
+    let rule_removed = |rule: &Rule| Event::AccessRuleRemoved { rule: rule.id.clone(), by: caller.name() };
+    let events = rules.iter().map(rule_removed).chain([trail::user_removed(caller, name)]).collect();
+    // All at once: without a rule that denies, a user who is still there might do more.
+    let removed = async { Ok(house.vault.commit(batch.remove::<SecondFactor>(name.as_str())).await?) };
+    let done = trail::takes_all(house, events, now, removed).await;
+    recompile(house).await;
+    done?;
+    // An enrolment may have been under way; it looks for its user once more when it is done.
+    revoke_all(house, caller, name).await?;
+    house.vault.commit(Batch::default().remove::<SecondFactor>(name.as_str())).await?;
+    leave_nothing_open(house, name).await
+}
+
+async fn revoke_all(house: &House, caller: &Caller, name: &UserName) -> Result<(), Fault> {
     let owned: Vec<UserKey> = house.vault.list().await?;
     for key in owned.iter().filter(|k| &k.user == name && k.revoked.is_none()) {
         keys::revoke(house, caller, key, "user removed").await?;
     }
-    let rules: Vec<Rule> = house.vault.list().await?;
-    for rule in rules.iter().filter(|r| r.subject == Subject::User(name.clone())) {
-        access::remove(house, caller, &rule.id, now).await?;
-    }
-    let removed = async {
-        if house.vault.get::<SecondFactor>(name.as_str()).await?.is_some() {
-            house.vault.remove::<SecondFactor>(name.as_str()).await?;
-        }
-        leave_nothing_open(house, name).await?;
-        house.vault.remove::<User>(name.as_str()).await?;
-        Ok(())
-    };
-    trail::takes(house, trail::user_removed(caller, name), now, removed).await
+    Ok(())
 }
 
 fn state(user: &User, now: Timestamp) -> &'static str {
