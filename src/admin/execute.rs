@@ -1,9 +1,13 @@
 //! From a command to its answer: who may say it, then who carries it out.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
+use keystore::{Record, User};
 
 use super::{
-    Access, Ca, Caller, Command, Encryption, Fault, Instances, Mfa, Output, Sessions, SshKeys, Users, Visitor,
+    Access, Ca, Caller, Command, Encryption, Fault, Instances, Logs, Mfa, Output, Sessions, SshKeys, Users,
+    Visitor,
 };
 use super::{access, factors, instances, keys, logs, sessions, users};
 use crate::session::{House, LoggedIn, still_in};
@@ -129,6 +133,48 @@ async fn dispatch(house: &House, caller: &Caller, command: Command, out: &mut Ou
     }
     // Only now: a right that was lost while the command was typed, or waited for its turn, counts no more.
     let caller = &of_now(house, caller, &command).await?;
+    if !lasts(&command) {
+        return carry_out(house, caller, command, out).await;
+    }
+    let said = command.clone();
+    tokio::select! {
+        biased;
+        fault = lost(house, caller, &said) => Err(fault),
+        done = carry_out(house, caller, command, out) => done,
+    }
+}
+
+/// Whether the answer goes on for as long as somebody listens. Such a command only reads: its end may come at any moment.
+fn lasts(command: &Command) -> bool {
+    matches!(
+        command,
+        Command::Sessions(Sessions::Watch { .. } | Sessions::Play { .. }) | Command::Logs(Logs::Tail { .. })
+    )
+}
+
+/// Resolves once `caller` may not say `command` any more.
+async fn lost(house: &House, caller: &Caller, command: &Command) -> Fault {
+    let Caller::User(visitor) = caller else { return std::future::pending().await };
+    let mut changes = house.vault.changes();
+    loop {
+        if let Err(fault) = of_now(house, caller, command).await {
+            return fault;
+        }
+        // A login that ends otherwise is cut with its connection.
+        let mine = async {
+            while let Ok(change) = changes.recv().await {
+                if change.kind == User::KIND && change.id == visitor.user.as_str() {
+                    return;
+                }
+            }
+        };
+        if tokio::time::timeout(LATEST, mine).await.is_err() {
+            tracing::trace!("desk.asked_again");
+        }
+    }
+}
+
+async fn carry_out(house: &House, caller: &Caller, command: Command, out: &mut Output) -> Result<(), Fault> {
     match command {
         Command::Status => super::status::status(house, out).await,
         Command::Recording(command) => super::status::recording(house, caller, command, out).await,
@@ -165,6 +211,9 @@ async fn of_now(house: &House, caller: &Caller, command: &Command) -> Result<Cal
     Ok(caller)
 }
 
+/// How late it may be noticed that a right was lost, where its change was missed.
+const LATEST: Duration = Duration::from_secs(1);
+
 static CHANGES: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 fn changes(command: &Command) -> bool {
@@ -173,6 +222,7 @@ fn changes(command: &Command) -> bool {
         Command::Users(
             Users::Add { .. }
                 | Users::Invite { .. }
+                | Users::Roles { .. }
                 | Users::Suspend { .. }
                 | Users::Resume { .. }
                 | Users::Remove { .. }
@@ -193,7 +243,6 @@ mod tests {
     fn permitted(caller: &Caller, command: &Command) -> Result<(), Fault> {
         super::permitted(caller, command, Viewers::default())
     }
-    use crate::admin::Logs;
 
     fn user(role: &str) -> Caller {
         Caller::User(Visitor {

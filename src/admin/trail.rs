@@ -1,6 +1,8 @@
 //! The audit events of administration, each with who did it, and the way of a change through the trail: every command
 //! that changes something goes through [`gives`] or [`takes`] (docs/adr/0006).
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use keystore::{Instance, Role, User, UserKey, UserName};
 
@@ -54,6 +56,21 @@ fn unrecorded(error: AuditError) -> Fault {
 pub(super) fn user_added(caller: &Caller, user: &User) -> Event {
     let roles = user.roles.iter().map(Role::to_string).collect();
     Event::UserAdded { user: user.name.to_string(), by: caller.name(), roles }
+}
+/// `user` is as it will be.
+pub(super) fn user_roles_changed(
+    caller: &Caller,
+    user: &User,
+    (added, removed): (&BTreeSet<Role>, &BTreeSet<Role>),
+) -> Event {
+    let named = |roles: &BTreeSet<Role>| roles.iter().map(Role::to_string).collect();
+    Event::UserRolesChanged {
+        user: user.name.to_string(),
+        by: caller.name(),
+        added: named(added),
+        removed: named(removed),
+        roles: named(&user.roles),
+    }
 }
 pub(super) fn user_suspended(caller: &Caller, user: &UserName, reason: &str) -> Event {
     Event::UserSuspended { user: user.to_string(), by: caller.name(), reason: Some(reason.to_owned()) }

@@ -3,17 +3,21 @@
 //! Removing a user leaves nothing behind that a later user of the same name would inherit: keys are revoked, the
 //! second factor and the user's own rules go.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
-use keystore::{Ended, Role, Rule, SecondFactor, Subject, User, UserKey, UserKind, UserName};
+use keystore::{
+    Batch, Effect, Ended, Invitation, Role, Rule, SecondFactor, Subject, User, UserKey, UserKind, UserName,
+};
 use serde_json::{Value, json};
 
 use super::blast::{self, Whose};
 use super::render::{short_time, table};
-use super::{Caller, Fault, Kind, Output, Users, access, factors, keys, trail};
+use super::{Caller, Fault, Kind, Output, Users, factors, keys, trail};
 use crate::audit::Event;
 use crate::auth;
 use crate::policy::HOUSEKEEPER;
-use crate::session::House;
+use crate::session::{House, recompile};
 
 pub(super) async fn users(
     house: &House,
@@ -24,7 +28,7 @@ pub(super) async fn users(
     let now = Timestamp::now();
     match command {
         Users::Add { name, roles, kind, expires, from } => {
-            let mut roles: std::collections::BTreeSet<Role> = roles.into_iter().collect();
+            let mut roles: BTreeSet<Role> = roles.into_iter().collect();
             if kind == Kind::Service && from.is_empty() {
                 return Err(Fault::usage(
                     "a service logs in without a code: say from where, --from 10.0.3.0/24",
@@ -75,6 +79,11 @@ pub(super) async fn users(
             out.either(&shown(&user, factor, now), text).await
         }
         Users::Invite { name } => invite(house, caller, &name, out).await,
+        Users::Roles { name, add, remove } => {
+            let change =
+                RoleChange { added: add.into_iter().collect(), removed: remove.into_iter().collect() };
+            roles(house, caller, (&name, change), out).await
+        }
         Users::Suspend { name, reason } => {
             found(house, &name).await?;
             let ended = Ended { at: now, reason: reason.clone() };
@@ -160,6 +169,75 @@ async fn invite(house: &House, caller: &Caller, name: &UserName, out: &mut Outpu
     out.either(&value, text).await
 }
 
+/// Roles that a user gets and loses.
+struct RoleChange {
+    added: BTreeSet<Role>,
+    removed: BTreeSet<Role>,
+}
+
+async fn roles(
+    house: &House,
+    caller: &Caller,
+    (name, change): (&UserName, RoleChange),
+    out: &mut Output,
+) -> Result<(), Fault> {
+    let now = Timestamp::now();
+    let mut user = found(house, name).await?;
+    let RoleChange { added, removed } = &change;
+    if added.is_empty() && removed.is_empty() {
+        return Err(Fault::usage("say which: --add ROLE or --remove ROLE; nothing was changed"));
+    }
+    if let Some(both) = added.intersection(removed).next() {
+        return Err(Fault::usage(format!("{both} cannot be both given and taken; nothing was changed")));
+    }
+    if let Some(held) = added.intersection(&user.roles).next() {
+        return Err(Fault::conflict(format!("{name} is {held} already; nothing was changed")));
+    }
+    if let Some(lacked) = removed.difference(&user.roles).next() {
+        return Err(Fault::conflict(format!("{name} is not {lacked}; nothing was changed")));
+    }
+    if removed.iter().any(|role| role.as_str() == "admin") && !another_admin(house, name, now).await? {
+        return Err(Fault::conflict(format!(
+            "{name} is the last admin who can log in; first: keyward users roles NAME --add admin"
+        )));
+    }
+    user.roles = user.roles.union(added).filter(|role| !removed.contains(*role)).cloned().collect();
+    let event = trail::user_roles_changed(caller, &user, (added, removed));
+    let rules: Vec<Rule> = house.vault.list().await?;
+    // Without a role that rules deny things to, more is allowed.
+    let frees = rules.iter().any(|rule| {
+        rule.effect == Effect::Deny && matches!(&rule.subject, Subject::Role(role) if removed.contains(role))
+    });
+    let changed = async {
+        let roles = user.roles.clone();
+        let set = |record: &mut User| {
+            record.roles.clone_from(&roles);
+            Ok::<(), Fault>(())
+        };
+        house.vault.update(name.as_str(), set).await
+    };
+    match added.is_empty() && !frees {
+        true => trail::takes(house, event, now, changed).await?,
+        false => trail::gives(house, vec![event], now, changed).await?,
+    }
+    let factor = house.vault.get::<SecondFactor>(name.as_str()).await?;
+    let shown = shown(&user, factors::standing(factor.as_ref()), now);
+    let told = user.roles.iter().map(Role::as_str).collect::<Vec<_>>().join(", ");
+    let told = if told.is_empty() { "none".to_owned() } else { told };
+    out.either(&shown, format!("Roles of {name}: {told}. What is new counts from the next login on.")).await
+}
+
+/// Whether somebody besides `name` administers and can log in.
+async fn another_admin(house: &House, name: &UserName, now: Timestamp) -> Result<bool, Fault> {
+    let users: Vec<User> = house.vault.list().await?;
+    Ok(users.iter().any(|user| {
+        user.name != *name
+            && user.kind == UserKind::Human
+            && user.barred(now).is_none()
+            && user.roles.iter().any(|role| role.as_str() == "admin")
+    }))
+}
+
 async fn set_suspended(house: &House, name: &UserName, ended: Option<Ended>) -> Result<(), Fault> {
     house
         .vault
@@ -178,23 +256,30 @@ async fn leave_nothing_open(house: &House, name: &UserName) -> Result<(), Fault>
 }
 
 async fn remove(house: &House, caller: &Caller, name: &UserName, now: Timestamp) -> Result<(), Fault> {
+    revoke_all(house, caller, name).await?;
+    let mut rules: Vec<Rule> = house.vault.list().await?;
+    rules.retain(|rule| rule.subject == Subject::User(name.clone()));
+    let batch = Batch::default().remove::<Invitation>(name.as_str()).remove::<User>(name.as_str());
+    let batch = rules.iter().fold(batch, |batch, rule| batch.remove::<Rule>(&rule.id));
+    let rule_removed = |rule: &Rule| Event::AccessRuleRemoved { rule: rule.id.clone(), by: caller.name() };
+    let events = rules.iter().map(rule_removed).chain([trail::user_removed(caller, name)]).collect();
+    // All at once: without a rule that denies, a user who is still there might do more.
+    let removed = async { Ok(house.vault.commit(batch.remove::<SecondFactor>(name.as_str())).await?) };
+    let done = trail::takes_all(house, events, now, removed).await;
+    recompile(house).await;
+    done?;
+    // An enrolment may have been under way; it looks for its user once more when it is done.
+    revoke_all(house, caller, name).await?;
+    house.vault.commit(Batch::default().remove::<SecondFactor>(name.as_str())).await?;
+    leave_nothing_open(house, name).await
+}
+
+async fn revoke_all(house: &House, caller: &Caller, name: &UserName) -> Result<(), Fault> {
     let owned: Vec<UserKey> = house.vault.list().await?;
     for key in owned.iter().filter(|k| &k.user == name && k.revoked.is_none()) {
         keys::revoke(house, caller, key, "user removed").await?;
     }
-    let rules: Vec<Rule> = house.vault.list().await?;
-    for rule in rules.iter().filter(|r| r.subject == Subject::User(name.clone())) {
-        access::remove(house, caller, &rule.id, now).await?;
-    }
-    let removed = async {
-        if house.vault.get::<SecondFactor>(name.as_str()).await?.is_some() {
-            house.vault.remove::<SecondFactor>(name.as_str()).await?;
-        }
-        leave_nothing_open(house, name).await?;
-        house.vault.remove::<User>(name.as_str()).await?;
-        Ok(())
-    };
-    trail::takes(house, trail::user_removed(caller, name), now, removed).await
+    Ok(())
 }
 
 fn state(user: &User, now: Timestamp) -> &'static str {

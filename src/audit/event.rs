@@ -135,6 +135,19 @@ pub enum Event {
         /// RFC 3339, UTC.
         expires_at: String,
     },
+    /// A user got or lost roles.
+    UserRolesChanged {
+        /// The user it is about.
+        user: String,
+        /// Who did it.
+        by: String,
+        /// Role names that the user got.
+        added: Vec<String>,
+        /// Role names that the user lost.
+        removed: Vec<String>,
+        /// Role names that the user has now.
+        roles: Vec<String>,
+    },
     /// A user was suspended.
     UserSuspended {
         /// The user it is about.

@@ -75,14 +75,17 @@ impl Certificates {
         Some((format!("{}{until}", named(&certificate)), counts))
     }
 
-    /// Whether a certificate that is *offered* is worth a signature. This is no proof of anything.
+    /// A certificate that is *offered* is worth a signature. This is no proof of anything.
+    ///
+    /// # Errors
+    /// Why it is not. The peer must not see it.
     pub async fn offered(
         &self,
         vault: &Vault,
         (presented, rules): (&Presented<'_>, &KeyRules),
         now: Timestamp,
-    ) -> bool {
-        self.find(vault, (presented, rules), now).await.is_ok()
+    ) -> Result<(), LoginFault> {
+        self.find(vault, (presented, rules), now).await.map(drop)
     }
 
     async fn find(

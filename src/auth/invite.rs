@@ -13,7 +13,9 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use keystore::ssh::PublicKey;
-use keystore::{Invitation, KeyRules, KeyStatus, SecondFactor, User, UserKey, UserKind, UserName, Vault};
+use keystore::{
+    Batch, Invitation, KeyRules, KeyStatus, SecondFactor, User, UserKey, UserKind, UserName, Vault,
+};
 use sha2::{Digest, Sha256};
 
 use super::certificate::Certified;
@@ -325,8 +327,9 @@ impl Enrolling {
                 Ok(())
             })
             .await?;
+        let mut batch = Batch::default();
         if let Some(key) = &self.key {
-            vault.insert(&self.record(vault, (&user, key), now).await?).await?;
+            batch = batch.insert(&self.record(vault, (&user, key), now).await?)?;
         } else if let Some(certificate) = &self.certificate {
             certificate.counts(vault, &self.by.user, now).await?;
             certificate.used(&self.fingerprint, &self.by.user, now);
@@ -341,7 +344,14 @@ impl Enrolling {
                 .await?;
         }
         if let Factor::Fresh(fresh) = &self.factor {
-            vault.insert(&fresh.0).await?;
+            batch = batch.insert(&fresh.0)?;
+        }
+        // Both or none: a key without its factor would be one that the trail says was not added.
+        vault.commit(batch).await?;
+        // Read after they were written: who was suspended or removed meanwhile leaves nothing behind.
+        if let Err(fault) = unbarred(vault, &self.by.user, now).await {
+            vault.commit(self.taken_back()).await?;
+            return Err(fault);
         }
         Ok(Authenticated {
             user: user.name,
@@ -355,6 +365,18 @@ impl Enrolling {
             verifies: self.verifies,
             certificate: self.certificate.clone(),
         })
+    }
+
+    /// Removes what was added.
+    fn taken_back(&self) -> Batch {
+        let mut batch = Batch::default();
+        if self.key.is_some() {
+            batch = batch.remove::<UserKey>(&self.fingerprint);
+        }
+        if let Factor::Fresh(_) = &self.factor {
+            batch = batch.remove::<SecondFactor>(self.by.user.as_str());
+        }
+        batch
     }
 
     async fn record(

@@ -43,8 +43,16 @@ pub(super) struct Gate {
     /// Somebody holds an enrolment code: strangers are asked for one.
     inviting: bool,
     stranger: Stranger,
-    /// User name and fingerprint of the last offer that was refused.
-    refused: Option<(String, String)>,
+    refused: Option<RefusedOffer>,
+}
+
+/// The last offer that was refused.
+struct RefusedOffer {
+    user: String,
+    /// Fingerprint.
+    key: String,
+    /// What was wrong with the certificate that it, or one before it, was.
+    certificate: Option<&'static str>,
 }
 
 /// The first key of a connection that is not the user's. A client that has offered all its keys in vain never signs
@@ -115,8 +123,7 @@ impl Gate {
             self.stranger = Stranger::Asked;
             return Auth::Accept;
         }
-        // Not counted yet: an agent offers every key it holds. russh asks this of a signed request too.
-        self.refused = Some((user.chars().take(64).collect(), UserKey::fingerprint_of(key)));
+        self.note_refused(user, key, None);
         tokio::time::sleep_until(since + OFFER).await;
         Auth::reject()
     }
@@ -145,8 +152,7 @@ impl Gate {
             Err((outside, fault)) => {
                 self.door = Door::Outside(outside);
                 if matches!(self.stranger, Stranger::Asked) {
-                    // As an offer, this is not counted yet.
-                    self.refused = Some((user.chars().take(64).collect(), UserKey::fingerprint_of(key)));
+                    self.note_refused(user, key, None);
                     self.stranger =
                         Stranger::Signed { user: user.to_owned(), key: key.clone(), user_verified };
                     tokio::time::sleep_until(since + OFFER).await;
@@ -166,15 +172,25 @@ impl Gate {
         }
         let presented = Presented { certificate, user, source: self.source.ip(), max_age: 0 };
         let asked = (&presented, &*self.config.keys);
-        if matches!(self.door, Door::Outside(_) | Door::Hall(_))
-            && self.house.certificates.offered(&self.house.vault, asked, now).await
-        {
-            return Auth::Accept;
+        let mut fault = None;
+        if matches!(self.door, Door::Outside(_) | Door::Hall(_)) {
+            match self.house.certificates.offered(&self.house.vault, asked, now).await {
+                Ok(()) => return Auth::Accept,
+                Err(refused) => fault = Some(refused.reason()),
+            }
         }
         let key = PublicKey::from(certificate.public_key().clone());
-        self.refused = Some((user.chars().take(64).collect(), UserKey::fingerprint_of(&key)));
+        self.note_refused(user, &key, fault);
         tokio::time::sleep_until(since + OFFER).await;
         Auth::reject()
+    }
+
+    /// Not counted yet: an agent offers every key it holds. russh asks this of a signed request too.
+    fn note_refused(&mut self, user: &str, key: &PublicKey, certificate: Option<&'static str>) {
+        let (user, key) = (user.chars().take(64).collect(), UserKey::fingerprint_of(key));
+        // A client offers the bare key right after its certificate, and the certificate is what should have let it in.
+        let certificate = certificate.or(self.refused.take().and_then(|before| before.certificate));
+        self.refused = Some(RefusedOffer { user, key, certificate });
     }
 
     /// A certificate whose key's signature of this request is right.
@@ -474,10 +490,13 @@ impl Gate {
 impl Drop for Gate {
     fn drop(&mut self) {
         // Whoever only offered keys and left without any proof has failed once, as sshd counts it.
-        if let (Door::Outside(_), Some((user, key))) = (&self.door, self.refused.take()) {
+        if let (Door::Outside(_), Some(RefusedOffer { user, key, certificate })) =
+            (&self.door, self.refused.take())
+        {
             let (house, source) = (Arc::clone(&self.house), self.source.ip());
+            let reason = certificate.unwrap_or("no offered key is accepted").to_owned();
             tokio::spawn(async move {
-                let (source_ip, reason) = (source.to_string(), "no offered key is accepted".to_owned());
+                let source_ip = source.to_string();
                 let event = Event::SshLoginFailed { user, source_ip, key: Some(key), reason };
                 append(&house, event).await;
                 count_failure(&house, source).await;

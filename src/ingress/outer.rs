@@ -139,6 +139,7 @@ impl server::Handler for Outer {
             key: caller.key().to_owned(),
             source: caller.source(),
             to: None,
+            instance_added: None,
             since: Timestamp::now(),
             only_exchanges: caller.only_exchanges(),
         };

@@ -470,6 +470,7 @@ fn live_info(authorized: &Authorized, id: SessionId, now: Timestamp) -> LiveInfo
         key: authorized.key().to_owned(),
         source: authorized.source(),
         to: Some((authorized.instance().name.clone(), authorized.login().clone(), authorized.can().clone())),
+        instance_added: Some(authorized.instance().added_at),
         since: now,
         only_exchanges: false,
     }

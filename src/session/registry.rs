@@ -25,6 +25,8 @@ pub struct LiveInfo {
     pub source: SocketAddr,
     /// The instance and login it leads to, and the capabilities it was opened with.
     pub to: Option<(InstanceName, Login, BTreeSet<Capability>)>,
+    /// When that instance was added: one that has its name later is another.
+    pub instance_added: Option<Timestamp>,
     /// Since when.
     pub since: Timestamp,
     /// Its key had expired at the login: it may only exchange it.
@@ -251,6 +253,7 @@ mod tests {
             key: "SHA256:x".to_owned(),
             source: "192.0.2.1:5".parse().unwrap(),
             to: None,
+            instance_added: None,
             since: Timestamp::UNIX_EPOCH,
             only_exchanges: false,
         }

@@ -86,6 +86,8 @@ async fn taken_up(house: &House, change: Change) -> Option<Whose> {
 
 /// Compiles the stored rules into the house's rulebook. If they cannot be read, nothing is allowed.
 pub async fn recompile(house: &House) {
+    // One after the other: rules that were read earlier must not be put in the place of those read later.
+    let _turn = COMPILING.lock().await;
     let compiled = match house.vault.list::<Rule>().await {
         Ok(rules) => Rulebook::compile(&rules).map_err(|e| e.to_string()),
         Err(error) => Err(error.to_string()),
@@ -153,12 +155,15 @@ impl<'a> Round<'a> {
         if !self.instances.contains_key(name) {
             let found = match self.house.vault.get::<Instance>(name.as_str()).await {
                 Ok(Some(instance)) => Ok(instance),
-                Ok(None) => Err(format!("{name} is no longer reached through this bastion.")),
+                Ok(None) => Err(removed(name)),
                 Err(_) => Err(UNDECIDED.to_owned()),
             };
             self.instances.insert(name.clone(), found);
         }
         let instance = self.instances.get(name).ok_or(UNDECIDED)?.as_ref().map_err(Clone::clone)?;
+        if !is_on(info, instance) {
+            return Err(removed(name));
+        }
         let asked = Asked {
             user: info.user.clone(),
             roles: user.roles.clone(),
@@ -225,11 +230,13 @@ impl Answers {
         can: &BTreeSet<Capability>,
     ) -> bool {
         let round = self.round;
+        // What it did not give then, it may give now that a rule that denied has ended: nobody is cut by an old answer.
         if let Some(held) = self.held.get_mut(&asked)
             && held.holds(instance, (rulebook, now))
+            && can.is_subset(&held.decision.can)
         {
             held.round = round;
-            return can.is_subset(&held.decision.can);
+            return true;
         }
         let facts = Facts { user: &asked.user, roles: &asked.roles, source: asked.source };
         let decision = rulebook.decide(&facts, instance, &asked.login, now);
@@ -285,11 +292,155 @@ pub async fn still_in(house: &House, by: LoggedIn<'_>, now: Timestamp) -> Result
     }
 }
 
+/// Whether it lives on this instance, and not on one that was removed and whose name this one has.
+fn is_on(info: &LiveInfo, instance: &Instance) -> bool {
+    info.instance_added.is_none_or(|added| added == instance.added_at)
+}
+
+fn removed(name: &InstanceName) -> String {
+    format!("{name} is no longer reached through this bastion.")
+}
+
 /// What those hear who are cut by a lockdown.
 pub fn lockdown_sentence(reason: &str) -> String {
     format!("Nobody may use this bastion for now: {reason}.")
 }
 
+static COMPILING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 const UNDECIDED: &str = "Your access can no longer be checked.";
 /// How late an expiry (of a user, key or rule) may be noticed. Changes are noticed at once.
 const TICK: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use keystore::{Effect, HostTrust, Rule, SignsIn, Subject, Target};
+
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_800_000_000 + second).unwrap()
+    }
+
+    fn rule(effect: Effect, can: Capability, expires_at: Option<Timestamp>) -> Rule {
+        Rule {
+            id: format!("{effect:?}-{can}"),
+            effect,
+            subject: Subject::User("alice".parse().unwrap()),
+            target: Target::Instance("db-1".parse().unwrap()),
+            logins: ["ubuntu".parse().unwrap()].into(),
+            can: [can].into(),
+            from: Vec::new(),
+            expires_at,
+            recording: None,
+            added_at: at(0),
+        }
+    }
+
+    fn db_1() -> Instance {
+        Instance {
+            name: "db-1".parse().unwrap(),
+            aliases: BTreeSet::new(),
+            address: "192.0.2.9:22".parse().unwrap(),
+            logins: ["ubuntu".parse().unwrap()].into(),
+            labels: Default::default(),
+            host_trust: HostTrust::Pinned(Vec::new()),
+            credential: SignsIn::default(),
+            added_at: at(0),
+        }
+    }
+
+    /// Rounds, each one second of the watch, that share their answers.
+    struct Rounds {
+        answers: Answers,
+        rulebook: Arc<Rulebook>,
+    }
+
+    impl Rounds {
+        fn of(rules: &[Rule]) -> Self {
+            Self { answers: Answers::default(), rulebook: Arc::new(Rulebook::compile(rules).unwrap()) }
+        }
+
+        fn give(&mut self, can: &[Capability], second: i64) -> bool {
+            self.answers.round += 1;
+            let asked = Asked {
+                user: "alice".parse().unwrap(),
+                roles: BTreeSet::new(),
+                source: "192.0.2.1".parse().unwrap(),
+                instance: "db-1".parse().unwrap(),
+                login: "ubuntu".parse().unwrap(),
+            };
+            let can = can.iter().copied().collect();
+            self.answers.cover(asked, &db_1(), (&self.rulebook, at(second)), &can)
+        }
+    }
+
+    #[test]
+    fn whoever_came_after_a_denial_ended_is_not_cut_by_what_was_decided_before() {
+        use Capability::{Exec, Shell};
+        let mut rounds = Rounds::of(&[
+            rule(Effect::Allow, Shell, None),
+            rule(Effect::Allow, Exec, None),
+            rule(Effect::Deny, Exec, Some(at(10))),
+        ]);
+        assert!(rounds.give(&[Shell], 9));
+        assert!(!rounds.give(&[Shell, Exec], 9));
+        assert!(rounds.give(&[Shell], 10));
+        assert!(rounds.give(&[Shell, Exec], 10), "allowed when it was opened, and still");
+    }
+
+    #[test]
+    fn an_answer_ends_with_the_rule_it_rests_on_and_its_neighbour_stays() {
+        use Capability::{Exec, Shell};
+        let ends = rule(Effect::Allow, Exec, Some(at(10)));
+        let mut rounds = Rounds::of(&[rule(Effect::Allow, Shell, None), ends]);
+        assert!(rounds.give(&[Shell, Exec], 0) && rounds.give(&[Shell, Exec], 9));
+        assert!(!rounds.give(&[Shell, Exec], 10));
+        assert!(rounds.give(&[Shell], 10));
+    }
+
+    #[test]
+    fn a_clock_that_goes_back_to_a_denial_finds_it() {
+        use Capability::Shell;
+        let denial = rule(Effect::Deny, Shell, Some(at(10)));
+        let mut rounds = Rounds::of(&[rule(Effect::Allow, Shell, None), denial]);
+        assert!(rounds.give(&[Shell], 20));
+        assert!(!rounds.give(&[Shell], 5));
+        assert!(rounds.give(&[Shell], 20));
+    }
+
+    #[test]
+    fn a_namesake_is_another_instance() {
+        let info = LiveInfo {
+            session: Some("s1".to_owned()),
+            user: "alice".parse().unwrap(),
+            key: "SHA256:x".to_owned(),
+            source: "192.0.2.1:5".parse().unwrap(),
+            to: Some(("db-1".parse().unwrap(), "ubuntu".parse().unwrap(), [Capability::Shell].into())),
+            instance_added: Some(at(0)),
+            since: at(1),
+            only_exchanges: false,
+        };
+        assert!(is_on(&info, &db_1()));
+        assert!(!is_on(&info, &Instance { added_at: at(2), ..db_1() }));
+    }
+
+    #[test]
+    fn new_rules_or_another_instance_void_every_answer() {
+        use Capability::Shell;
+        let mut rounds = Rounds::of(&[rule(Effect::Allow, Shell, None)]);
+        assert!(rounds.give(&[Shell], 0));
+        rounds.rulebook = Arc::new(Rulebook::compile(&[]).unwrap());
+        assert!(!rounds.give(&[Shell], 1));
+        let held = Rounds::of(&[rule(Effect::Allow, Shell, None)]);
+        let answer = Held {
+            decision: Decision::default(),
+            rulebook: Arc::clone(&held.rulebook),
+            instance: db_1(),
+            at: at(0),
+            round: 1,
+        };
+        assert!(answer.holds(&db_1(), (&held.rulebook, at(0))));
+        let moved = Instance { address: "192.0.2.10:22".parse().unwrap(), ..db_1() };
+        assert!(!answer.holds(&moved, (&held.rulebook, at(0))));
+    }
+}

@@ -85,6 +85,29 @@ fn a_certificate_that_is_not_right_in_every_part_is_none() {
 }
 
 #[test]
+fn the_trail_says_why_a_certificate_was_refused() {
+    let rig = rig();
+    let failed = || rig.events("ssh_login_failed");
+    for (count, (options, reason)) in [
+        (["-n", "carol", "-V", "-2h:-1h"], "certificate expired"),
+        (["-n", "carol", "-V", "+1h:+2h"], "certificate not valid yet"),
+        (["-n", "dave", "-V", "-1m:+1h"], "certificate not for this user"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        certify(&rig, "corp_ca", &options);
+        assert!(refused(&rig, "carol"), "{options:?}");
+        wait_for("the event", || failed().len() == count + 1);
+        let event = failed().pop().unwrap();
+        assert_eq!((event["user"].as_str(), event["reason"].as_str()), (Some("carol"), Some(reason)));
+    }
+    certify(&rig, "corp_ca", &GOOD);
+    assert!(rig.ssh("carol", "true").status.success());
+    assert_eq!(failed().len(), 3, "one that counts is no failure, though its bare key is none");
+}
+
+#[test]
 fn a_certificate_is_for_users_without_a_key_and_not_for_keys_that_were_revoked() {
     let rig = rig();
     certify(&rig, "corp_ca", &["-n", "carol,alice,nobody", "-V", "-1m:+1h"]);

@@ -47,6 +47,7 @@ mod rekey;
 mod reload;
 mod reports;
 mod rig;
+mod roles;
 mod rotation;
 mod seeing;
 mod smuggling;

@@ -40,6 +40,17 @@ pub enum Users {
         /// The user
         name: UserName,
     },
+    /// Give a user roles, or take some away; what a role gave ends at once
+    Roles {
+        /// The user
+        name: UserName,
+        /// A role the user gets (repeatable)
+        #[arg(long = "add")]
+        add: Vec<Role>,
+        /// A role the user loses (repeatable)
+        #[arg(long = "remove")]
+        remove: Vec<Role>,
+    },
     /// Suspend a user; live sessions end
     Suspend {
         /// The user

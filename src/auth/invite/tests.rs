@@ -102,6 +102,23 @@ async fn of_two_enrolments_with_one_code_one_is_done() {
 }
 
 #[tokio::test]
+async fn key_and_factor_are_added_both_or_none() {
+    let (vault, code) = carol().await;
+    let state = enrolling(&vault, &code, 3).await;
+    let first = shown(&state, at(0));
+    let confirmed = state.confirmed(&vault, "carol", &first, at(0)).await.ok().unwrap();
+    // An admin is faster with a factor.
+    mfa::enroll(&vault, &"carol".parse().unwrap(), at(0)).await.unwrap();
+    assert!(confirmed.enrol(&vault, at(0)).await.is_err());
+    assert!(!known(&vault, 3).await, "the trail was told that the enrolment failed");
+    let second = invited(&vault, "carol").await;
+    let state = enrolling(&vault, &second, 3).await;
+    let held = super::super::testing::code(&vault, "carol", at(0)).await;
+    assert!(enrols(state, &vault, "carol", &held).await.is_ok());
+    assert!(known(&vault, 3).await);
+}
+
+#[tokio::test]
 async fn a_code_is_its_users_own_for_a_day_and_wrong_ones_do_not_wear_it_out() {
     let (vault, code) = carol().await;
     for (user, expected) in [
