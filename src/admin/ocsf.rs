@@ -230,6 +230,7 @@ mod tests {
         "user_added",
         "user_suspended",
         "user_resumed",
+        "user_roles_changed",
         "user_removed",
         "user_invited",
         "ssh_key_added",
