@@ -8,6 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
+use crate::seal::LineKey;
+
 mod embedded;
 mod leases;
 mod memory;
@@ -125,6 +127,16 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Commits all writes if all guards hold. Returns only once the outcome is durable.
     fn transact(&self, transaction: Transaction) -> BoxFuture<'_, Result<Outcome, BackendError>>;
+
+    /// [`Backend::transact`]; once it is committed, what the store's files hold is proven by this key, from this
+    /// transaction on. A store without files proves nothing.
+    fn transact_under(
+        &self,
+        transaction: Transaction,
+        _key: LineKey,
+    ) -> BoxFuture<'_, Result<Outcome, BackendError>> {
+        self.transact(transaction)
+    }
 
     /// Grants a lease; keys bound to it vanish when it runs out. Leases do not survive a restart of an embedded
     /// store: their keys are then gone.

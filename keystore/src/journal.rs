@@ -104,15 +104,16 @@ impl Journal {
     /// # Errors
     /// [`JournalError::Fault`] if the chain does not hold; [`JournalError::Locked`] if it is open elsewhere.
     pub fn open(dir: &Path, options: Options) -> Result<Self, JournalError> {
-        Self::open_with(dir, options, read, |_| {})
+        Self::open_with(dir, options, read, |_| Ok(()))
     }
 
-    /// [`Journal::open`] of what `reading` reads, which also shows every line that it verified, in order.
+    /// [`Journal::open`] of what `reading` reads, which also shows every line that it verified, in order,
+    /// and then none; with the first error of `each` nothing was changed.
     fn open_with(
         dir: &Path,
         options: Options,
         reading: fn(&Path) -> Reader,
-        mut each: impl FnMut(Entry),
+        mut each: impl FnMut(Option<Entry>) -> Result<(), JournalError>,
     ) -> Result<Self, JournalError> {
         std::fs::create_dir_all(dir).map_err(|e| io(dir, e))?;
         let lock_path = dir.join("lock");
@@ -136,8 +137,9 @@ impl Journal {
         }
         let mut reader = reading(dir);
         for entry in reader.by_ref() {
-            each(entry?);
+            each(Some(entry?))?;
         }
+        each(None)?;
         if let Some((path, length)) = reader.torn() {
             cut(path, length)?;
         }
@@ -239,14 +241,15 @@ impl Drop for Inner {
     }
 }
 
-type Payload = Box<dyn for<'a> FnOnce(Position<'a>) -> Vec<u8> + Send>;
+/// Makes a line's payload of its position.
+pub(crate) type Payload = Box<dyn for<'a> FnOnce(Position<'a>) -> Vec<u8> + Send>;
 
 type Reply = oneshot::Sender<Result<Receipt, JournalError>>;
 
 enum Job {
     Append(Payload, Reply),
     /// See [`rebase`].
-    Rebase(Vec<Vec<u8>>, oneshot::Sender<Result<Rebased, JournalError>>),
+    Rebase(Vec<Payload>, oneshot::Sender<Result<Rebased, JournalError>>),
 }
 
 struct Segment {
@@ -307,7 +310,7 @@ impl Writer {
                 Job::Append(payload, reply) => self.commit((payload, reply), &mut jobs),
                 Job::Rebase(lines, reply) => {
                     // Who asked may have gone away; what was done stays.
-                    drop(reply.send(self.rebase(&lines)));
+                    drop(reply.send(self.rebase(lines)));
                     None
                 }
             };

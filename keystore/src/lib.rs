@@ -24,4 +24,4 @@ pub mod ssh {
 
 pub use record::*;
 pub use rules::KeyRules;
-pub use vault::{Batch, Change, Error, Rekeyed, Successor, Vault};
+pub use vault::{Batch, Change, Error, OpenError, Rekeyed, Successor, Vault};

@@ -13,9 +13,11 @@ use crate::record::Record;
 use crate::seal::{MasterKey, SealError};
 
 mod batch;
+mod opening;
 mod rekey;
 
 pub use batch::Batch;
+pub use opening::OpenError;
 use rekey::Keys;
 pub use rekey::{Rekeyed, Successor};
 

@@ -9,13 +9,17 @@
     reason = "a test fails by panicking"
 )]
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use keystore::backend::{
     Backend, BackendError, Embedded, Guard, Lease, Memory, Outcome, Revision, Transaction, Versioned, Write,
 };
+use keystore::seal::MasterKey;
+
+/// The master key of every store here.
+static KEY: LazyLock<MasterKey> = LazyLock::new(|| MasterKey::generate().unwrap());
 
 fn b(text: &str) -> Bytes {
     Bytes::copy_from_slice(text.as_bytes())
@@ -138,7 +142,7 @@ macro_rules! suite {
             use super::*;
             $(#[tokio::test] async fn $case() {
                 let dir = tempfile::tempdir().unwrap();
-                super::$case(Arc::new(Embedded::open(dir.path(), true).unwrap())).await;
+                super::$case(Arc::new(Embedded::open(dir.path(), true, KEY.line_key()).unwrap())).await;
             })*
         }
     };
@@ -156,10 +160,10 @@ suite!(
 #[tokio::test]
 async fn a_watch_from_before_the_start_says_that_it_would_have_gaps() {
     let dir = tempfile::tempdir().unwrap();
-    let store = Embedded::open(dir.path(), true).unwrap();
+    let store = Embedded::open(dir.path(), true, KEY.line_key()).unwrap();
     commit(&store, vec![], vec![put("a", "1")]).await;
     drop(store);
-    let store = Embedded::open(dir.path(), false).unwrap();
+    let store = Embedded::open(dir.path(), false, KEY.line_key()).unwrap();
     assert!(matches!(store.watch(b"", 0).await, Err(BackendError::Compacted(0))));
     assert!(store.watch(b"", 1).await.is_ok());
 }

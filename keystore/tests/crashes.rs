@@ -19,7 +19,7 @@ use jiff::Timestamp;
 use keystore::backend::{Backend, Embedded, EmbeddedError, Transaction, Write};
 use keystore::seal::{MasterKey, MasterKeySource};
 use keystore::signing::Signers;
-use keystore::{Error, Successor, Vault};
+use keystore::{Error, OpenError, Successor, Vault};
 
 const DIR: &str = "KEYWARD_TEST_DIR";
 const DIE_AT: &str = "KEYWARD_TEST_DIE_AT";
@@ -35,6 +35,15 @@ fn dies_at(name: &str, dir: &Path, point: &str) {
 
 fn dir_of_child() -> Option<std::path::PathBuf> {
     std::env::var_os(DIR).map(Into::into)
+}
+
+/// The store in `dir`, under the master key in it.
+fn open(dir: &Path, create: bool) -> Result<Embedded, EmbeddedError> {
+    let file = dir.join("master.key");
+    if create && !file.exists() {
+        MasterKey::generate().unwrap().write_new(&file).unwrap();
+    }
+    Embedded::open(dir, create, MasterKey::load(&MasterKeySource::File(file)).unwrap().line_key())
 }
 
 async fn put(store: &Embedded, key: &str, value: &str) {
@@ -63,7 +72,7 @@ fn on_disk(dir: &Path, bytes: &[u8]) -> bool {
 }
 
 async fn long_history(dir: &Path) -> Embedded {
-    let store = Embedded::open(dir, true).unwrap();
+    let store = open(dir, true).unwrap();
     for n in 0..50 {
         put(&store, "counter", &format!("forgotten-value-{n}")).await;
         put(&store, &format!("k{}", n % 7), &n.to_string()).await;
@@ -89,7 +98,7 @@ async fn a_compacted_store_has_its_rows_and_nothing_else() {
     assert!(store.get(b"here").await.unwrap().is_some(), "what is leased lives on in this process");
     put(&store, "after", "1").await;
     drop(store);
-    let store = Embedded::open(dir.path(), false).unwrap();
+    let store = open(dir.path(), false).unwrap();
     let mut expected = before;
     expected.insert(0, ("after".to_owned(), "1".to_owned(), 104));
     assert_eq!(rows(&store).await, expected, "values and revisions are what they were");
@@ -97,7 +106,7 @@ async fn a_compacted_store_has_its_rows_and_nothing_else() {
     // Once more, on top of the first.
     store.compact().await.unwrap();
     drop(store);
-    assert_eq!(rows(&Embedded::open(dir.path(), false).unwrap()).await, expected);
+    assert_eq!(rows(&open(dir.path(), false).unwrap()).await, expected);
     assert_eq!(std::fs::read_dir(dir.path().join("journal")).unwrap().count(), 2, "a segment and the lock");
 }
 
@@ -115,18 +124,19 @@ async fn the_chain_of_a_compacted_journal_goes_on_from_the_old_one() {
     // The name is bound into the first line: as the follower of another line it is refused.
     let other = journal.join(name.replace(&compacted.head, &"0".repeat(64)));
     std::fs::rename(&base, &other).unwrap();
-    assert!(matches!(Embedded::open(dir.path(), false), Err(EmbeddedError::Journal(_))));
+    assert!(matches!(open(dir.path(), false), Err(EmbeddedError::Journal(_))));
     std::fs::rename(&other, &base).unwrap();
     // To the audit trail's eyes such a journal has lost its beginning.
     assert!(keystore::journal::verify(&journal).is_err());
-    drop(Embedded::open(dir.path(), false).unwrap());
+    drop(open(dir.path(), false).unwrap());
     // A journal from before the compaction, restored beside an index from after it, is refused.
     std::fs::remove_file(&base).unwrap();
     let elsewhere = tempfile::tempdir().unwrap();
+    std::fs::copy(dir.path().join("master.key"), elsewhere.path().join("master.key")).unwrap();
     drop(long_history(elsewhere.path()).await);
     let old = format!("{:020}.journal", 1);
     std::fs::copy(elsewhere.path().join("journal").join(&old), journal.join(&old)).unwrap();
-    let refused = Embedded::open(dir.path(), false).err().unwrap();
+    let refused = open(dir.path(), false).err().unwrap();
     assert!(matches!(refused, EmbeddedError::JournalBehind { journal: 101, index: 102 }), "{refused}");
 }
 
@@ -135,7 +145,7 @@ async fn the_chain_of_a_compacted_journal_goes_on_from_the_old_one() {
 #[ignore = "the part of the child"]
 async fn child_compacts() {
     let Some(dir) = dir_of_child() else { return };
-    Embedded::open(&dir, false).unwrap().compact().await.unwrap();
+    open(&dir, false).unwrap().compact().await.unwrap();
 }
 
 #[tokio::test]
@@ -152,18 +162,14 @@ async fn a_compaction_that_dies_at_any_step_has_happened_or_has_not() {
         let before = rows(&store).await;
         drop(store);
         dies_at("child_compacts", dir.path(), point);
-        let store = Embedded::open(dir.path(), false).unwrap();
+        let store = open(dir.path(), false).unwrap();
         assert_eq!(rows(&store).await, before, "{point}");
         let forgot = !on_disk(dir.path(), b"forgotten-value-3");
         assert_eq!(forgot, point != "journal.base.written", "{point}");
         put(&store, "after", "1").await;
         store.compact().await.unwrap();
         drop(store);
-        assert_eq!(
-            rows(&Embedded::open(dir.path(), false).unwrap()).await.len(),
-            before.len() + 1,
-            "{point}"
-        );
+        assert_eq!(rows(&open(dir.path(), false).unwrap()).await.len(), before.len() + 1, "{point}");
         assert!(!on_disk(dir.path(), b"forgotten-value-3"), "{point}");
     }
 }
@@ -176,8 +182,12 @@ fn now() -> Timestamp {
     "2026-01-02T03:04:05Z".parse().unwrap()
 }
 
+fn opened(dir: &Path, name: &str) -> Result<Vault, OpenError> {
+    Vault::open(&dir.join("store"), key(dir, name), name)
+}
+
 fn vault(dir: &Path, name: &str) -> Vault {
-    Vault::new(Arc::new(Embedded::open(&dir.join("store"), false).unwrap()), key(dir, name))
+    opened(dir, name).unwrap()
 }
 
 /// A store sealed under `old`, beside the two key files; and its host key.
@@ -185,8 +195,7 @@ async fn house(dir: &Path) -> String {
     for name in ["old", "new"] {
         MasterKey::generate().unwrap().write_new(&dir.join(name)).unwrap();
     }
-    let backend = Embedded::open(&dir.join("store"), true).unwrap();
-    let vault = Vault::new(Arc::new(backend), key(dir, "old"));
+    let vault = Vault::create(&dir.join("store"), key(dir, "old")).unwrap();
     vault.initialise().await.unwrap();
     vault.next_id("K").await.unwrap();
     host(&Signers::create(&vault).await.unwrap())
@@ -210,7 +219,8 @@ async fn after_the_change_the_new_key_opens_everything_and_the_old_one_nothing_t
     let dir = tempfile::tempdir().unwrap();
     let made = house(dir.path()).await;
     let sealed = {
-        let store = Embedded::open(&dir.path().join("store"), false).unwrap();
+        let key = key(dir.path(), "old").line_key();
+        let store = Embedded::open(&dir.path().join("store"), false, key).unwrap();
         store.get(b"secret/host").await.unwrap().unwrap().value
     };
     let vault = rekey(dir.path()).await;
@@ -222,18 +232,18 @@ async fn after_the_change_the_new_key_opens_everything_and_the_old_one_nothing_t
     assert_eq!(vault.rekeyed().await.unwrap(), None);
     assert!(!on_disk(&dir.path().join("store"), &sealed));
     drop(vault);
-    let store = Arc::new(Embedded::open(&dir.path().join("store"), false).unwrap());
+    let wrong = opened(dir.path(), "old").err().unwrap();
+    let line_key = key(dir.path(), "new").line_key();
+    let store = Arc::new(Embedded::open(&dir.path().join("store"), false, line_key).unwrap());
     for (name, row) in store.range(b"").await.unwrap() {
         let name = String::from_utf8(name.to_vec()).unwrap();
         assert!(key(dir.path(), "old").open(&name, &row.value).is_err(), "{name}");
     }
-    let wrong =
-        Vault::new(store.clone(), key(dir.path(), "old")).check_master_key("/x/old").await.unwrap_err();
     let (old, new) = (key(dir.path(), "old").id(), key(dir.path(), "new").id());
     assert_eq!(
         wrong.to_string(),
         format!(
-            "the store is sealed under master key {new} (which was in the file new); what is in /x/old is master key \
+            "the store is sealed under master key {new} (which was in the file new); what is in old is master key \
              {old}. Name the right one as master_key in keyward.toml"
         )
     );
@@ -269,8 +279,11 @@ async fn a_change_that_dies_at_any_step_leaves_a_store_that_one_of_the_keys_open
         let made = house(dir.path()).await;
         dies_at("child_rekeys", dir.path(), point);
         let other = if opens == "old" { "new" } else { "old" };
-        let wrong = vault(dir.path(), other).check_master_key(other).await.unwrap_err();
-        assert!(matches!(wrong, Error::OtherMasterKey { .. }), "{point}: {wrong}");
+        let wrong = opened(dir.path(), other).err().unwrap();
+        assert!(matches!(wrong, OpenError::Key(Error::OtherMasterKey { .. })), "{point}: {wrong}");
+        let id = key(dir.path(), opens).id();
+        let words = format!("the store is sealed under master key {id}");
+        assert!(wrong.to_string().starts_with(&words), "{point}: {wrong}");
         let vault = vault(dir.path(), opens);
         vault.check_master_key(opens).await.unwrap();
         assert_eq!(host(&Signers::load(&vault).await.unwrap()), made, "{point}");

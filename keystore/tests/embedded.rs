@@ -15,8 +15,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use keystore::backend::{Backend, Embedded, EmbeddedError, Transaction, Write};
-use keystore::seal::MasterKey;
+use keystore::seal::{MasterKey, MasterKeySource};
 use keystore::{Error, Vault};
+
+/// The store in `dir`, under the master key in it; one that was not made yet has any.
+fn open(dir: &Path, create: bool) -> Result<Embedded, EmbeddedError> {
+    let file = dir.join("master.key");
+    if create && !file.exists() {
+        MasterKey::generate().unwrap().write_new(&file).unwrap();
+    }
+    let key = MasterKey::load(&MasterKeySource::File(file)).unwrap_or(MasterKey::generate().unwrap());
+    Embedded::open(dir, create, key.line_key())
+}
 
 async fn put(store: &Embedded, key: &'static str, value: &'static str) {
     let writes = vec![Write::Put(Bytes::from(key), Bytes::from(value))];
@@ -32,13 +42,13 @@ fn segment(dir: &Path) -> std::path::PathBuf {
 }
 
 async fn filled(dir: &Path) {
-    let store = Embedded::open(dir, true).unwrap();
+    let store = open(dir, true).unwrap();
     put(&store, "a", "1").await;
     put(&store, "b", "2").await;
 }
 
 fn refusal(dir: &Path, create: bool) -> EmbeddedError {
-    Embedded::open(dir, create).err().unwrap()
+    open(dir, create).err().unwrap()
 }
 
 #[tokio::test]
@@ -48,7 +58,7 @@ async fn a_store_comes_back_and_is_never_made_twice() {
     assert!(!dir.path().join("none").exists());
     filled(dir.path()).await;
     assert!(matches!(refusal(dir.path(), true), EmbeddedError::Exists(_)));
-    let store = Embedded::open(dir.path(), false).unwrap();
+    let store = open(dir.path(), false).unwrap();
     assert_eq!(value(&store, "a").await.unwrap(), "1");
     assert_eq!(store.revision().await.unwrap(), 2);
     assert!(matches!(refusal(dir.path(), false), EmbeddedError::Journal(_)), "open twice");
@@ -60,12 +70,12 @@ async fn a_missing_or_damaged_index_is_made_anew_and_a_missing_journal_refused()
     filled(dir.path()).await;
     let index = dir.path().join("index");
     std::fs::remove_dir_all(&index).unwrap();
-    assert_eq!(value(&Embedded::open(dir.path(), false).unwrap(), "b").await.unwrap(), "2");
+    assert_eq!(value(&open(dir.path(), false).unwrap(), "b").await.unwrap(), "2");
     for name in ["db", "conf"] {
         let mut bytes = std::fs::read(index.join(name)).unwrap();
         bytes.iter_mut().for_each(|b| *b ^= 0x55);
         std::fs::write(index.join(name), bytes).unwrap();
-        assert_eq!(value(&Embedded::open(dir.path(), false).unwrap(), "b").await.unwrap(), "2", "{name}");
+        assert_eq!(value(&open(dir.path(), false).unwrap(), "b").await.unwrap(), "2", "{name}");
     }
     std::fs::remove_dir_all(dir.path().join("journal")).unwrap();
     assert!(matches!(refusal(dir.path(), false), EmbeddedError::JournalGone(_)));
@@ -85,7 +95,7 @@ async fn a_journal_that_lost_acknowledged_records_is_refused() {
 #[tokio::test]
 async fn a_change_that_is_too_large_changes_nothing_and_the_store_goes_on() {
     let dir = tempfile::tempdir().unwrap();
-    let store = Embedded::open(dir.path(), true).unwrap();
+    let store = open(dir.path(), true).unwrap();
     put(&store, "a", "1").await;
     let writes =
         (0..20).map(|n| Write::Put(Bytes::from(format!("k{n}")), Bytes::from(vec![7; 1 << 20]))).collect();
@@ -98,7 +108,7 @@ async fn a_change_that_is_too_large_changes_nothing_and_the_store_goes_on() {
 #[tokio::test]
 async fn a_compaction_that_was_told_of_forgets_nothing_that_came_later() {
     let dir = tempfile::tempdir().unwrap();
-    let store = Embedded::open(dir.path(), true).unwrap();
+    let store = open(dir.path(), true).unwrap();
     put(&store, "a", "1").await;
     let (told, hash) = store.newest().await.unwrap().unwrap();
     put(&store, "a", "2").await;
@@ -113,13 +123,13 @@ async fn a_compaction_that_was_told_of_forgets_nothing_that_came_later() {
 async fn a_leased_key_does_not_outlive_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     filled(dir.path()).await;
-    let store = Embedded::open(dir.path(), false).unwrap();
+    let store = open(dir.path(), false).unwrap();
     let lease = store.lease(Duration::from_secs(60)).await.unwrap();
     let writes = vec![Write::PutLeased(Bytes::from("here"), Bytes::from("1"), lease)];
     store.transact(Transaction { guards: vec![], writes }).await.unwrap();
     assert!(value(&store, "here").await.is_some());
     drop(store);
-    let store = Embedded::open(dir.path(), false).unwrap();
+    let store = open(dir.path(), false).unwrap();
     assert_eq!(value(&store, "here").await, None);
     assert_eq!(value(&store, "a").await.unwrap(), "1");
 }

@@ -4,7 +4,6 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use keystore::backend::Embedded;
 use keystore::seal::{MasterKey, MasterKeySource};
 use keystore::signing::Signers;
 use keystore::{Accepted, Batch, CaKind, Credential, Ended, SignsIn, Successor, User};
@@ -40,7 +39,9 @@ async fn open_with(dir: &Path, key: &str) -> Result<House, String> {
         MasterKey::generate().unwrap().write_new(&key_file).unwrap();
     }
     let master = MasterKey::load(&MasterKeySource::File(key_file)).unwrap();
-    let vault = Vault::new(Arc::new(Embedded::open(&dir.join("store"), create).unwrap()), master);
+    let store = dir.join("store");
+    let vault = if create { Vault::create(&store, master) } else { Vault::open(&store, master, key) };
+    let vault = vault.map_err(|e| e.to_string())?;
     let signers = if create {
         vault.initialise().await.unwrap();
         Signers::create(&vault).await.unwrap()

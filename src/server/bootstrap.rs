@@ -6,10 +6,8 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use keystore::Vault;
-use keystore::backend::Embedded;
 use keystore::seal::MasterKey;
 use keystore::signing::Signers;
 
@@ -51,8 +49,7 @@ pub async fn init(dir: &Path, listen: SocketAddr) -> Result<PathBuf, InitError> 
     }
     let master = MasterKey::generate().map_err(failed)?;
     master.write_new(&master_file).map_err(failed)?;
-    let backend = Embedded::open(&state.join("store"), true).map_err(failed)?;
-    let vault = Vault::new(Arc::new(backend), master);
+    let vault = Vault::create(&state.join("store"), master).map_err(failed)?;
     vault.initialise().await.map_err(failed)?;
     let signers = Signers::create(&vault).await.map_err(failed)?;
     let authorities = signers.authorities();

@@ -5,10 +5,9 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
-use keystore::Vault;
-use keystore::backend::Embedded;
 use keystore::seal::MasterKey;
 use keystore::signing::Signers;
+use keystore::{OpenError, Vault};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
@@ -117,9 +116,11 @@ fn raise_file_limit() {
 
 async fn open(config: Config) -> Result<House, ServeError> {
     let master = MasterKey::load(&config.master_key).map_err(during("loading the master key"))?;
-    let backend = Embedded::open(&config.store_dir(), false).map_err(during("opening the store"))?;
-    let vault = Vault::new(Arc::new(backend), master);
     let place = config.master_key.to_string();
+    let vault = Vault::open(&config.store_dir(), master, &place).map_err(|fault| match fault {
+        OpenError::Key(_) => during("checking the master key")(fault),
+        OpenError::Store(_) => during("opening the store")(fault),
+    })?;
     vault.check_master_key(&place).await.map_err(during("checking the master key"))?;
     let signers = Signers::load(&vault).await.map_err(during("loading the signing keys"))?;
     let auditor = signers.audit.clone();

@@ -4,6 +4,8 @@ use std::fs;
 use std::io::Write;
 use std::process::Stdio;
 
+use keystore::journal::{self, chain_hash};
+
 use crate::rig::{Rig, text, wait_for};
 
 /// `keyward serve` on a bastion that must not start: what it says.
@@ -116,4 +118,36 @@ fn a_change_that_dies_at_any_step_is_finished_at_the_next_start_and_told_in_the_
     rig.ok(&["logs", "verify"]);
     rig.add_user("zoe");
     assert_eq!(rig.json(&["users", "list"])[0]["name"], "zoe");
+}
+
+/// Who has the disk can compute every hash of the chain; `logs verify` cannot know.
+#[test]
+fn a_revoked_key_does_not_come_back_by_what_is_written_to_the_disk_without_the_master_key() {
+    let mut rig = Rig::with_alice();
+    let journal = rig.path("bastion/state/store/journal");
+    let lines = || journal::read_rebased(&journal).map(Result::unwrap).collect::<Vec<_>>();
+    let old = lines();
+    let key = rig.json(&["ssh-keys", "list"])[0]["id"].as_str().unwrap().to_owned();
+    rig.ok(&["ssh-keys", "revoke", &key, "--reason", "lost"]);
+    rig.kill_9();
+
+    let mut head = lines().pop().unwrap();
+    let next = head.seq + 1;
+    let good = fs::read_to_string(&head.file).unwrap();
+    let mut forged = good.clone();
+    for entry in old {
+        head.seq += 1;
+        head.hash = chain_hash(&head.hash, head.seq, &entry.payload);
+        forged += &format!("{} {} {}\n", head.seq, head.hash, text(entry.payload));
+    }
+    fs::write(&head.file, &forged).unwrap();
+    let told = refused(&rig);
+    let named = format!("{} at byte {}, record {}: its mark is not", head.file.display(), good.len(), next);
+    assert!(told.contains("opening the store") && told.contains(&named), "{told}");
+    assert_eq!(fs::read_to_string(&head.file).unwrap(), forged);
+
+    fs::write(&head.file, good).unwrap();
+    rig.serve();
+    assert!(!rig.ssh("alice", "echo again").status.success(), "still revoked");
+    rig.ok(&["logs", "verify"]);
 }

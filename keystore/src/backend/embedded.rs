@@ -3,8 +3,10 @@
 //! A transaction is a line of the journal; it is acknowledged once that line is durable, then applied to the index.
 //! Opening replays the journal and compares: an index that is missing, behind, damaged or simply different is made
 //! anew. An index that knows more than the journal means that the journal lost acknowledged lines: that is refused,
-//! as is an index without a journal. Only this module imports sled.
+//! as is an index without a journal. A line that was not written under the master key is refused (`mark`). Only this module
+//! imports sled.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -17,14 +19,17 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::commit::{Committer, Job, Shared};
 use self::index::Index;
+use self::mark::Trial;
 use super::leases::run_out;
 use super::{Backend, BackendError, Compacted, Lease, Outcome, Revision, Transaction, Versioned, Watch};
 use crate::journal::{Fault, Journal, JournalError, Options};
+use crate::seal::LineKey;
 
 mod commit;
 mod compact;
 mod index;
 mod line;
+mod mark;
 
 /// A store on this machine's disk.
 pub struct Embedded {
@@ -62,6 +67,16 @@ pub enum EmbeddedError {
     /// The journal is not the one that the index was made from.
     #[error("record {0} of the journal is not the one that was acknowledged; restore it from the backup")]
     JournalReplaced(u64),
+    /// The journal is whole, as far as this key can tell, and another one's.
+    #[error("the store is written under master key {id}, which is not the one that was given")]
+    OtherKey {
+        /// That one's id.
+        id: String,
+        /// Where that begins, if there are lines before it that are marked under the one that was given.
+        since: Option<Fault>,
+        /// What the journal adds up to, which nothing proves: for the words of a refusal.
+        rows: BTreeMap<Bytes, Versioned>,
+    },
     /// The journal did not open.
     #[error(transparent)]
     Journal(#[from] JournalError),
@@ -76,12 +91,12 @@ pub enum EmbeddedError {
 }
 
 impl Embedded {
-    /// Opens the store in `dir`; with `create`, makes a new one there instead.
+    /// Opens the store in `dir`, whose lines `key` marks; with `create`, makes a new one there instead.
     ///
     /// # Errors
     /// [`EmbeddedError::Missing`] or [`EmbeddedError::Exists`] if what is there is not what was asked for;
     /// otherwise whatever is wrong with it. No error changes anything but the index.
-    pub fn open(dir: &Path, create: bool) -> Result<Self, EmbeddedError> {
+    pub fn open(dir: &Path, create: bool, key: LineKey) -> Result<Self, EmbeddedError> {
         let journal_dir = dir.join("journal");
         match (begun(&journal_dir), !compact::indexes(dir).is_empty()) {
             (true, _) if create => return Err(EmbeddedError::Exists(dir.to_owned())),
@@ -89,33 +104,27 @@ impl Embedded {
             (false, false) if !create => return Err(EmbeddedError::Missing(dir.to_owned())),
             _ => {}
         }
-        let mut replay = line::Replay::default();
-        let mut bad = None;
-        let journal = Journal::open_rebased(&journal_dir, Options::default(), |entry| {
-            if let Err(what) = replay.apply(&entry)
-                && bad.is_none()
-            {
-                bad = Some(Fault { file: entry.file, offset: entry.offset, seq: Some(entry.seq), what });
-            }
-        })?;
-        if bad.is_none() && !replay.is_whole() {
-            let what = "the base of the journal ends too soon".to_owned();
-            bad = Some(Fault { file: journal_dir, offset: 0, seq: Some(replay.last()), what });
-        }
-        if let Some(fault) = bad {
-            return Err(JournalError::Fault(fault).into());
-        }
+        let mut trial = Trial::under(&key);
+        let opened = Journal::open_rebased(&journal_dir, Options::default(), |entry| trial.hear(entry));
+        let journal = opened.map_err(|fault| trial.other_key().unwrap_or(fault.into()))?;
+        let replay = trial.replay;
         compact::check_indexes(dir, &replay)?;
         let index = Index::open(&compact::index_dir(dir, replay.first()), &replay)?;
         compact::remove_others(dir, replay.first());
         let shared = Arc::new(Shared::new(index, journal.head().seq, replay.first()));
         let (jobs, queue) = mpsc::channel(1024);
-        let committer = Committer::new(dir.to_owned(), journal, shared.clone());
+        let committer = Committer::new(dir.to_owned(), journal, shared.clone(), key);
         let thread = std::thread::Builder::new()
             .name("store".to_owned())
             .spawn(move || committer.run(queue))
             .map_err(|source| JournalError::Io { path: dir.to_owned(), source })?;
         Ok(Self { shared, jobs: Some(jobs), thread: Some(thread) })
+    }
+
+    async fn decided(&self, transaction: Transaction, to: Option<LineKey>) -> Result<Outcome, BackendError> {
+        let (reply, answer) = oneshot::channel();
+        self.jobs()?.send(Job::Transact(transaction, to, reply)).await.map_err(|_| ended())?;
+        answer.await.map_err(|_| ended())?
     }
 
     fn jobs(&self) -> Result<&mpsc::Sender<Job>, BackendError> {
@@ -144,12 +153,15 @@ impl Backend for Embedded {
     }
 
     fn transact(&self, transaction: Transaction) -> BoxFuture<'_, Result<Outcome, BackendError>> {
-        async move {
-            let (reply, answer) = oneshot::channel();
-            self.jobs()?.send(Job::Transact(transaction, reply)).await.map_err(|_| ended())?;
-            answer.await.map_err(|_| ended())?
-        }
-        .boxed()
+        self.decided(transaction, None).boxed()
+    }
+
+    fn transact_under(
+        &self,
+        transaction: Transaction,
+        key: LineKey,
+    ) -> BoxFuture<'_, Result<Outcome, BackendError>> {
+        self.decided(transaction, Some(key)).boxed()
     }
 
     fn lease(&self, ttl: Duration) -> BoxFuture<'_, Result<Lease, BackendError>> {

@@ -17,7 +17,8 @@ use tokio::sync::oneshot;
 
 use super::read::{Entry, Reader, read, segments};
 use super::{
-    Job, Journal, JournalError, Options, Receipt, Segment, Writer, fits_a_line, gone, io, line, sync_dir,
+    Job, Journal, JournalError, Options, Payload, Position, Receipt, Segment, Writer, fits_a_line, gone, io,
+    line, sync_dir,
 };
 use crate::failpoint;
 
@@ -31,11 +32,12 @@ pub(crate) struct Rebased {
 }
 
 impl Journal {
-    /// [`Journal::open`] of a journal that may have been rebased. Removes what an interrupted rebase left.
+    /// [`Journal::open`] of a journal that may have been rebased, if `each` is content with every line, and then with
+    /// none, the end of them. Removes what an interrupted rebase left.
     pub(crate) fn open_rebased(
         dir: &Path,
         options: Options,
-        each: impl FnMut(Entry),
+        each: impl FnMut(Option<Entry>) -> Result<(), JournalError>,
     ) -> Result<Self, JournalError> {
         let journal = Self::open_with(dir, options, read_rebased, each)?;
         // Only now that the base was read to its end.
@@ -43,10 +45,10 @@ impl Journal {
         Ok(journal)
     }
 
-    /// Begins the journal anew with `lines`, at least one, and forgets what came before. For a thread of its own.
+    /// Begins the journal anew with what `lines`, at least one, make of their positions, and forgets what came before. For a thread of its own.
     pub(crate) fn submit_rebase(
         &self,
-        lines: Vec<Vec<u8>>,
+        lines: Vec<Payload>,
     ) -> Result<oneshot::Receiver<Result<Rebased, JournalError>>, JournalError> {
         let (reply, answer) = oneshot::channel();
         let sender = self.inner.sender.as_ref().ok_or_else(gone)?;
@@ -56,18 +58,22 @@ impl Journal {
 }
 
 impl Writer {
-    pub(super) fn rebase(&mut self, lines: &[Vec<u8>]) -> Result<Rebased, JournalError> {
+    pub(super) fn rebase(&mut self, lines: Vec<Payload>) -> Result<Rebased, JournalError> {
         if let Some(why) = &self.poison {
             return Err(JournalError::Poisoned(why.clone()));
         }
-        if lines.is_empty() || !lines.iter().all(|payload| fits_a_line(payload)) {
+        if lines.is_empty() {
             return Err(JournalError::NotOneLine);
         }
         let before = self.head.clone();
         let mut head = before.clone();
         let mut text = Vec::new();
         for payload in lines {
-            head = line(&head, payload, &mut text);
+            let payload = payload(Position { seq: head.seq + 1, prev: &head.hash });
+            if !fits_a_line(&payload) {
+                return Err(JournalError::NotOneLine);
+            }
+            head = line(&head, &payload, &mut text);
         }
         let path = self.dir.join(base_name(&before));
         let part = path.with_extension(PART);

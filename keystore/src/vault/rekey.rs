@@ -2,7 +2,7 @@
 //!
 //! There is no key between the master key and the values: one that stayed would leave all that was ever written open to
 //! whoever had the old master key (docs/adr/0007). The transaction decides: before it the store opens under the old
-//! key, after it under the new one. [`Vault::compact`] then removes what is sealed under the old one from the files.
+//! key, after it under the new one, which also marks the store's lines from then on. [`Vault::compact`] then removes what is sealed under the old one from the files.
 
 use std::sync::{Arc, PoisonError};
 
@@ -68,7 +68,7 @@ impl Vault {
             transaction.writes.push(Write::Put(Bytes::from(name), Bytes::from(text)));
         }
         failpoint::reach("rekey.sealed");
-        if let Outcome::Conflict = self.backend.transact(transaction).await? {
+        if let Outcome::Conflict = self.backend.transact_under(transaction, new.line_key()).await? {
             // Nobody but this vault may write, and nobody else in it has its turn.
             return Err(Error::Unreadable {
                 name: "mark".to_owned(),
@@ -150,10 +150,7 @@ impl Vault {
     /// The words for a master key, found in `place`, that is not the store's.
     pub(super) async fn other_master_key(&self, place: &str, found: String) -> Result<Error, Error> {
         let needed: Option<Needed> = self.unsealed(NEEDED).await?;
-        let needs = match needed {
-            Some(needed) => format!("master key {} (which was in {})", needed.id, needed.place),
-            None => "another master key".to_owned(),
-        };
+        let needs = needed.map_or_else(|| "another master key".to_owned(), |needed| needed.words());
         Ok(Error::OtherMasterKey { needs, place: place.to_owned(), found })
     }
 
@@ -208,12 +205,18 @@ impl Keys {
 
 /// Which master key the store needs: for the words of a refusal, so it is not sealed, and proves nothing.
 #[derive(Serialize, Deserialize)]
-struct Needed {
-    id: String,
+pub(super) struct Needed {
+    pub(super) id: String,
     place: String,
 }
 
-const NEEDED: &str = "mark/key";
+impl Needed {
+    pub(super) fn words(&self) -> String {
+        format!("master key {} (which was in {})", self.id, self.place)
+    }
+}
+
+pub(super) const NEEDED: &str = "mark/key";
 const REKEYED: &str = "mark/rekeyed";
 /// What is not sealed.
 const PLAIN: [&str; 2] = [NEEDED, REKEYED];

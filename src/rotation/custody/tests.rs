@@ -1,7 +1,5 @@
 use std::path::Path;
-use std::sync::Arc;
 
-use keystore::backend::Embedded;
 use keystore::seal::{MasterKey, MasterKeySource};
 use keystore::signing::Signers;
 use keystore::{Batch, SignsIn};
@@ -19,7 +17,9 @@ async fn open(dir: &Path) -> (Vault, Trail) {
         MasterKey::generate().unwrap().write_new(&file).unwrap();
     }
     let master = MasterKey::load(&MasterKeySource::File(file)).unwrap();
-    let vault = Vault::new(Arc::new(Embedded::open(&dir.join("store"), create).unwrap()), master);
+    let store = dir.join("store");
+    let vault =
+        if create { Vault::create(&store, master) } else { Vault::open(&store, master, "it") }.unwrap();
     let signers =
         if create { Signers::create(&vault).await.unwrap() } else { Signers::load(&vault).await.unwrap() };
     let trail = Trail::open(&dir.join("audit"), signers.audit.clone()).unwrap();

@@ -11,16 +11,19 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
 use super::index::Index;
+use super::mark::Kind;
 use super::{ended, line};
 use crate::backend::leases::Leases;
 use crate::backend::watchers::Watchers;
 use crate::backend::{
     BackendError, Changed, Compacted, Guard, Lease, Outcome, Revision, Transaction, Versioned, Write,
 };
-use crate::journal::{Answer, Journal, fits_a_line};
+use crate::journal::{Answer, Journal};
+use crate::seal::LineKey;
 
 pub(super) enum Job {
-    Transact(Transaction, Reply),
+    /// With a key, its line and those after it are marked under that one.
+    Transact(Transaction, Option<LineKey>, Reply),
     Expire(Lease),
     /// The newest record and its hash.
     Newest(oneshot::Sender<(Revision, String)>),
@@ -85,6 +88,8 @@ pub(super) struct Committer {
     pub(super) dir: PathBuf,
     pub(super) journal: Journal,
     pub(super) shared: Arc<Shared>,
+    /// What lines are marked under.
+    pub(super) key: Arc<LineKey>,
     /// Set once something failed: from then on the journal may know what the index does not.
     pub(super) broken: bool,
 }
@@ -93,8 +98,8 @@ pub(super) struct Committer {
 const BATCH: usize = 256;
 
 impl Committer {
-    pub(super) fn new(dir: PathBuf, journal: Journal, shared: Arc<Shared>) -> Self {
-        Self { dir, journal, shared, broken: false }
+    pub(super) fn new(dir: PathBuf, journal: Journal, shared: Arc<Shared>, key: LineKey) -> Self {
+        Self { dir, journal, shared, key: Arc::new(key), broken: false }
     }
 
     pub(super) fn run(mut self, mut queue: mpsc::Receiver<Job>) {
@@ -104,14 +109,16 @@ impl Committer {
             let mut next = Some(first);
             while let Some(job) = next.take() {
                 match job {
-                    Job::Transact(transaction, reply) => {
-                        decided.push(self.decide(transaction, Some(reply), &mut batch));
+                    Job::Transact(transaction, to, reply) => {
+                        let what = self.decide(transaction, to, &mut batch);
+                        decided.push(Decided { reply: Some(reply), what });
                     }
                     Job::Expire(lease) => {
                         let writes = self.shared.leases().expire(lease);
                         if !writes.is_empty() {
                             let transaction = Transaction { guards: Vec::new(), writes };
-                            decided.push(self.decide(transaction, None, &mut batch));
+                            let what = self.decide(transaction, None, &mut batch);
+                            decided.push(Decided { reply: None, what });
                         }
                     }
                     Job::Newest(reply) => newest = Some(reply),
@@ -136,13 +143,22 @@ impl Committer {
         }
     }
 
-    fn decide(&mut self, transaction: Transaction, reply: Option<Reply>, batch: &mut Batch) -> Decided {
-        let what = if self.broken { Err(ended()) } else { self.stage(transaction, batch) };
-        Decided { reply, what }
+    fn decide(
+        &mut self,
+        transaction: Transaction,
+        to: Option<LineKey>,
+        batch: &mut Batch,
+    ) -> Result<Option<Staged>, BackendError> {
+        if self.broken { Err(ended()) } else { self.stage(transaction, to, batch) }
     }
 
     /// Checks the guards and queues the line; `None` is a conflict.
-    fn stage(&mut self, transaction: Transaction, batch: &mut Batch) -> Result<Option<Staged>, BackendError> {
+    fn stage(
+        &mut self,
+        transaction: Transaction,
+        to: Option<LineKey>,
+        batch: &mut Batch,
+    ) -> Result<Option<Staged>, BackendError> {
         for guard in &transaction.guards {
             let (Guard::Absent(key) | Guard::Unchanged(key, _)) = guard;
             let found = batch.revision_of(key, &self.shared)?;
@@ -163,7 +179,7 @@ impl Committer {
             return Ok(None);
         }
         let line = line::encode(&transaction.writes).map_err(std::io::Error::from)?;
-        if !fits_a_line(&line) {
+        if !line.fits() {
             return Err(BackendError::TooLarge);
         }
         let revision = batch.next;
@@ -178,7 +194,10 @@ impl Committer {
             };
         }
         drop(leases);
-        let answer = self.journal.submit(move |_| line).map_err(|e| {
+        let kind = if to.is_some() { Kind::To } else { Kind::By };
+        let key = to.map_or_else(|| Arc::clone(&self.key), Arc::new);
+        self.key = Arc::clone(&key);
+        let answer = self.journal.submit(move |at| line.marked(kind, &key, at)).map_err(|e| {
             self.broken = true;
             std::io::Error::other(e)
         })?;

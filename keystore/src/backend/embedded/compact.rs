@@ -5,15 +5,18 @@
 //! next opening; an index newer than the journal means that the journal was rolled back, and is refused.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::commit::Committer;
 use super::index::Index;
 use super::line::{self, Replay};
+use super::mark::{Draft, Kind};
 use super::{EmbeddedError, ended};
 use crate::backend::{BackendError, Compacted, Revision, Versioned};
 use crate::failpoint;
+use crate::journal::Payload;
 
 impl Committer {
     /// Compacts between two batches; readers go on all the while.
@@ -26,6 +29,11 @@ impl Committer {
         let stays = |(key, _): &&(Bytes, Versioned)| !self.shared.leases().binds(key);
         let lasting: Vec<_> = rows.iter().filter(stays).cloned().collect();
         let lines = line::base(&lasting).map_err(std::io::Error::from)?;
+        let marked = |line: Draft| -> Payload {
+            let key = Arc::clone(&self.key);
+            Box::new(move |at| line.marked(Kind::By, &key, at))
+        };
+        let lines = lines.into_iter().map(marked).collect();
         let answer = self.journal.submit_rebase(lines).map_err(std::io::Error::other)?;
         let rebased = answer.blocking_recv().map_err(|_| ended())?.map_err(std::io::Error::other)?;
         // From here on the journal is ahead of the index: a fault must end the writing.

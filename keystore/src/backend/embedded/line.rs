@@ -7,6 +7,7 @@ use bytes::Bytes;
 use data_encoding::BASE64;
 use serde::{Deserialize, Serialize};
 
+use super::mark::Draft;
 use crate::backend::{Revision, Versioned, Write};
 use crate::journal::Entry;
 
@@ -19,13 +20,13 @@ enum Change {
     Delete(String),
 }
 
-pub(super) fn encode(writes: &[Write]) -> Result<Vec<u8>, serde_json::Error> {
+pub(super) fn encode(writes: &[Write]) -> Result<Draft, serde_json::Error> {
     let changes = writes.iter().map(|write| match write {
         Write::Put(key, value) => Change::Put(BASE64.encode(key), BASE64.encode(value)),
         Write::PutLeased(key, value, _) => Change::PutLeased(BASE64.encode(key), BASE64.encode(value)),
         Write::Delete(key) => Change::Delete(BASE64.encode(key)),
     });
-    serde_json::to_vec(&changes.collect::<Vec<_>>())
+    Draft::new(|line| serde_json::to_writer(line, &changes.collect::<Vec<_>>()))
 }
 
 /// One line of a base: an object, where a transaction is an array.
@@ -38,13 +39,14 @@ struct Base {
 }
 
 /// The lines of a base that has these rows; at least one.
-pub(super) fn base(rows: &[(Bytes, Versioned)]) -> Result<Vec<Vec<u8>>, serde_json::Error> {
+pub(super) fn base(rows: &[(Bytes, Versioned)]) -> Result<Vec<Draft>, serde_json::Error> {
     let pieces: Vec<_> = if rows.is_empty() { vec![rows] } else { rows.chunks(ROWS).collect() };
     let last = pieces.len().saturating_sub(1);
     let lines = pieces.into_iter().enumerate().map(|(at, piece)| {
         let text =
             |(key, row): &(Bytes, Versioned)| (BASE64.encode(key), BASE64.encode(&row.value), row.revision);
-        serde_json::to_vec(&Base { rows: piece.iter().map(text).collect(), left: last - at })
+        let base = Base { rows: piece.iter().map(text).collect(), left: last - at };
+        Draft::new(|line| serde_json::to_writer(line, &base))
     });
     lines.collect()
 }
@@ -64,15 +66,16 @@ pub(super) struct Replay {
 }
 
 impl Replay {
-    pub(super) fn apply(&mut self, entry: &Entry) -> Result<(), String> {
+    /// Takes the next line, which says `body` behind its mark.
+    pub(super) fn apply(&mut self, entry: &Entry, body: &[u8]) -> Result<(), String> {
         if self.first == 0 {
             self.first = entry.seq;
         }
         self.hashes.push(entry.hash.clone());
-        if entry.payload.first() == Some(&b'{') {
-            return self.apply_base(entry);
+        if body.first() == Some(&b'{') {
+            return self.apply_base(entry, body);
         }
-        let changes: Vec<Change> = serde_json::from_slice(&entry.payload).map_err(|e| e.to_string())?;
+        let changes: Vec<Change> = serde_json::from_slice(body).map_err(|e| e.to_string())?;
         for change in changes {
             match change {
                 Change::Put(key, value) => {
@@ -85,8 +88,8 @@ impl Replay {
         Ok(())
     }
 
-    fn apply_base(&mut self, entry: &Entry) -> Result<(), String> {
-        let base: Base = serde_json::from_slice(&entry.payload).map_err(|e| e.to_string())?;
+    fn apply_base(&mut self, entry: &Entry, body: &[u8]) -> Result<(), String> {
+        let base: Base = serde_json::from_slice(body).map_err(|e| e.to_string())?;
         let begins = entry.seq == self.first;
         if !begins && self.left != base.left + 1 {
             return Err("a piece of a base where none belongs".to_owned());
