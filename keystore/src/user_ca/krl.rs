@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 
 use data_encoding::BASE64_NOPAD;
+use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
 use crate::ssh::{Certificate, PublicKey};
@@ -18,6 +19,8 @@ pub struct Revoked {
     key_ids: Vec<(Option<Vec<u8>>, String)>,
     /// SHA-256 of keys, of holders and of authorities.
     keys: BTreeSet<[u8; 32]>,
+    /// SHA-1 of others, as `ssh-keygen -k` writes them for lines of `sha1:`. Two keys with one are both withdrawn.
+    sha1: BTreeSet<[u8; 20]>,
 }
 
 /// Why a list is not read.
@@ -63,11 +66,16 @@ impl Revoked {
         };
         let by = |of: &Option<Vec<u8>>| of.as_ref().is_none_or(|of| *of == ca);
         let serial = certificate.serial();
-        self.keys.contains(&digest(&own))
-            || self.keys.contains(&digest(&ca))
+        self.holds(&own)
+            || self.holds(&ca)
             // An authority that does not number its certificates gives them all a zero.
             || serial != 0 && self.serials.iter().any(|(of, from, to)| by(of) && (*from..=*to).contains(&serial))
             || self.key_ids.iter().any(|(of, id)| by(of) && id == certificate.key_id())
+    }
+
+    fn holds(&self, key: &[u8]) -> bool {
+        let sha1 = || -> [u8; 20] { Sha1::digest(key).into() };
+        self.keys.contains(&digest(key)) || !self.sha1.is_empty() && self.sha1.contains(&sha1())
     }
 
     fn lines(text: &str) -> Result<Self, KrlFault> {
@@ -95,7 +103,7 @@ impl Revoked {
                 self.key_ids.push((None, rest.to_owned()));
                 (!rest.is_empty()).then_some(())
             }
-            "sha256" => self.key(rest),
+            "sha256" | "sha1" => self.key(rest),
             "hash" => self.fingerprint(rest),
             "SHA256" => self.fingerprint(line),
             "key" => self.key(rest),
@@ -134,6 +142,11 @@ impl Revoked {
                 2 => {
                     while !part.0.is_empty() {
                         found.keys.insert(digest(part.string()?));
+                    }
+                }
+                3 => {
+                    while !part.0.is_empty() {
+                        found.sha1.insert(part.string()?.try_into().map_err(|_| KrlFault::CutOff)?);
                     }
                 }
                 5 => {
