@@ -59,9 +59,9 @@ pub(super) async fn serve(mut visit: Visit, target: Target, channel: Channel<Msg
                 let arrival = arrival.clone();
                 reply.accept().await;
                 let id = channel.id();
-                let user = split(channel, visit.handle, id);
+                let user = split(channel, visit.handle.clone(), id);
                 let Some((ear, mouth)) = jump::nested(arrival, instance, user).await else { return };
-                return through(&opened, (visit.number, &target), Sides { ear, mouth }).await;
+                return through(&opened, &visit, (&target, Sides { ear, mouth })).await;
             }
             None if arrival.port == jump::SSH => return turn_away(arrival.clone(), channel, reply).await,
             None => {}
@@ -74,7 +74,8 @@ pub(super) async fn serve(mut visit: Visit, target: Target, channel: Channel<Msg
         reply.reject(ChannelOpenFailure::Other { code: PROHIBITED, reason }).await;
         return;
     }
-    match target.reach(&opened).await {
+    let Some(reached) = visit.while_here(target.reach(&opened)).await else { return };
+    match reached {
         Ok((ear, mouth)) => {
             reply.accept().await;
             let lane = Lane { number: visit.number, carries: Carries::Forward(target.to_string()) };
@@ -96,14 +97,15 @@ pub(super) async fn serve(mut visit: Visit, target: Target, channel: Channel<Msg
 }
 
 /// What turned out to be no SSH goes on through the instance. Its channel is open already, so refusals close it.
-async fn through(opened: &Opened, (number, target): (u32, &Target), user: Sides<Resumed, ToUser>) {
+async fn through(opened: &Opened, visit: &Visit, (target, user): (&Target, Sides<Resumed, ToUser>)) {
     if !opened.authorized().may(Capability::Forward) {
         opened.forward_denied(&target.to_string(), NO_FORWARD).await;
         return hang_up(&user.mouth).await;
     }
-    match target.reach(opened).await {
+    let Some(reached) = visit.while_here(target.reach(opened)).await else { return };
+    match reached {
         Ok((ear, mouth)) => {
-            let lane = Lane { number, carries: Carries::Forward(target.to_string()) };
+            let lane = Lane { number: visit.number, carries: Carries::Forward(target.to_string()) };
             if let Some(user) = relay(opened, lane, user, Sides { ear, mouth }).await {
                 hang_up(&user.mouth).await;
             }

@@ -27,6 +27,14 @@ impl Visit {
         Self { outcome, id, number, handle }
     }
 
+    /// What `work` comes to; `None` if the user's connection ends before.
+    pub(super) async fn while_here<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            done = work => Some(done),
+            () = self.handle.closed() => None,
+        }
+    }
+
     /// Waits until the session has opened, or not; `None` if the connection went before.
     pub(super) async fn outcome(&mut self) -> Option<Outcome> {
         self.outcome.wait_for(Option::is_some).await.ok().and_then(|outcome| outcome.clone())
@@ -37,9 +45,11 @@ impl Visit {
 pub(super) async fn serve_channel(mut visit: Visit, channel: Channel<Msg>, reply: ChannelOpenHandle) {
     let Some(outcome) = visit.outcome().await else { return };
     let sentence = match outcome {
-        Ok(opened) => match opened.channel().await {
-            Ok(there) => return carry(visit, &opened, there, (channel, reply)).await,
-            Err(fault) => match opened.cut().sentence() {
+        Ok(opened) => match visit.while_here(opened.channel()).await {
+            // An instance that never answers keeps no session open for somebody who left.
+            None => return,
+            Some(Ok(there)) => return carry(visit, &opened, there, (channel, reply)).await,
+            Some(Err(fault)) => match opened.cut().sentence() {
                 // An instance is hung up on at once when its session is cut.
                 Some(sentence) => sentence,
                 None => {

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use crate::rig::{Rig, text, wait_for};
@@ -229,4 +229,26 @@ except socket.timeout: os._exit(0)
 "#,
     );
     assert_eq!(session["status"], "closed", "{session}");
+}
+
+#[test]
+fn who_leaves_while_the_instance_answers_nothing_leaves_no_session_behind() {
+    let rig = Rig::with_alice();
+    let config = rig.config("alice", &rig.master("db-*"));
+    let ssh = |args: &[&str]| {
+        let mut ssh = Command::new("ssh");
+        ssh.arg("-F").arg(&config).args(args).stdin(Stdio::null());
+        rig.asking(&mut ssh, "alice");
+        ssh
+    };
+    let sshd = text(ssh(&["db-1", "echo $PPID"]).output().unwrap().stdout).trim().to_owned();
+    let signal = |name: &str| assert!(Command::new("kill").args([name, &sshd]).status().unwrap().success());
+    signal("-STOP");
+    // A second channel of the connection that is open: nobody answers.
+    let mut second = Live(ssh(&["db-1", "echo reached"]).stdout(Stdio::piped()).spawn().unwrap());
+    std::thread::sleep(Duration::from_millis(700));
+    assert!(second.lives() && session_of(&rig, "alice")["status"] == "live");
+    assert!(ssh(&["-O", "exit", "db-1"]).output().unwrap().status.success());
+    wait_for("the session to end", || session_of(&rig, "alice")["status"] == "closed");
+    signal("-KILL");
 }
