@@ -219,24 +219,38 @@ fn ca_script(lines: &[String]) -> String {
     )
 }
 
-/// Appends the key of each account to its `authorized_keys`, once. Names and keys have no character that needs quoting
-/// within single quotes.
+/// Appends the key of each account to its `authorized_keys`, once; as the account, not as root, so that nothing outside its
+/// home can be written by what it made of its home (a symbolic link for `.ssh`, or one that comes in between). Names and
+/// keys have no character that needs quoting within single quotes.
 fn managed_script(held: &Held, instance: &Instance) -> String {
-    let mut script = "#!/bin/sh\n# Lets Keyward log in to this instance, with keys that it then rotates itself: run as root.\n\
-         set -eu\numask 077\ntrust() {\n  home=$(getent passwd \"$1\" | cut -d: -f6)\n  group=$(id -gn \"$1\")\n  \
-         [ -d \"$home/.ssh\" ] || install -d -m 700 -o \"$1\" -g \"$group\" \"$home/.ssh\"\n  \
-         file=$home/.ssh/authorized_keys\n  \
-         [ ! -h \"$file\" ] || { echo \"$file is a symbolic link: add the key by hand\" >&2; exit 1; }\n  \
-         [ -e \"$file\" ] || install -m 600 -o \"$1\" -g \"$group\" /dev/null \"$file\"\n  \
-         if grep -qF -- \"$2\" \"$file\"; then return; fi\n  \
-         [ -z \"$(tail -c 1 \"$file\")\" ] || echo >> \"$file\"\n  \
-         printf '%s %s\\n' \"$2\" \"$3\" >> \"$file\"\n}\n"
-        .to_owned();
+    let mut script = MANAGED_SCRIPT.to_owned();
     for Credential { instance, login, key, .. } in held.of(instance) {
         script.push_str(&format!("trust '{login}' '{}' 'keyward:{instance}:{login}'\n", key.public_key));
     }
     script
 }
+
+const MANAGED_SCRIPT: &str = r#"#!/bin/sh
+# Lets Keyward log in to this instance, with keys that it then rotates itself: run as root.
+set -eu
+add='
+set -eu
+umask 077
+dir=$1/.ssh file=$1/.ssh/authorized_keys
+[ -d "$dir" ] || mkdir -m 700 "$dir"
+[ ! -h "$file" ] || { echo "$file is a symbolic link: add the key by hand" >&2; exit 1; }
+[ -e "$file" ] || : > "$file"
+if grep -qF -- "$2" "$file"; then exit 0; fi
+[ -z "$(tail -c 1 "$file")" ] || echo >> "$file"
+printf "%s %s\n" "$2" "$3" >> "$file"
+'
+trust() {
+  home=$(getent passwd "$1" | cut -d: -f6)
+  [ -n "$home" ] || { echo "there is no account $1 here" >&2; exit 1; }
+  if [ "$(id -un)" = "$1" ]; then sh -c "$add" sh "$home" "$2" "$3"
+  else su -s /bin/sh -c "$add" "$1" sh "$home" "$2" "$3"; fi
+}
+"#;
 
 #[cfg(test)]
 mod tests {
@@ -280,6 +294,22 @@ mod tests {
         std::fs::write(&file, "theirs").unwrap();
         assert!(run(&script, home.path()));
         assert_eq!(std::fs::read_to_string(&file).unwrap(), format!("theirs\n{line}"));
+        // As another account, which made its .ssh a link to where only root may write.
+        let root = Command::new("id").arg("-u").output().unwrap().stdout == b"0\n";
+        let (outside, theirs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        for (linked, runs) in [(true, false), (false, true)].into_iter().filter(|_| root) {
+            let nobody = script.replace(&format!("trust '{login}'"), "trust 'nobody'");
+            let owned = Command::new("chown").arg("nobody").arg(theirs.path()).status().unwrap();
+            assert!(owned.success());
+            let ssh = theirs.path().join(".ssh");
+            match linked {
+                true => std::os::unix::fs::symlink(outside.path(), &ssh).unwrap(),
+                false => std::fs::remove_file(&ssh).unwrap(),
+            }
+            assert_eq!(run(&nobody, theirs.path()), runs);
+            assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
+            assert_eq!(ssh.join("authorized_keys").exists(), runs);
+        }
         let elsewhere = home.path().join("elsewhere");
         std::fs::write(&elsewhere, "not keys\n").unwrap();
         std::fs::remove_file(&file).unwrap();
