@@ -383,11 +383,25 @@ impl Record for Instance {
 }
 
 impl Instance {
-    /// Whether `host` (a name or address as a client asked for it) means this instance.
-    pub fn answers_to(&self, host: &str) -> bool {
+    /// The one of `all` that `host` means, as somebody asked for it: a name goes before an alias, and that before an
+    /// address. Of several at one address (a gateway's) it is the one at `port`, if one is.
+    pub fn meant<'a>(all: &'a [Self], host: &str, port: Option<u16>) -> Option<&'a Self> {
+        let named = all.iter().find(|i| i.name.as_str().eq_ignore_ascii_case(host));
+        let alias = || all.iter().find(|i| i.is_named(host));
+        let there = || all.iter().filter(|i| i.answers_to(host));
+        let at_port = || there().find(|i| Some(i.address.port) == port);
+        named.or_else(alias).or_else(at_port).or_else(|| there().next())
+    }
+
+    /// Whether `host` is its name or one of its aliases.
+    pub fn is_named(&self, host: &str) -> bool {
         self.name.as_str().eq_ignore_ascii_case(host)
             || self.aliases.iter().any(|a| a.as_str().eq_ignore_ascii_case(host))
-            || self.address.host.eq_ignore_ascii_case(host)
+    }
+
+    /// Whether `host` (a name or address as a client asked for it) means this instance.
+    pub fn answers_to(&self, host: &str) -> bool {
+        self.is_named(host) || self.address.host.eq_ignore_ascii_case(host)
     }
 }
 
@@ -541,3 +555,6 @@ impl Record for Rule {
         self.id.clone()
     }
 }
+
+#[cfg(test)]
+mod tests;

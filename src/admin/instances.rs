@@ -53,7 +53,8 @@ pub(super) async fn run(
             credentials::rotate(house, caller, (&instance, login.as_ref()), out).await
         }
         Instances::Remove { name, yes } => {
-            found(house, &name).await?;
+            // What was typed may be an alias: what goes is the instance, under its name.
+            let name = found(house, &name).await?.name;
             if !yes {
                 return Err(Fault::usage(format!(
                     "nothing was changed; to remove {name} and end its sessions, add --yes"
@@ -167,15 +168,20 @@ fn host_keys(text: &str) -> Result<Vec<String>, Fault> {
     if keys.is_empty() { Err(wrong("(empty file)")) } else { Ok(keys) }
 }
 
+/// The instance of this name or alias. An address is neither: several may lie behind one.
 pub(super) async fn found(house: &House, name: &InstanceName) -> Result<Instance, Fault> {
-    answering(house, name.as_str()).await
+    let instance = answering(house, name.as_str()).await?;
+    if instance.is_named(name.as_str()) {
+        return Ok(instance);
+    }
+    Err(Fault::not_found(format!("{name} is the address of {}; name the instance", instance.name)))
 }
 
 /// The instance that `host` means.
 pub(super) async fn answering(house: &House, host: &str) -> Result<Instance, Fault> {
     let all: Vec<Instance> = house.vault.list().await?;
     let near = all.iter().map(|i| i.name.to_string()).find(|n| strsim::jaro_winkler(n, host) > 0.85);
-    all.into_iter().find(|i| i.answers_to(host)).ok_or_else(|| {
+    Instance::meant(&all, host, None).cloned().ok_or_else(|| {
         Fault::not_found(match near {
             Some(near) => format!("no instance {host}; did you mean {near}?"),
             None => format!("no instance {host}; see: keyward instances list"),

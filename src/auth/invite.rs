@@ -8,7 +8,7 @@
 //! Wrong codes are counted against their source (`guard`), never against the invitation: of 2^80 codes nobody guesses
 //! one in a day, but whoever knows a user's name could void an invitation that wears out.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -73,7 +73,7 @@ impl Unauthenticated {
         code: &str,
         now: Timestamp,
     ) -> Result<Invited, (Self, LoginFault)> {
-        match check(vault, user, code, now).await {
+        match check(vault, (user, self.source.ip()), code, now).await {
             Ok(user) => {
                 let Self { source, rules } = self;
                 Ok(Invited { user, source, rules, invitation: hash(code), voided: false })
@@ -100,7 +100,7 @@ impl KeyVerified {
             return Err((self, LoginFault::UserChanged));
         }
         let begun = async {
-            check(vault, user, code, now).await?;
+            check(vault, (user, self.source.ip()), code, now).await?;
             match begin(vault, &self.user, now).await? {
                 Factor::Held => Err(LoginFault::WrongCode),
                 fresh => Ok(fresh),
@@ -447,7 +447,12 @@ pub struct Enrolled {
 }
 
 /// The user, if `code` is their invitation's. Reads the same records whoever asks.
-async fn check(vault: &Vault, user: &str, code: &str, now: Timestamp) -> Result<UserName, LoginFault> {
+async fn check(
+    vault: &Vault,
+    (user, source): (&str, IpAddr),
+    code: &str,
+    now: Timestamp,
+) -> Result<UserName, LoginFault> {
     let name = user.parse::<UserName>();
     let id = name.as_ref().map_or("-", UserName::as_str);
     let (user, invitation) = (vault.get::<User>(id).await, vault.get::<Invitation>(id).await);
@@ -460,7 +465,10 @@ async fn check(vault: &Vault, user: &str, code: &str, now: Timestamp) -> Result<
         return Err(LoginFault::WrongInvitation);
     }
     match invitation? {
-        Some(invitation) if open(&invitation, now) && invitation.code == given => Ok(user.name),
+        Some(invitation) if open(&invitation, now) && invitation.code == given => {
+            // As with a key: an invitation is no way in from elsewhere.
+            if user.comes_from(source) { Ok(user.name) } else { Err(LoginFault::WrongNetwork) }
+        }
         _ => Err(LoginFault::WrongInvitation),
     }
 }

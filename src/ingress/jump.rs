@@ -207,9 +207,7 @@ pub(super) async fn reachable(arrival: &Arrival) -> Option<Instance> {
             return None;
         }
     };
-    // A name goes before an alias or address of another instance.
-    let named = instances.iter().find(|i| i.name.as_str().eq_ignore_ascii_case(&arrival.asked));
-    let instance = named.or_else(|| instances.iter().find(|i| i.answers_to(&arrival.asked)))?.clone();
+    let instance = Instance::meant(&instances, &arrival.asked, Some(arrival.port))?.clone();
     // Roles as they are now, not as they were at login.
     let user = house.vault.get::<User>(arrival.caller.user().as_str()).await.ok().flatten()?;
     let source = arrival.caller.source().ip();

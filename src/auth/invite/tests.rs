@@ -88,6 +88,36 @@ async fn nothing_is_stored_before_the_authenticator_has_confirmed() {
 }
 
 #[tokio::test]
+async fn an_enrolment_that_an_administrators_outran_leaves_no_key_behind() {
+    for outrun in [false, true] {
+        let (vault, code) = carol().await;
+        let state = enrolling(&vault, &code, 3).await;
+        let first = shown(&state, at(0));
+        let confirmed = state.confirmed(&vault, "carol", &first, at(0)).await.ok().unwrap();
+        if outrun {
+            mfa::enroll(&vault, &"carol".parse().unwrap(), at(0)).await.unwrap();
+        }
+        assert_eq!(confirmed.enrol(&vault, at(0)).await.is_err(), outrun);
+        assert_eq!(known(&vault, 3).await, !outrun);
+    }
+}
+
+#[tokio::test]
+async fn a_code_brings_nobody_in_from_a_network_that_the_user_may_not_come_from() {
+    let (vault, code) = carol().await;
+    for (network, expected) in
+        [("192.0.2.0/24", None), ("10.0.0.0/8", Some(LoginFault::WrongNetwork)), ("192.0.2.7/32", None)]
+    {
+        let moved = |u: &mut User| {
+            u.from = vec![network.parse().unwrap()];
+            Ok::<_, keystore::Error>(())
+        };
+        vault.update("carol", moved).await.unwrap();
+        assert_eq!(fault(&vault, "carol", &code, at(0)).await, expected, "{network}");
+    }
+}
+
+#[tokio::test]
 async fn of_two_enrolments_with_one_code_one_is_done() {
     let (vault, code) = carol().await;
     let (a, b) = (enrolling(&vault, &code, 3).await, enrolling(&vault, &code, 6).await);
