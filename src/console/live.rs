@@ -97,21 +97,24 @@ impl Watching {
             if !told.is_empty() {
                 return (told.into(), true);
             }
-            let changed = tokio::select! {
+            let over = tokio::select! {
                 piece = self.answer.next() => match piece {
                     Some(piece) => {
                         self.text.extend_from_slice(&piece);
                         continue;
                     }
-                    None => return (Bytes::from_static(b"event: done\ndata: {}\n\n"), false),
+                    // Perhaps the command saw first that the right is gone.
+                    None => true,
                 },
                 _ = self.tick.tick() => false,
-                changed = changes.recv() => changed.is_ok(),
+                _ = changes.recv() => false,
             };
-            tracing::trace!(changed, "console.right_looked_at");
             if let Err(why) = entitled(&self.house, &self.cookie, Some(&self.door)).await {
                 let why = json!({ "why": why.unwrap_or_else(|| "You are signed out.".to_owned()) });
                 return (format!("event: refused\ndata: {why}\n\nevent: done\ndata: {{}}\n\n").into(), false);
+            }
+            if over {
+                return (Bytes::from_static(b"event: done\ndata: {}\n\n"), false);
             }
         }
     }
