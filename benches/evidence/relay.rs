@@ -7,7 +7,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use jiff::Timestamp;
 use keyward::egress::preferred;
-use keyward::recording::{ChannelMessage, Direction, SessionEnd, SessionId, SessionStatus, Tape};
+use keyward::recording::{ChannelMessage, Direction, SessionEnd, SessionId, SessionStatus, Tape, Turn};
 use russh::keys::ssh_key::private::Ed25519Keypair;
 use russh::keys::{PrivateKey, PublicKeyOrCertificate};
 use russh::server::{Auth, Msg, Session};
@@ -115,13 +115,33 @@ async fn pass(user: &Channel<Msg>, instance: u16, (tape, command): (Option<&Tape
         tape.record(1, Direction::ToInstance, &ChannelMessage::Exec(command.clone())).await.unwrap();
     }
     channel.exec(false, command.to_vec()).await.unwrap();
-    while let Some(message) = channel.wait().await {
-        let ChannelMsg::Data { data } = message else { continue };
-        if let Some(tape) = tape {
-            tape.record(1, Direction::ToUser, &ChannelMessage::Data(data.clone())).await.unwrap();
+    let Some(tape) = tape else {
+        while let Some(data) = heard(&mut channel).await {
+            if user.data_bytes(data).await.is_err() {
+                return;
+            }
         }
-        if user.data_bytes(data).await.is_err() {
-            return;
+        return;
+    };
+    let mut held = tape.held(1, Direction::ToUser);
+    loop {
+        match held.turn(async { heard(&mut channel).await.map(ChannelMessage::Data) }).await.unwrap() {
+            Turn::Heard(message) => held.take(message).await.unwrap(),
+            Turn::Free(ChannelMessage::Data(data)) => {
+                if user.data_bytes(data).await.is_err() {
+                    return;
+                }
+            }
+            Turn::Free(_) => {}
+            Turn::Over => return,
+        }
+    }
+}
+
+async fn heard(channel: &mut Channel<client::Msg>) -> Option<Bytes> {
+    loop {
+        if let ChannelMsg::Data { data } = channel.wait().await? {
+            return Some(data);
         }
     }
 }

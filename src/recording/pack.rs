@@ -62,12 +62,12 @@ fn packed_into(part: &Path, header: &Header, files: &Files) -> io::Result<String
         return Err(io::Error::other("it has no end"));
     }
     to.frame(&Plain { records: &records, last: true })?;
-    to.sync()?;
+    to.sink().sync()?;
     fs::rename(part, &files.tape)?;
     if let Some(dir) = files.tape.parent() {
         File::open(dir)?.sync_all()?;
     }
-    Ok(to.digest())
+    Ok(to.sink().digest())
 }
 
 /// What a frame holds before it is compressed, in bytes, unless its pictures are larger: a player that begins in it reads no more than this to get there.
