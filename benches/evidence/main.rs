@@ -168,24 +168,29 @@ fn cpu() -> f64 {
 }
 
 async fn recording(house: &House, rounds: usize, table: &mut Map<String, Value>) {
-    let (mut with, mut without) = (Vec::new(), Vec::new());
-    let mut spent = [Vec::new(), Vec::new()];
+    let ways = [
+        ("no tape", None, false),
+        ("counted and hashed", Some(house), false),
+        ("a command's, 16 MiB of it kept", Some(house), true),
+    ];
+    let mut rates = [const { Vec::new() }; 3];
+    let mut spent = [const { Vec::new() }; 3];
     for _ in 0..rounds {
-        let begun = cpu();
-        without.push(relay::throughput(None, RELAYED).await);
-        let between = cpu();
-        with.push(relay::throughput(Some(house), RELAYED).await);
-        spent[0].push((between - begun) / RELAYED as f64 * 1e9);
-        spent[1].push((cpu() - between) / RELAYED as f64 * 1e9);
+        for (at, (_, house, kept)) in ways.iter().enumerate() {
+            let (rate, cpu) = relay::throughput(*house, *kept, RELAYED).await;
+            rates[at].push(rate);
+            spent[at].push(cpu);
+        }
     }
-    tell(table, "the relay and both ends, no tape, CPU seconds for a GB", &spent[0]);
-    tell(table, "the same with a tape, CPU seconds for a GB", &spent[1]);
-    // Each pair by itself: what else the machine does changes from one to the next.
-    let pairs = with.iter().zip(&without).map(|(taped, bare)| 100.0 * (1.0 - taped / bare));
-    tell(table, "recording costs, hundredths of throughput, each pair", &pairs.collect::<Vec<_>>());
-    let bare = tell(table, "relay between two SSH connections, no tape, MB/s", &without);
-    let taped = tell(table, "the same with a tape, MB/s", &with);
-    tell(table, "recording costs, hundredths of throughput", &[100.0 * (1.0 - taped / bare)]);
+    for (at, (name, ..)) in ways.iter().enumerate() {
+        tell(table, &format!("relay between two SSH connections, {name}, MB/s"), &rates[at]);
+        tell(table, &format!("the same, with both ends, {name}, CPU s a GB"), &spent[at]);
+        // Each pair by itself: what else the machine does changes from one to the next.
+        let costs = rates[at].iter().zip(&rates[0]).map(|(taped, bare)| 100.0 * (1.0 - taped / bare));
+        if at > 0 {
+            tell(table, &format!("recording costs, {name}, % of throughput"), &costs.collect::<Vec<_>>());
+        }
+    }
     // The recorder alone, fed as fast as it takes it.
     let mut alone = Vec::new();
     for _ in 0..rounds {
