@@ -151,6 +151,11 @@ impl Ledger {
         self.channel(number).lost(why);
     }
 
+    /// So many bytes that were counted as kept never came to the disk.
+    pub(super) fn unkept(&mut self, number: u32, bytes: u64, why: &str) {
+        self.channel(number).unkept(bytes, why);
+    }
+
     /// The operations that a message has completed.
     pub(super) fn operations(&mut self, number: u32) -> Vec<Operation> {
         self.channels.get_mut(&number).map(Channel::take_operations).unwrap_or_default()

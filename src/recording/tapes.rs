@@ -234,6 +234,8 @@ impl Tapes {
         let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
         live.retain(|_, deck| deck.strong_count() > 0);
         live.insert(id, Arc::downgrade(&deck));
+        drop(live);
+        self.known.began(id);
         Ok(tape)
     }
 

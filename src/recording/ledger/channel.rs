@@ -290,6 +290,12 @@ impl Channel {
         self.only(Capture::None, &format!("recording failed: {why}"));
     }
 
+    /// What was to be kept and could not be written.
+    pub(super) fn unkept(&mut self, bytes: u64, why: &str) {
+        self.summary.captured_bytes = self.summary.captured_bytes.saturating_sub(bytes);
+        self.summary.reason.get_or_insert_with(|| format!("recording failed: {why}"));
+    }
+
     fn only(&mut self, capture: Capture, reason: &str) {
         self.summary.capture = capture;
         self.summary.reason = Some(reason.to_owned());
