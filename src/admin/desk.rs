@@ -31,7 +31,12 @@ impl FrontDesk {
         Self { house }
     }
 
-    async fn answer(&self, visitor: Visitor, mut ask: Ask, to: mpsc::Sender<Chunk>) -> u8 {
+    async fn answer(&self, mut visitor: Visitor, mut ask: Ask, to: mpsc::Sender<Chunk>) -> u8 {
+        let by = LoggedIn { user: &visitor.user, key: &visitor.key, only_exchanges: visitor.only_exchanges };
+        // The roles of now; whether the login counts still is asked by what is asked for.
+        if let Ok(user) = still_in(&self.house, by, Timestamp::now()).await {
+            visitor.roles = user.roles;
+        }
         let keyboard = ask.keys.take().map(|keys| Keyboard { keys, rows: ask.rows.unwrap_or(24) });
         let mut out = Output::new(to, false, ask.columns).with_keyboard(keyboard);
         match parse(&visitor, &ask) {

@@ -137,18 +137,20 @@ impl Unauthenticated {
 /// It opens nothing by itself:
 /// ```
 /// # use keyward::{auth::Authenticated, policy::Rulebook};
-/// # use keystore::{Instance, Login};
+/// # use keystore::{Instance, Login, Role};
 /// # use jiff::Timestamp;
-/// fn with_both(rules: &Rulebook, by: &Authenticated, to: &Instance, login: &Login) {
-///     let authorized = rules.authorize(by, to, login, Timestamp::UNIX_EPOCH);
+/// # type Roles = std::collections::BTreeSet<Role>;
+/// fn with_both(rules: &Rulebook, by: &Authenticated, roles: &Roles, to: (&Instance, &Login)) {
+///     let authorized = rules.authorize(by, roles, to, Timestamp::UNIX_EPOCH);
 /// }
 /// ```
 /// ```compile_fail,E0308
 /// # use keyward::{auth::KeyVerified, policy::Rulebook};
-/// # use keystore::{Instance, Login};
+/// # use keystore::{Instance, Login, Role};
 /// # use jiff::Timestamp;
-/// fn without_a_code(rules: &Rulebook, by: &KeyVerified, to: &Instance, login: &Login) {
-///     let authorized = rules.authorize(by, to, login, Timestamp::UNIX_EPOCH);
+/// # type Roles = std::collections::BTreeSet<Role>;
+/// fn without_a_code(rules: &Rulebook, by: &KeyVerified, roles: &Roles, to: (&Instance, &Login)) {
+///     let authorized = rules.authorize(by, roles, to, Timestamp::UNIX_EPOCH);
 /// }
 /// ```
 pub struct KeyVerified {

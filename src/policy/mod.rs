@@ -101,18 +101,18 @@ impl Rulebook {
         }
     }
 
-    /// The proof that a login may open a session as `login` on `instance`.
+    /// The proof that a login may open a session as `login` on `instance`, with the roles that the user has now.
     ///
     /// # Errors
     /// [`Denied`] if it may do nothing there.
     pub fn authorize(
         &self,
         by: &Authenticated,
-        instance: &Instance,
-        login: &Login,
+        roles: &BTreeSet<Role>,
+        (instance, login): (&Instance, &Login),
         now: Timestamp,
     ) -> Result<Authorized, Denied> {
-        let facts = Facts { user: by.user(), roles: by.roles(), source: by.source().ip() };
+        let facts = Facts { user: by.user(), roles, source: by.source().ip() };
         let decision = match by.only_exchanges() {
             true => Decision::default(),
             false => self.decide(&facts, instance, login, now),
@@ -172,7 +172,7 @@ pub struct Decision {
 /// # use keyward::{auth::Authenticated, policy::{Authorized, Denied, Rulebook}};
 /// # use keystore::{Instance, Login};
 /// fn asked(rules: &Rulebook, by: &Authenticated, to: &Instance, login: &Login) -> Result<Authorized, Denied> {
-///     rules.authorize(by, to, login, jiff::Timestamp::UNIX_EPOCH)
+///     rules.authorize(by, by.roles(), (to, login), jiff::Timestamp::UNIX_EPOCH)
 /// }
 /// ```
 /// ```compile_fail,E0451
