@@ -333,7 +333,7 @@ impl Enrolling {
             batch = batch.insert(&self.record(vault, (&user, key), now).await?)?;
         } else if let Some(certificate) = &self.certificate {
             certificate.counts(vault, &self.by.user, now).await?;
-            certificate.used(&self.fingerprint, &self.by.user, now);
+            certificate.used(&self.by.user, now);
         } else {
             let grace = self.by.rules.of(&user).grace;
             vault

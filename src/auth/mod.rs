@@ -26,7 +26,7 @@ pub(crate) mod testing;
 mod unasked;
 
 pub use browser::{Browsers, Person, Refused, SignedIn, Stay, TICKET_LIFE};
-pub use certificate::{Certificates, SignedCertificate};
+pub use certificate::{CertificateId, Certificates, SignedCertificate};
 pub use invite::{
     Confirmed, Enrolled, Enrolling, Invited, any_invited, invitation, invite, looks_like_invitation, withdraw,
 };
@@ -220,7 +220,7 @@ impl KeyVerified {
     fn spent(self, user: User, reach: Reach, now: Timestamp) -> Authenticated {
         let Self { fingerprint, source, verifies, certificate, .. } = self;
         if let Some(certificate) = &certificate {
-            certificate.used(&fingerprint, &user.name, now);
+            certificate.used(&user.name, now);
         }
         Authenticated {
             certificate,
@@ -360,6 +360,11 @@ impl Authenticated {
     /// The certificate it was made with, if it was one, in words: `serial 7, key id "alice@example", of SHA256:…`.
     pub fn certificate(&self) -> Option<String> {
         self.certificate.as_ref().map(Certified::named)
+    }
+
+    /// Which one that was.
+    pub fn certificate_id(&self) -> Option<CertificateId> {
+        self.certificate.as_ref().and_then(Certified::id)
     }
 
     /// Whether it is a service, which has nothing to say to the bastion itself.

@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use jiff::Timestamp;
 use keystore::{Capability, Instance, InstanceName, InvalidName, Login, Recording, Role, Rule, UserName};
 
-use crate::auth::Authenticated;
+use crate::auth::{Authenticated, CertificateId};
 
 mod cedar;
 
@@ -128,6 +128,7 @@ impl Rulebook {
         Ok(Authorized {
             user: by.user().clone(),
             key: by.key().to_owned(),
+            certificate: by.certificate_id(),
             source: by.source(),
             instance: instance.clone(),
             login: login.clone(),
@@ -182,6 +183,7 @@ pub struct Decision {
 ///     Authorized {
 ///         user: by.user().clone(),
 ///         key: by.key().to_owned(),
+///         certificate: by.certificate_id(),
 ///         source: by.source(),
 ///         instance,
 ///         login,
@@ -197,6 +199,7 @@ pub struct Decision {
 pub struct Authorized {
     user: UserName,
     key: String,
+    certificate: Option<CertificateId>,
     source: SocketAddr,
     instance: Instance,
     login: Login,
@@ -210,6 +213,7 @@ impl Authorized {
         Ok(Self {
             user: HOUSEKEEPER.parse()?,
             key: key.to_owned(),
+            certificate: None,
             source: SocketAddr::from(([127, 0, 0, 1], 0)),
             instance: instance.clone(),
             login: login.clone(),
@@ -229,6 +233,11 @@ impl Authorized {
     /// The fingerprint of the key that logged in, `SHA256:…`.
     pub fn key(&self) -> &str {
         &self.key
+    }
+
+    /// The certificate that the login was made with, if it was one.
+    pub fn certificate(&self) -> Option<CertificateId> {
+        self.certificate
     }
 
     /// From where.

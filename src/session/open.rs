@@ -146,7 +146,12 @@ async fn begin(
 ) -> Result<(Ongoing, Receipt), OpenFault> {
     let now = Timestamp::now();
     // The login may be hours old: the roles of now count, more of them or fewer.
-    let by = LoggedIn { user: caller.user(), key: caller.key(), only_exchanges: caller.only_exchanges() };
+    let by = LoggedIn {
+        user: caller.user(),
+        key: caller.key(),
+        certificate: caller.certificate_id(),
+        only_exchanges: caller.only_exchanges(),
+    };
     let user = match still_in(house, by, now).await {
         Ok(user) => user,
         Err(sentence) => return Err(lost(house, caller, wanted, (id, sentence)).await?),
@@ -485,6 +490,7 @@ fn live_info(authorized: &Authorized, id: SessionId, now: Timestamp) -> LiveInfo
         session: Some(id.to_string()),
         user: authorized.user().clone(),
         key: authorized.key().to_owned(),
+        certificate: authorized.certificate(),
         source: authorized.source(),
         to: Some((authorized.instance().name.clone(), authorized.login().clone(), authorized.can().clone())),
         instance_added: Some(authorized.instance().added_at),
