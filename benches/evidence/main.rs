@@ -378,7 +378,7 @@ async fn authorized() -> Authorized {
         added_at: now,
     };
     let rules = Rulebook::compile(&[rule]).unwrap();
-    rules.authorize(&login, &instance, &"ubuntu".parse().unwrap(), now).unwrap()
+    rules.authorize(&login, login.roles(), (&instance, &"ubuntu".parse().unwrap()), now).unwrap()
 }
 
 /// Appends under way at a time: a busy bastion's.

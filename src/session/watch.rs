@@ -18,6 +18,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
 use super::{House, LiveInfo};
+use crate::auth::CertificateId;
 use crate::policy::{Decision, Facts, Rulebook};
 
 /// Watches until `stop`. Run it as one task of the daemon.
@@ -146,7 +147,12 @@ impl<'a> Round<'a> {
     async fn decided(&mut self, info: &LiveInfo) -> Result<(), String> {
         let login = (info.user.clone(), info.key.clone(), info.only_exchanges);
         if !self.logins.contains_key(&login) {
-            let by = LoggedIn { user: &info.user, key: &info.key, only_exchanges: info.only_exchanges };
+            let by = LoggedIn {
+                user: &info.user,
+                key: &info.key,
+                certificate: info.certificate,
+                only_exchanges: info.only_exchanges,
+            };
             let found = still_in(self.house, by, self.now).await;
             self.logins.insert(login.clone(), found);
         }
@@ -254,6 +260,8 @@ pub struct LoggedIn<'a> {
     pub user: &'a UserName,
     /// Fingerprint of the key that signed.
     pub key: &'a str,
+    /// The certificate that it was made with, if it was one.
+    pub certificate: Option<CertificateId>,
     /// The key had expired at the login: it may only be exchanged.
     pub only_exchanges: bool,
 }
@@ -283,7 +291,7 @@ pub async fn still_in(house: &House, by: LoggedIn<'_>, now: Timestamp) -> Result
             Ok(user)
         }
         Ok(Some(key)) => Err(format!("Your key {} is {}.", key.id, key.status_at(now))),
-        Ok(None) => match house.certificates.standing(by.user, by.key, now) {
+        Ok(None) => match house.certificates.standing(by.user, by.certificate, now) {
             Some((_, true)) => Ok(user),
             Some((_, false)) => Err("Your certificate has expired or was revoked.".to_owned()),
             None => Err("Your key was removed.".to_owned()),
@@ -414,6 +422,7 @@ mod tests {
             session: Some("s1".to_owned()),
             user: "alice".parse().unwrap(),
             key: "SHA256:x".to_owned(),
+            certificate: None,
             source: "192.0.2.1:5".parse().unwrap(),
             to: Some(("db-1".parse().unwrap(), "ubuntu".parse().unwrap(), [Capability::Shell].into())),
             instance_added: Some(at(0)),
