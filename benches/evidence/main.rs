@@ -257,7 +257,7 @@ impl House {
     async fn new(dir: &Path) -> Self {
         fs::create_dir_all(dir).unwrap();
         let keys = TapeKeys::create(&dir.join("identity")).unwrap();
-        let terms = Terms { limit: 16 << 20, typed: false, mode: Mode::Strict };
+        let terms = Terms { limit: 16 << 20, typed: false, counts_forwards: false, mode: Mode::Strict };
         let (tapes, _) = Tapes::open(&dir.join("tapes"), keys, terms).unwrap();
         Self { tapes, authorized: authorized().await }
     }

@@ -122,6 +122,8 @@ pub struct Terms {
     pub limit: u64,
     /// What is typed at a terminal is kept too, once the terminal showed it.
     pub typed: bool,
+    /// The payload of forwards is counted and not hashed.
+    pub counts_forwards: bool,
     /// What happens to a session whose tape can no longer be written.
     pub mode: Mode,
 }
@@ -167,6 +169,7 @@ struct Taken(Option<u64>);
 pub(super) fn start(header: Header, writer: Writer, files: Files, terms: Terms) -> (Tape, Arc<Deck>) {
     let mut ledger = Ledger::new(terms.limit);
     ledger.keeps_typed = terms.typed;
+    ledger.counts_forwards = terms.counts_forwards;
     let state = State {
         pending: Records::default(),
         full: Vec::new(),

@@ -42,7 +42,7 @@ fn pty() -> ChannelMessage {
     ChannelMessage::Pty { term, cols: 100, rows: 30, px_width: 0, px_height: 0, modes }
 }
 
-const TERMS: Terms = Terms { limit: 1000, typed: false, mode: Mode::Strict };
+const TERMS: Terms = Terms { limit: 1000, typed: false, counts_forwards: false, mode: Mode::Strict };
 
 /// All records of a tape.
 fn records(tapes: &Tapes, id: SessionId) -> Vec<Record> {
@@ -234,6 +234,28 @@ async fn output_over_the_limit_is_hashed_and_the_ledger_says_why() {
     );
     assert!(channel.reason.as_deref().unwrap().contains("1000"));
     assert!(channel.sha256_out.is_some());
+}
+
+#[test]
+fn a_forward_is_hashed_or_counted_as_configured_and_a_command_is_hashed_always() {
+    for counts in [false, true] {
+        let mut ledger = ledger::Ledger::new(4);
+        ledger.counts_forwards = counts;
+        ledger.forward(0, "127.0.0.1:80");
+        ledger.observe(1, Direction::ToInstance, &ChannelMessage::Exec(Bytes::from_static(b"cat big")));
+        for channel in [0, 1] {
+            ledger.observe(channel, Direction::ToUser, &data("12345"));
+        }
+        let [forward, exec] = ledger.summaries().try_into().unwrap();
+        assert_eq!((forward.relayed_bytes, forward.captured_bytes), (5, 0));
+        let (capture, reason) = match counts {
+            true => (Capture::None, "payload of forwards is counted, not stored (recording.forwards)"),
+            false => (Capture::Digest, "payload of forwards is counted and hashed, not stored"),
+        };
+        assert_eq!((forward.capture, forward.reason.as_deref()), (capture, Some(reason)));
+        assert_eq!((forward.sha256_in.is_none(), forward.sha256_out.is_none()), (counts, counts));
+        assert!(exec.sha256_out.is_some());
+    }
 }
 
 #[tokio::test]

@@ -123,12 +123,15 @@ pub(super) async fn lost_right(house: &House, info: &LiveInfo, now: Timestamp) -
     Round::new(house, &mut Answers::default(), now).lost(info).await
 }
 
+/// What a live session came with: user, key, certificate, and whether that serves to exchange the key alone.
+type Came = (UserName, String, Option<CertificateId>, bool);
+
 /// Everything that lives is decided at one moment: what many have in common is looked up and decided once.
 struct Round<'a> {
     house: &'a House,
     now: Timestamp,
     rulebook: Arc<Rulebook>,
-    logins: HashMap<(UserName, String, bool), Result<User, String>>,
+    logins: HashMap<Came, Result<User, String>>,
     instances: HashMap<InstanceName, Result<Instance, String>>,
     answers: &'a mut Answers,
 }
@@ -145,7 +148,7 @@ impl<'a> Round<'a> {
     }
 
     async fn decided(&mut self, info: &LiveInfo) -> Result<(), String> {
-        let login = (info.user.clone(), info.key.clone(), info.only_exchanges);
+        let login = (info.user.clone(), info.key.clone(), info.certificate, info.only_exchanges);
         if !self.logins.contains_key(&login) {
             let by = LoggedIn {
                 user: &info.user,
