@@ -7,17 +7,17 @@ use std::time::Instant;
 use bytes::Bytes;
 use jiff::Timestamp;
 use keyward::egress::preferred;
-use keyward::recording::{ChannelMessage, Direction, SessionEnd, SessionId, SessionStatus, Tape};
+use keyward::recording::{ChannelMessage, Direction, SessionEnd, SessionId, SessionStatus, Tape, Turn};
 use russh::keys::ssh_key::private::Ed25519Keypair;
 use russh::keys::{PrivateKey, PublicKeyOrCertificate};
 use russh::server::{Auth, Msg, Session};
 use russh::{Channel, ChannelId, ChannelMsg, client, server};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::House;
+use crate::{House, cpu};
 
-/// MB/s of a command's output through the relay.
-pub async fn throughput(house: Option<&House>, bytes: usize) -> f64 {
+/// MB/s, and CPU seconds for a GB, of a command's output through the relay; without `kept` the tape counts and hashes it, as it does a forward.
+pub async fn throughput(house: Option<&House>, kept: bool, bytes: usize) -> (f64, f64) {
     let instance = listen(Role::Instance { bytes }).await;
     let tape = match house {
         Some(house) => {
@@ -26,10 +26,10 @@ pub async fn throughput(house: Option<&House>, bytes: usize) -> f64 {
         }
         None => None,
     };
-    let relay = listen(Role::Relay { instance, tape: tape.clone() }).await;
+    let relay = listen(Role::Relay { instance, tape: tape.clone(), kept }).await;
     let user = connected(relay).await;
     let mut channel = user.channel_open_session().await.unwrap();
-    let begun = Instant::now();
+    let (begun, before) = (Instant::now(), cpu());
     channel.exec(true, "cat /srv/image").await.unwrap();
     let mut left = bytes;
     while left > 0 {
@@ -38,19 +38,20 @@ pub async fn throughput(house: Option<&House>, bytes: usize) -> f64 {
         }
     }
     let rate = bytes as f64 / 1e6 / begun.elapsed().as_secs_f64();
+    let spent = cpu() - before;
     if let Some(tape) = tape {
         let end = SessionEnd { status: SessionStatus::Closed, reason: None };
         let summary = tape.seal(end, Timestamp::now()).await.unwrap();
         assert_eq!(summary.bytes_out, bytes as u64);
     }
-    rate
+    (rate, spent / bytes as f64 * 1e9)
 }
 
 enum Role {
     /// Sends so many bytes.
     Instance { bytes: usize },
     /// Passes on what the instance sends, on the tape first if there is one.
-    Relay { instance: u16, tape: Option<Tape> },
+    Relay { instance: u16, tape: Option<Tape>, kept: bool },
 }
 
 struct Side {
@@ -88,7 +89,9 @@ impl server::Handler for Side {
         tokio::spawn(async move {
             match &*role {
                 Role::Instance { bytes } => send(&channel, *bytes).await,
-                Role::Relay { instance, tape } => pass(&channel, *instance, (tape.as_ref(), command)).await,
+                Role::Relay { instance, tape, kept } => {
+                    pass(&channel, *instance, (tape.as_ref(), kept.then_some(command))).await
+                }
             }
         });
         Ok(())
@@ -107,21 +110,46 @@ async fn send(channel: &Channel<Msg>, bytes: usize) {
     }
 }
 
-async fn pass(user: &Channel<Msg>, instance: u16, (tape, command): (Option<&Tape>, Bytes)) {
+async fn pass(user: &Channel<Msg>, instance: u16, (tape, command): (Option<&Tape>, Option<Bytes>)) {
     let connection = connected(instance).await;
     let mut channel = connection.channel_open_session().await.unwrap();
-    if let Some(tape) = tape {
-        tape.channel_opened(1);
-        tape.record(1, Direction::ToInstance, &ChannelMessage::Exec(command.clone())).await.unwrap();
-    }
-    channel.exec(false, command.to_vec()).await.unwrap();
-    while let Some(message) = channel.wait().await {
-        let ChannelMsg::Data { data } = message else { continue };
-        if let Some(tape) = tape {
-            tape.record(1, Direction::ToUser, &ChannelMessage::Data(data.clone())).await.unwrap();
+    match (tape, command) {
+        (Some(tape), Some(command)) => {
+            tape.channel_opened(1);
+            tape.record(1, Direction::ToInstance, &ChannelMessage::Exec(command)).await.unwrap();
         }
-        if user.data_bytes(data).await.is_err() {
-            return;
+        // What goes through is counted and hashed, nothing is kept.
+        (Some(tape), None) => tape.forward_opened(1, "web:80"),
+        (None, _) => {}
+    }
+    channel.exec(false, "cat /srv/image").await.unwrap();
+    let Some(tape) = tape else {
+        while let Some(data) = heard(&mut channel).await {
+            if user.data_bytes(data).await.is_err() {
+                return;
+            }
+        }
+        return;
+    };
+    let mut held = tape.held(1, Direction::ToUser);
+    loop {
+        match held.turn(async { heard(&mut channel).await.map(ChannelMessage::Data) }).await.unwrap() {
+            Turn::Heard(message) => held.take(message).await.unwrap(),
+            Turn::Free(ChannelMessage::Data(data)) => {
+                if user.data_bytes(data).await.is_err() {
+                    return;
+                }
+            }
+            Turn::Free(_) => {}
+            Turn::Over => return,
+        }
+    }
+}
+
+async fn heard(channel: &mut Channel<client::Msg>) -> Option<Bytes> {
+    loop {
+        if let ChannelMsg::Data { data } = channel.wait().await? {
+            return Some(data);
         }
     }
 }

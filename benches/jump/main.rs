@@ -35,7 +35,8 @@ fn main() {
     let bench = Bench::new();
     let mut table = Table::read();
     for cipher in ["aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly1305@openssh.com"] {
-        bench.raw(&mut table, cipher);
+        bench.raw(&mut table, cipher, (&bench.rig, ""));
+        bench.raw(&mut table, cipher, (&bench.counting, ", not hashed"));
         bench.bulk(&mut table, cipher);
     }
     bench.round_trips(&mut table);
@@ -46,6 +47,8 @@ fn main() {
 
 struct Bench {
     rig: Rig,
+    /// Another Keyward, with `recording.forwards = "count"`.
+    counting: Rig,
     /// OpenSSH's jump host, a server of its own beside the instance's.
     jump: Child,
     jump_port: u16,
@@ -62,11 +65,13 @@ impl Drop for Bench {
 
 impl Bench {
     fn new() -> Self {
-        let rig = Rig::with_alice();
+        let (rig, counting) = (Rig::with_alice(), Rig::with_alice_and("forwards = \"count\"\n"));
         let login = rig.login.clone();
         let forward =
             ["access", "allow", "--user", "alice", "--instance", "db-1", "--can", "forward", "--login"];
-        rig.ok(&[&forward[..], &[&login]].concat());
+        for rig in [&rig, &counting] {
+            rig.ok(&[&forward[..], &[&login]].concat());
+        }
         fs::copy(rig.path("id_alice.pub"), rig.path("authorized_keys")).unwrap();
         let jump_port = free_port();
         let dir = rig.dir.path().display();
@@ -83,12 +88,16 @@ impl Bench {
             |name: &str, default| std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default);
         let bytes = from_env("KEYWARD_BENCH_MB", 256) << 20;
         let rounds = usize::try_from(from_env("KEYWARD_BENCH_ROUNDS", 5)).unwrap();
-        Self { rig, jump, jump_port, bytes, rounds }
+        Self { rig, counting, jump, jump_port, bytes, rounds }
     }
 
     fn pid(&self, host: Host) -> u32 {
+        self.pid_of(host, &self.rig)
+    }
+
+    fn pid_of(&self, host: Host, rig: &Rig) -> u32 {
         match host {
-            Host::Keyward => self.rig.pid(),
+            Host::Keyward => rig.pid(),
             Host::OpenSsh => self.jump.id(),
         }
     }
@@ -126,8 +135,8 @@ impl Bench {
     }
 
     /// `ssh -W` to `port`: a stream that is no SSH, which Keyward counts and hashes.
-    fn stdio(&self, host: Host, cipher: &str, port: u16) -> Command {
-        let mut command = self.rig.client("ssh", "alice");
+    fn stdio(&self, (host, rig): (Host, &Rig), cipher: &str, port: u16) -> Command {
+        let mut command = rig.client("ssh", "alice");
         command.args(["-q", "-c", cipher]);
         if host == Host::Keyward {
             command.args(["-W", &format!("db-1:{port}"), "bastion"]);
@@ -139,17 +148,17 @@ impl Bench {
         command
     }
 
-    fn raw(&self, table: &mut Table, cipher: &str) {
+    fn raw(&self, table: &mut Table, cipher: &str, (rig, how): (&Rig, &str)) {
         let short = cipher.split('@').next().unwrap_or(cipher);
         for down in [true, false] {
             let port = peer(down, self.bytes);
             let mut runs: [Vec<(f64, f64)>; 2] = Default::default();
-            self.codes();
+            rig.recover("alice");
             for _ in 0..self.rounds {
                 for (i, host) in Host::BOTH.into_iter().enumerate() {
-                    let before = cpu_seconds(self.pid(host));
+                    let before = cpu_seconds(self.pid_of(host, rig));
                     let begun = Instant::now();
-                    let mut client = self.stdio(host, cipher, port);
+                    let mut client = self.stdio((host, rig), cipher, port);
                     let mut source = None;
                     if !down {
                         let size = self.bytes.to_string();
@@ -163,19 +172,20 @@ impl Bench {
                     if let Some(mut head) = source {
                         head.wait().unwrap();
                     }
-                    runs[i].push(self.rate(host, begun, before));
+                    runs[i].push(self.rate(self.pid_of(host, rig), begun, before));
                 }
             }
-            self.rates(table, &format!("ssh -W {}, {short}", if down { "down" } else { "up" }), &runs);
+            let name = format!("ssh -W {}{how}, {short}", if down { "down" } else { "up" });
+            self.rates(table, &name, &runs);
         }
     }
 
     /// MB/s and CPU seconds of the jump for a GB.
-    fn rate(&self, host: Host, begun: Instant, before: f64) -> (f64, f64) {
+    fn rate(&self, jump: u32, begun: Instant, before: f64) -> (f64, f64) {
         let seconds = begun.elapsed().as_secs_f64();
         std::thread::sleep(Duration::from_millis(300));
         let gb = self.bytes as f64 / 1e9;
-        (gb * 1000.0 / seconds, (cpu_seconds(self.pid(host)) - before) / gb)
+        (gb * 1000.0 / seconds, (cpu_seconds(jump) - before) / gb)
     }
 
     fn rates(&self, table: &mut Table, name: &str, runs: &[Vec<(f64, f64)>; 2]) {
@@ -215,7 +225,7 @@ impl Bench {
                     if let Some(mut head) = source {
                         head.wait().unwrap();
                     }
-                    runs[i].push(self.rate(host, begun, before));
+                    runs[i].push(self.rate(self.pid(host), begun, before));
                 }
             }
             self.rates(table, &format!("ssh -J {}, {short}", if down { "down" } else { "up" }), &runs);

@@ -13,7 +13,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use data_encoding::HEXLOWER;
 use sha2::{Digest, Sha256};
@@ -157,6 +157,7 @@ impl Journal {
             head,
             shared: shared.clone(),
             poison: None,
+            crowd: 0,
             _lock: lock,
         };
         let thread = std::thread::Builder::new()
@@ -203,21 +204,27 @@ pub(crate) type Answer = oneshot::Receiver<Result<Receipt, JournalError>>;
 
 /// The hash of a line in a chain: what it is made of stands at the top.
 pub fn chain_hash(prev: &str, seq: u64, payload: &[u8]) -> String {
+    hash_of(prev, format!("{seq} ").as_bytes(), payload)
+}
+
+/// The same, with the number as it stands in the line.
+fn hash_of(prev: &str, number: &[u8], payload: &[u8]) -> String {
     let mut hasher = Sha256::new();
-    hasher.update(prev.as_bytes());
-    hasher.update(format!(" {seq} ").as_bytes());
-    hasher.update(payload);
+    for part in [prev.as_bytes(), b" ", number, payload] {
+        hasher.update(part);
+    }
     HEXLOWER.encode(&hasher.finalize())
 }
 
 /// Writes the line of `payload` that follows `prev` to `out`, and says what it is called.
 fn line(prev: &Receipt, payload: &[u8], out: &mut Vec<u8>) -> Receipt {
     let seq = prev.seq + 1;
-    let head = Receipt { seq, hash: chain_hash(&prev.hash, seq, payload) };
-    out.extend_from_slice(format!("{seq} {} ", head.hash).as_bytes());
-    out.extend_from_slice(payload);
-    out.push(b'\n');
-    head
+    let number = format!("{seq} ");
+    let hash = hash_of(&prev.hash, number.as_bytes(), payload);
+    for part in [number.as_bytes(), hash.as_bytes(), b" ", payload, b"\n"] {
+        out.extend_from_slice(part);
+    }
+    Receipt { seq, hash }
 }
 
 fn segment_name(first: u64) -> String {
@@ -291,6 +298,10 @@ const LONGEST_LINE: u64 = 16 << 20;
 /// At most so many lines, and so many bytes, share one sync.
 const BATCH_LINES: usize = 512;
 const BATCH_BYTES: usize = 4 << 20;
+/// So many lines are a crowd; how long, at most, one is waited for, and how long after its last line.
+const CROWD: usize = 8;
+const GATHERING: Duration = Duration::from_millis(2);
+const ABOUT_TO_COME: Duration = Duration::from_micros(50);
 
 struct Writer {
     dir: PathBuf,
@@ -299,6 +310,8 @@ struct Writer {
     head: Receipt,
     shared: Arc<Mutex<Receipt>>,
     poison: Option<String>,
+    /// How many lines shared the last sync.
+    crowd: usize,
     _lock: File,
 }
 
@@ -326,6 +339,7 @@ impl Writer {
         let mut waiting = Vec::new();
         let mut next = Some(first);
         let mut other = None;
+        let until = Instant::now() + GATHERING;
         while let Some((payload, reply)) = next.take() {
             if let Some(why) = &self.poison {
                 answer(reply, Err(JournalError::Poisoned(why.clone())));
@@ -339,11 +353,12 @@ impl Writer {
                 }
             }
             let full = waiting.len() >= BATCH_LINES || lines.len() >= BATCH_BYTES;
-            match if full { None } else { jobs.try_recv().ok() } {
+            match if full { None } else { self.another(jobs, until) } {
                 Some(Job::Append(payload, reply)) => next = Some((payload, reply)),
                 rebase => other = rebase,
             }
         }
+        self.crowd = waiting.len();
         if waiting.is_empty() {
             return other;
         }
@@ -365,6 +380,17 @@ impl Writer {
             }
         }
         other
+    }
+
+    /// What waits already. Where many shared the last sync, they come again one after the other: those that are about to
+    /// come are waited for, or each crowd would take two syncs.
+    fn another(&self, jobs: &mut mpsc::Receiver<Job>, until: Instant) -> Option<Job> {
+        let job = jobs.try_recv().ok();
+        if job.is_some() || self.crowd < CROWD || Instant::now() >= until {
+            return job;
+        }
+        std::thread::sleep(ABOUT_TO_COME);
+        jobs.try_recv().ok()
     }
 
     fn write(&mut self, first: u64, lines: &[u8]) -> Result<(), JournalError> {

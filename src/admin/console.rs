@@ -26,7 +26,12 @@ pub(super) async fn link(house: &House, caller: &Caller, stay: bool, out: &mut O
         return Err(Fault::error("the web console is off; an administrator can set console.enabled = true"));
     }
     let now = Timestamp::now();
-    let person = Person { user: visitor.user.clone(), key: visitor.key.clone(), source: visitor.source };
+    let person = Person {
+        user: visitor.user.clone(),
+        key: visitor.key.clone(),
+        certificate: visitor.certificate,
+        source: visitor.source,
+    };
     let event = Event::ConsoleLinkGiven {
         user: person.user.to_string(),
         source_ip: person.source.to_string(),

@@ -18,7 +18,7 @@ use super::{access, execute, keys};
 use crate::auth::{Authenticated, mfa};
 use crate::policy::Facts;
 use crate::rotation::notice;
-use crate::session::{Ask, Desk, House, LoggedIn, still_in};
+use crate::session::{Ask, Desk, House, still_in};
 
 /// Answers logged-in users.
 pub struct FrontDesk {
@@ -31,7 +31,12 @@ impl FrontDesk {
         Self { house }
     }
 
-    async fn answer(&self, visitor: Visitor, mut ask: Ask, to: mpsc::Sender<Chunk>) -> u8 {
+    async fn answer(&self, mut visitor: Visitor, mut ask: Ask, to: mpsc::Sender<Chunk>) -> u8 {
+        let by = visitor.logged_in();
+        // The roles of now; whether the login counts still is asked by what is asked for.
+        if let Ok(user) = still_in(&self.house, by, Timestamp::now()).await {
+            visitor.roles = user.roles;
+        }
         let keyboard = ask.keys.take().map(|keys| Keyboard { keys, rows: ask.rows.unwrap_or(24) });
         let mut out = Output::new(to, false, ask.columns).with_keyboard(keyboard);
         match parse(&visitor, &ask) {
@@ -160,7 +165,7 @@ fn parse(visitor: &Visitor, ask: &Ask) -> Result<Asked, Fault> {
 
 async fn page(house: &House, visitor: &Visitor, out: &mut Output) -> Result<(), Fault> {
     let now = Timestamp::now();
-    let by = LoggedIn { user: &visitor.user, key: &visitor.key, only_exchanges: visitor.only_exchanges };
+    let by = visitor.logged_in();
     let user = match still_in(house, by, now).await {
         Ok(user) => user,
         Err(sentence) => {
@@ -181,7 +186,7 @@ async fn page(house: &House, visitor: &Visitor, out: &mut Output) -> Result<(), 
     let factor = house.vault.get::<SecondFactor>(visitor.user.as_str()).await?;
     told.extend(factor.as_ref().and_then(mfa::clock_notice));
     told.extend(super::ca::notice(house, &format!("{}@{bastion}", visitor.user)).await?);
-    let came_with = house.certificates.standing(&visitor.user, &visitor.key, now);
+    let came_with = house.certificates.standing(&visitor.user, visitor.certificate, now);
     told.extend(came_with.map(|(named, _)| format!("You came with the certificate {}.", plain(&named))));
     told.push(String::new());
     if visitor.only_exchanges {

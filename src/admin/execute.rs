@@ -10,7 +10,7 @@ use super::{
     Visitor,
 };
 use super::{access, factors, instances, keys, logs, sessions, users};
-use crate::session::{House, LoggedIn, still_in};
+use crate::session::{House, still_in};
 
 /// Carries out `command` and returns its exit code. What failed is written to `out`'s standard error.
 /// Not cancel-safe: run it to its end, or a change may be made without its audit event.
@@ -204,7 +204,7 @@ pub async fn entitled(house: &House, caller: &Caller, command: &Command) -> Resu
 /// The caller with the roles of now, if the login still counts.
 async fn of_now(house: &House, caller: &Caller, command: &Command) -> Result<Caller, Fault> {
     let Caller::User(visitor) = caller else { return Ok(caller.clone()) };
-    let by = LoggedIn { user: &visitor.user, key: &visitor.key, only_exchanges: visitor.only_exchanges };
+    let by = visitor.logged_in();
     let user = still_in(house, by, Timestamp::now()).await.map_err(Fault::denied)?;
     let caller = Caller::User(Visitor { roles: user.roles, ..visitor.clone() });
     permitted(&caller, command, Viewers::of(house))?;
@@ -249,6 +249,7 @@ mod tests {
             user: "alice".parse().unwrap(),
             roles: [role.parse().unwrap()].into(),
             key: String::new(),
+            certificate: None,
             source: "192.0.2.1".parse().unwrap(),
             service: false,
             only_exchanges: false,

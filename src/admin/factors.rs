@@ -68,15 +68,17 @@ async fn enroll(
 }
 
 fn told(name: &UserName, replace: bool, enrolment: &Enrolment, out: &Output) -> String {
-    let drawn = out.width().and_then(|_| enrolment.qr()).map(|qr| format!("{qr}\n\n"));
+    let first = match out.width().and_then(|_| enrolment.qr()) {
+        Some(qr) => format!("{qr}\n\nScan the code, or type the secret"),
+        None => "Type the secret".to_owned(),
+    };
     let meanwhile = match replace {
         true => "Until then the one in use goes on, and these recovery codes do not count.",
         false => "Until then it is pending.",
     };
     format!(
-        "{}Scan the code, or type the secret into an authenticator app:\n\n  secret  {}\n  uri     {}\n\n\
+        "{first} into an authenticator app:\n\n  secret  {}\n  uri     {}\n\n\
          {name} confirms it by logging in with a code that it shows. {meanwhile}\n\n{}",
-        drawn.unwrap_or_default(),
         enrolment.secret_base32,
         enrolment.uri,
         recovery(&enrolment.recovery_codes)

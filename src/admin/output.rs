@@ -13,8 +13,8 @@ use tokio::sync::{MutexGuard, mpsc};
 
 use super::progress::{Progress, bar};
 use crate::audit::{AuditError, harmless};
-use crate::auth::Authenticated;
-use crate::session::Chunk;
+use crate::auth::{Authenticated, CertificateId};
+use crate::session::{Chunk, LoggedIn};
 
 /// Who asks, as proven by the door the command came through.
 #[derive(Debug, Clone)]
@@ -63,6 +63,8 @@ pub struct Visitor {
     pub roles: BTreeSet<Role>,
     /// The fingerprint of the key that signed.
     pub key: String,
+    /// The certificate that they came with, if it was one.
+    pub certificate: Option<CertificateId>,
     /// Where they come from.
     pub source: IpAddr,
     /// It is a service: it may rotate its own key, and nothing else.
@@ -78,9 +80,22 @@ impl Visitor {
             user: caller.user().clone(),
             roles: caller.roles().clone(),
             key: caller.key().to_owned(),
+            certificate: caller.certificate_id(),
             source: caller.source().ip(),
             service: caller.is_service(),
             only_exchanges: caller.only_exchanges(),
+        }
+    }
+}
+
+impl Visitor {
+    /// The login, to be asked whether it counts still.
+    pub(super) fn logged_in(&self) -> LoggedIn<'_> {
+        LoggedIn {
+            user: &self.user,
+            key: &self.key,
+            certificate: self.certificate,
+            only_exchanges: self.only_exchanges,
         }
     }
 }

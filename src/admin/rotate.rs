@@ -49,7 +49,7 @@ pub(super) async fn run(
     let old = match (&wanted.old, caller) {
         (Some(old), _) => find(house, old).await?,
         (None, Caller::User(visitor)) if wanted.user.as_ref().is_none_or(|u| *u == visitor.user) => {
-            match house.certificates.standing(&visitor.user, &visitor.key, now) {
+            match house.certificates.standing(&visitor.user, visitor.certificate, now) {
                 None => find(house, &visitor.key).await?,
                 Some(_) => {
                     let says = "you came with a certificate: whoever gave it renews it, there is no key to rotate here";

@@ -70,11 +70,20 @@ pub(super) async fn search(
         out.either(&report.found, "").await?;
     }
     let searched = sessions - report.unread.len();
-    out.note(report.summed(searched, read.load(Ordering::Relaxed), live.len())).await?;
+    let mut says = report.summed(searched, read.load(Ordering::Relaxed), live.len());
+    if report.hits == 0 && is_expression(sought) && *pattern.as_str() == regex::escape(sought) {
+        says.push_str(" The pattern was taken as text; --regex reads it as a regular expression.");
+    }
+    out.note(says).await?;
     if report.unread.is_empty() {
         return Ok(());
     }
     Err(Fault::error(format!("not searched, so there may be more:\n{}", report.unread.join("\n"))))
+}
+
+/// It has what only makes sense in a regular expression.
+fn is_expression(sought: &str) -> bool {
+    sought.contains(['|', '*', '\\', '^', '$']) && Regex::new(sought).is_ok()
 }
 
 type Opened = Result<(Option<Vec<Line>>, Steps<Vec<Line>>), Fault>;
@@ -206,6 +215,8 @@ mod tests {
     fn a_search_says_what_it_looked_through() {
         let report = |hits, sessions| Report { hits, sessions, ..Report::default() };
         assert_eq!(report(0, 0).summed(3, 1_240_000, 0), "Nothing found; searched 3 sessions, 1.2 MB.");
+        assert!(is_expression("a|b") && is_expression(r"\d+ rows") && !is_expression("etc/shadow"));
+        assert!(!is_expression("*.rs") && !is_expression("a.b(c)"));
         assert_eq!(report(1, 1).summed(1, 0, 0), "1 hit; searched 1 session, 0.0 MB.");
         assert_eq!(report(7, 1).summed(9, 0, 0), "7 hits in 1 session; searched 9 sessions, 0.0 MB.");
         let live = report(7, 2).summed(9, 0, 2);

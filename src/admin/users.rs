@@ -190,6 +190,11 @@ async fn roles(
     if let Some(both) = added.intersection(removed).next() {
         return Err(Fault::usage(format!("{both} cannot be both given and taken; nothing was changed")));
     }
+    if caller.user() == Some(name) && !added.is_empty() {
+        return Err(Fault::denied(
+            "roles of your own are another administrator's to give; nothing was changed",
+        ));
+    }
     if let Some(held) = added.intersection(&user.roles).next() {
         return Err(Fault::conflict(format!("{name} is {held} already; nothing was changed")));
     }
@@ -224,7 +229,7 @@ async fn roles(
     let shown = shown(&user, factors::standing(factor.as_ref()), now);
     let told = user.roles.iter().map(Role::as_str).collect::<Vec<_>>().join(", ");
     let told = if told.is_empty() { "none".to_owned() } else { told };
-    out.either(&shown, format!("Roles of {name}: {told}. What is new counts from the next login on.")).await
+    out.either(&shown, format!("Roles of {name}: {told}. That counts from now on, also for who is in.")).await
 }
 
 /// Whether somebody besides `name` administers and can log in.

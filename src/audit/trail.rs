@@ -142,13 +142,17 @@ impl Trail {
         }
         let body = serde_json::to_string(&event)?;
         let body = body.strip_prefix('{').unwrap_or(&body).to_owned();
-        let receipt = self
-            .journal
-            .append(move |at| {
-                format!("{{\"time\":\"{now:.3}\",\"seq\":{},\"prev\":\"{}\",{body}", at.seq, at.prev)
-                    .into_bytes()
-            })
-            .await?;
+        // Made here, not by the one thread that writes.
+        let time = format!("{{\"time\":\"{now:.3}\",\"seq\":");
+        let receipt = self.journal.append(move |at| {
+            let mut line = Vec::with_capacity(time.len() + body.len() + 100);
+            let seq = at.seq.to_string();
+            for part in [&time, seq.as_str(), ",\"prev\":\"", at.prev, "\",", &body] {
+                line.extend_from_slice(part.as_bytes());
+            }
+            line
+        });
+        let receipt = receipt.await?;
         Ok(receipt)
     }
 

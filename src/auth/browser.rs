@@ -15,6 +15,8 @@ use keystore::UserName;
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
+use super::CertificateId;
+
 /// A person who logged in over SSH with key and code.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Person {
@@ -22,6 +24,8 @@ pub struct Person {
     pub user: UserName,
     /// Fingerprint of the key that signed.
     pub key: String,
+    /// The certificate that the login was made with, if it was one.
+    pub certificate: Option<CertificateId>,
     /// Where the SSH connection came from.
     pub source: IpAddr,
 }
@@ -206,7 +210,12 @@ mod tests {
     }
 
     fn person(name: &str) -> Person {
-        Person { user: name.parse().unwrap(), key: "SHA256:x".into(), source: "192.0.2.7".parse().unwrap() }
+        Person {
+            user: name.parse().unwrap(),
+            key: "SHA256:x".into(),
+            certificate: None,
+            source: "192.0.2.7".parse().unwrap(),
+        }
     }
 
     const STAY: Stay = Stay { idle: 900, life: 3600 };

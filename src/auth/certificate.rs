@@ -1,7 +1,7 @@
 //! Logins by a certificate of somebody else's authority: for users who have no key of their own here.
 //!
 //! Takes a certificate whose key has signed and mints [`KeyVerified`]; a second factor is due as for everyone. A certificate
-//! that let somebody in is looked at again for as long as they are in; the newest that came with a key stands for it.
+//! that let somebody in is looked at again for as long as they are in.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,13 +13,14 @@ use keystore::ssh::{Certificate, PublicKey};
 use keystore::user_ca::{CertFault, Presented, UserCas, demands_verification, named};
 use keystore::{KeyRules, KeyStatus, User, UserKey, UserName, Vault};
 
+use sha2::{Digest, Sha256};
+
 use super::{KeyVerified, LoginFault, Unauthenticated};
 
 /// Whose certificates count, and which have let somebody in.
 pub struct Certificates {
     trusted: ArcSwap<Trusted>,
-    /// By fingerprint.
-    used: Mutex<HashMap<String, Used>>,
+    used: Mutex<HashMap<CertificateId, Used>>,
 }
 
 enum Trusted {
@@ -33,6 +34,17 @@ enum Trusted {
 struct Used {
     user: UserName,
     certificate: Arc<Certificate>,
+}
+
+/// Which certificate a login was made with: one key may come with several.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct CertificateId([u8; 32]);
+
+impl CertificateId {
+    /// Its own bytes, hashed. What cannot be written down is like nothing else.
+    fn of(certificate: &Certificate) -> Option<Self> {
+        certificate.to_bytes().ok().map(|bytes| Self(Sha256::digest(bytes).into()))
+    }
 }
 
 /// A certificate and a signature by its key; the caller has verified the signature.
@@ -61,10 +73,14 @@ impl Certificates {
         self.trusted.store(Arc::new(Trusted::Unreadable));
     }
 
-    /// The certificate with which `user` came in with `key` (a fingerprint), if it was one: its words, and whether it
-    /// still counts.
-    pub fn standing(&self, user: &UserName, key: &str, now: Timestamp) -> Option<(String, bool)> {
-        let certificate = match self.used().get(key) {
+    /// The certificate with which `user` came in, if it was one: its words, and whether it still counts.
+    pub fn standing(
+        &self,
+        user: &UserName,
+        with: Option<CertificateId>,
+        now: Timestamp,
+    ) -> Option<(String, bool)> {
+        let certificate = match self.used().get(&with?) {
             Some(used) if used.user == *user => Arc::clone(&used.certificate),
             _ => return None,
         };
@@ -128,16 +144,18 @@ impl Certificates {
         }
     }
 
-    fn note(&self, key: &str, user: &UserName, certificate: &Arc<Certificate>, now: Timestamp) {
+    fn note(&self, user: &UserName, certificate: &Arc<Certificate>, now: Timestamp) {
         let ended = |used: &Used| {
             i64::try_from(used.certificate.valid_before()).is_ok_and(|end| end <= now.as_second())
         };
         let mut used = self.used();
-        used.retain(|_, of_key| !ended(of_key));
-        used.insert(key.to_owned(), Used { user: user.clone(), certificate: Arc::clone(certificate) });
+        used.retain(|_, used| !ended(used));
+        if let Some(id) = CertificateId::of(certificate) {
+            used.insert(id, Used { user: user.clone(), certificate: Arc::clone(certificate) });
+        }
     }
 
-    fn used(&self) -> MutexGuard<'_, HashMap<String, Used>> {
+    fn used(&self) -> MutexGuard<'_, HashMap<CertificateId, Used>> {
         self.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -208,8 +226,12 @@ impl Certified {
     }
 
     /// It let `user` in.
-    pub(super) fn used(&self, key: &str, user: &UserName, now: Timestamp) {
-        self.by.note(key, user, &self.certificate, now);
+    pub(super) fn used(&self, user: &UserName, now: Timestamp) {
+        self.by.note(user, &self.certificate, now);
+    }
+
+    pub(super) fn id(&self) -> Option<CertificateId> {
+        CertificateId::of(&self.certificate)
     }
 
     pub(super) fn named(&self) -> String {
@@ -294,8 +316,8 @@ mod tests {
         }
 
         fn standing(&self, now: Timestamp) -> Option<bool> {
-            let key = UserKey::fingerprint_of(&certified(&self.certificate));
-            self.by.standing(&"carol".parse().unwrap(), &key, now).map(|(_, counts)| counts)
+            let id = CertificateId::of(&self.certificate);
+            self.by.standing(&"carol".parse().unwrap(), id, now).map(|(_, counts)| counts)
         }
     }
 

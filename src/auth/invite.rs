@@ -122,10 +122,11 @@ impl KeyVerified {
 /// The code alone opens nothing, and serves once:
 /// ```compile_fail,E0308
 /// # use keyward::{auth::Invited, policy::Rulebook};
-/// # use keystore::{Instance, Login};
+/// # use keystore::{Instance, Login, Role};
 /// # use jiff::Timestamp;
-/// fn without_a_key(rules: &Rulebook, by: &Invited, to: &Instance, login: &Login) {
-///     let authorized = rules.authorize(by, to, login, Timestamp::UNIX_EPOCH);
+/// # type Roles = std::collections::BTreeSet<Role>;
+/// fn without_a_key(rules: &Rulebook, by: &Invited, roles: &Roles, to: (&Instance, &Login)) {
+///     let authorized = rules.authorize(by, roles, to, Timestamp::UNIX_EPOCH);
 /// }
 /// ```
 /// ```compile_fail,E0382
@@ -332,7 +333,7 @@ impl Enrolling {
             batch = batch.insert(&self.record(vault, (&user, key), now).await?)?;
         } else if let Some(certificate) = &self.certificate {
             certificate.counts(vault, &self.by.user, now).await?;
-            certificate.used(&self.fingerprint, &self.by.user, now);
+            certificate.used(&self.by.user, now);
         } else {
             let grace = self.by.rules.of(&user).grace;
             vault

@@ -26,7 +26,7 @@ pub(crate) mod testing;
 mod unasked;
 
 pub use browser::{Browsers, Person, Refused, SignedIn, Stay, TICKET_LIFE};
-pub use certificate::{Certificates, SignedCertificate};
+pub use certificate::{CertificateId, Certificates, SignedCertificate};
 pub use invite::{
     Confirmed, Enrolled, Enrolling, Invited, any_invited, invitation, invite, looks_like_invitation, withdraw,
 };
@@ -137,18 +137,20 @@ impl Unauthenticated {
 /// It opens nothing by itself:
 /// ```
 /// # use keyward::{auth::Authenticated, policy::Rulebook};
-/// # use keystore::{Instance, Login};
+/// # use keystore::{Instance, Login, Role};
 /// # use jiff::Timestamp;
-/// fn with_both(rules: &Rulebook, by: &Authenticated, to: &Instance, login: &Login) {
-///     let authorized = rules.authorize(by, to, login, Timestamp::UNIX_EPOCH);
+/// # type Roles = std::collections::BTreeSet<Role>;
+/// fn with_both(rules: &Rulebook, by: &Authenticated, roles: &Roles, to: (&Instance, &Login)) {
+///     let authorized = rules.authorize(by, roles, to, Timestamp::UNIX_EPOCH);
 /// }
 /// ```
 /// ```compile_fail,E0308
 /// # use keyward::{auth::KeyVerified, policy::Rulebook};
-/// # use keystore::{Instance, Login};
+/// # use keystore::{Instance, Login, Role};
 /// # use jiff::Timestamp;
-/// fn without_a_code(rules: &Rulebook, by: &KeyVerified, to: &Instance, login: &Login) {
-///     let authorized = rules.authorize(by, to, login, Timestamp::UNIX_EPOCH);
+/// # type Roles = std::collections::BTreeSet<Role>;
+/// fn without_a_code(rules: &Rulebook, by: &KeyVerified, roles: &Roles, to: (&Instance, &Login)) {
+///     let authorized = rules.authorize(by, roles, to, Timestamp::UNIX_EPOCH);
 /// }
 /// ```
 pub struct KeyVerified {
@@ -218,7 +220,7 @@ impl KeyVerified {
     fn spent(self, user: User, reach: Reach, now: Timestamp) -> Authenticated {
         let Self { fingerprint, source, verifies, certificate, .. } = self;
         if let Some(certificate) = &certificate {
-            certificate.used(&fingerprint, &user.name, now);
+            certificate.used(&user.name, now);
         }
         Authenticated {
             certificate,
@@ -358,6 +360,11 @@ impl Authenticated {
     /// The certificate it was made with, if it was one, in words: `serial 7, key id "alice@example", of SHA256:…`.
     pub fn certificate(&self) -> Option<String> {
         self.certificate.as_ref().map(Certified::named)
+    }
+
+    /// Which one that was.
+    pub fn certificate_id(&self) -> Option<CertificateId> {
+        self.certificate.as_ref().and_then(Certified::id)
     }
 
     /// Whether it is a service, which has nothing to say to the bastion itself.

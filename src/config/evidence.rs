@@ -17,6 +17,8 @@ pub struct Recording {
     pub recipients: Vec<String>,
     /// Bytes kept each way of a channel without a terminal.
     pub capture_limit_bytes: u64,
+    /// What is told of the payload of forwards that are no SSH.
+    pub forwards: Forwards,
     /// What happens to a session whose tape can no longer be written: `strict` ends it, `best_effort` lets it go on.
     pub mode: Mode,
     /// Whether lines typed at a terminal are kept too, once the terminal showed them.
@@ -52,6 +54,17 @@ pub enum Mode {
     Strict,
     /// It goes on, and the ledger says what is lost.
     BestEffort,
+}
+
+/// What is told of the payload of forwards that are no SSH.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum Forwards {
+    /// Size and SHA-256.
+    #[default]
+    Hash,
+    /// Size: half the work of a large transfer.
+    Count,
 }
 
 /// How the audit trail is kept.
@@ -170,6 +183,7 @@ impl Default for Recording {
             identity: None,
             recipients: Vec::new(),
             capture_limit_bytes: 16 << 20,
+            forwards: Forwards::Hash,
             mode: Mode::Strict,
             input: false,
             tell_watched: true,

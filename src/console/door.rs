@@ -90,6 +90,7 @@ pub(super) fn caller(person: &Person) -> Caller {
         user: person.user.clone(),
         roles: role.into_iter().collect(),
         key: person.key.clone(),
+        certificate: person.certificate,
         source: person.source,
         service: false,
         only_exchanges: false,

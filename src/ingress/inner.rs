@@ -13,7 +13,8 @@ use jiff::Timestamp;
 use keystore::ssh::{Certificate, PublicKey};
 use keystore::{CaKind, CaRotation, Capability, Instance, Login, SecondFactor, User, UserKey};
 use russh::server::{
-    self, Auth, ChannelOpenHandle, Handle, Msg, PublicKeyOffer, Session, SkSignature, VerifiedPublicKey,
+    self, Auth, AuthRefusal, ChannelOpenHandle, Handle, Msg, PublicKeyOffer, Session, SkSignature,
+    VerifiedPublicKey,
 };
 use russh::{Channel, ChannelId, ChannelOpenFailure, MethodKind, MethodSet, Pty, Sig};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -156,8 +157,8 @@ struct Inner {
     shared: Arc<Shared>,
     outcome: watch::Receiver<Option<Outcome>>,
     login: Option<Login>,
-    /// Fingerprint of the last key that was refused.
-    refused: Option<String>,
+    /// Fingerprint of the last key that was refused, and why.
+    refused: Option<(String, &'static str)>,
     opening: Option<tokio::task::JoinHandle<()>>,
     /// Channels that have a terminal.
     terminals: HashSet<ChannelId>,
@@ -238,13 +239,13 @@ impl Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         // A client offers every key it holds: that none was the right one counts once, at the end.
-        if let (None, Some(key)) = (&self.opening, self.refused.take()) {
+        if let (None, Some((key, why))) = (&self.opening, self.refused.take()) {
             let jump = &self.shared.jump;
             let event = crate::audit::Event::SshLoginFailed {
                 user: jump.caller.user().to_string(),
                 source_ip: jump.caller.source().ip().to_string(),
                 key: Some(key),
-                reason: format!("inner login to {} with another key than the outer one", jump.instance.name),
+                reason: format!("inner login to {} with {why}", jump.instance.name),
             };
             let house = Arc::clone(&jump.house);
             tokio::spawn(async move { super::outer::append(&house, event).await });
@@ -325,7 +326,7 @@ impl server::Handler for Inner {
         if sound(offer.algorithm) && self.shared.jump.caller.matches_key(offer.public_key) {
             return Ok(Auth::Accept);
         }
-        self.refused = Some(keystore::UserKey::fingerprint_of(offer.public_key));
+        self.refused = Some((UserKey::fingerprint_of(offer.public_key), "another key than the outer one"));
         Ok(Auth::reject())
     }
 
@@ -333,6 +334,16 @@ impl server::Handler for Inner {
     fn accept_sk_signature(&mut self, _user: &str, _key: &PublicKey, signature: SkSignature) -> bool {
         let verified = signature.user_verified() || !self.shared.jump.caller.verifies();
         signature.user_present() && verified
+    }
+
+    async fn auth_refused(
+        &mut self,
+        _user: &str,
+        key: Option<&PublicKey>,
+        _why: AuthRefusal,
+    ) -> Result<(), russh::Error> {
+        self.refused = key.map(|key| (UserKey::fingerprint_of(key), "a signature that does not count"));
+        Ok(())
     }
 
     async fn auth_publickey(&mut self, user: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, russh::Error> {

@@ -4,6 +4,7 @@
 //! login.
 
 mod enrolment;
+mod refused;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -30,6 +31,7 @@ use crate::config::Config;
 use crate::guard::Admitted;
 use crate::rotation::notice;
 use crate::session::House;
+use refused::RefusedOffer;
 
 /// How far the login of one connection has come.
 pub(super) struct Gate {
@@ -44,15 +46,6 @@ pub(super) struct Gate {
     inviting: bool,
     stranger: Stranger,
     refused: Option<RefusedOffer>,
-}
-
-/// The last offer that was refused.
-struct RefusedOffer {
-    user: String,
-    /// Fingerprint.
-    key: String,
-    /// What was wrong with the certificate that it, or one before it, was.
-    certificate: Option<&'static str>,
 }
 
 /// The first key of a connection that is not the user's. A client that has offered all its keys in vain never signs
@@ -183,14 +176,6 @@ impl Gate {
         self.note_refused(user, &key, fault);
         tokio::time::sleep_until(since + OFFER).await;
         Auth::reject()
-    }
-
-    /// Not counted yet: an agent offers every key it holds. russh asks this of a signed request too.
-    fn note_refused(&mut self, user: &str, key: &PublicKey, certificate: Option<&'static str>) {
-        let (user, key) = (user.chars().take(64).collect(), UserKey::fingerprint_of(key));
-        // A client offers the bare key right after its certificate, and the certificate is what should have let it in.
-        let certificate = certificate.or(self.refused.take().and_then(|before| before.certificate));
-        self.refused = Some(RefusedOffer { user, key, certificate });
     }
 
     /// A certificate whose key's signature of this request is right.
@@ -385,7 +370,7 @@ impl Gate {
         let counts = match key {
             Some(key) => key.usable(now),
             None => {
-                let standing = self.house.certificates.standing(caller.user(), caller.key(), now);
+                let standing = self.house.certificates.standing(caller.user(), caller.certificate_id(), now);
                 standing.is_some_and(|(_, counts)| counts)
             }
         };

@@ -8,7 +8,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use keystore::ssh::{Algorithm, Certificate, PublicKey};
 use russh::server::{
-    self, Auth, ChannelOpenHandle, Msg, PublicKeyOffer, Response, Session, SkSignature, VerifiedPublicKey,
+    self, Auth, AuthRefusal, ChannelOpenHandle, Msg, PublicKeyOffer, Response, Session, SkSignature,
+    VerifiedPublicKey,
 };
 use russh::{Channel, ChannelId, ChannelOpenFailure, Pty, Sig};
 use tokio::sync::Semaphore;
@@ -114,6 +115,16 @@ impl server::Handler for Outer {
         Ok(self.gate.certified(user, SignedCertificate { certificate, user_verified }).await)
     }
 
+    async fn auth_refused(
+        &mut self,
+        user: &str,
+        key: Option<&PublicKey>,
+        why: AuthRefusal,
+    ) -> Result<(), russh::Error> {
+        self.gate.refused_unseen(user, key, why).await;
+        Ok(())
+    }
+
     async fn auth_keyboard_interactive<'a>(
         &'a mut self,
         user: &str,
@@ -137,6 +148,7 @@ impl server::Handler for Outer {
             session: None,
             user: caller.user().clone(),
             key: caller.key().to_owned(),
+            certificate: caller.certificate_id(),
             source: caller.source(),
             to: None,
             instance_added: None,

@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use jiff::Timestamp;
 use keystore::{Capability, Instance, InstanceName, InvalidName, Login, Recording, Role, Rule, UserName};
 
-use crate::auth::Authenticated;
+use crate::auth::{Authenticated, CertificateId};
 
 mod cedar;
 
@@ -101,18 +101,18 @@ impl Rulebook {
         }
     }
 
-    /// The proof that a login may open a session as `login` on `instance`.
+    /// The proof that a login may open a session as `login` on `instance`, with the roles that the user has now.
     ///
     /// # Errors
     /// [`Denied`] if it may do nothing there.
     pub fn authorize(
         &self,
         by: &Authenticated,
-        instance: &Instance,
-        login: &Login,
+        roles: &BTreeSet<Role>,
+        (instance, login): (&Instance, &Login),
         now: Timestamp,
     ) -> Result<Authorized, Denied> {
-        let facts = Facts { user: by.user(), roles: by.roles(), source: by.source().ip() };
+        let facts = Facts { user: by.user(), roles, source: by.source().ip() };
         let decision = match by.only_exchanges() {
             true => Decision::default(),
             false => self.decide(&facts, instance, login, now),
@@ -128,6 +128,7 @@ impl Rulebook {
         Ok(Authorized {
             user: by.user().clone(),
             key: by.key().to_owned(),
+            certificate: by.certificate_id(),
             source: by.source(),
             instance: instance.clone(),
             login: login.clone(),
@@ -172,7 +173,7 @@ pub struct Decision {
 /// # use keyward::{auth::Authenticated, policy::{Authorized, Denied, Rulebook}};
 /// # use keystore::{Instance, Login};
 /// fn asked(rules: &Rulebook, by: &Authenticated, to: &Instance, login: &Login) -> Result<Authorized, Denied> {
-///     rules.authorize(by, to, login, jiff::Timestamp::UNIX_EPOCH)
+///     rules.authorize(by, by.roles(), (to, login), jiff::Timestamp::UNIX_EPOCH)
 /// }
 /// ```
 /// ```compile_fail,E0451
@@ -182,6 +183,7 @@ pub struct Decision {
 ///     Authorized {
 ///         user: by.user().clone(),
 ///         key: by.key().to_owned(),
+///         certificate: by.certificate_id(),
 ///         source: by.source(),
 ///         instance,
 ///         login,
@@ -197,6 +199,7 @@ pub struct Decision {
 pub struct Authorized {
     user: UserName,
     key: String,
+    certificate: Option<CertificateId>,
     source: SocketAddr,
     instance: Instance,
     login: Login,
@@ -210,6 +213,7 @@ impl Authorized {
         Ok(Self {
             user: HOUSEKEEPER.parse()?,
             key: key.to_owned(),
+            certificate: None,
             source: SocketAddr::from(([127, 0, 0, 1], 0)),
             instance: instance.clone(),
             login: login.clone(),
@@ -229,6 +233,11 @@ impl Authorized {
     /// The fingerprint of the key that logged in, `SHA256:…`.
     pub fn key(&self) -> &str {
         &self.key
+    }
+
+    /// The certificate that the login was made with, if it was one.
+    pub fn certificate(&self) -> Option<CertificateId> {
+        self.certificate
     }
 
     /// From where.

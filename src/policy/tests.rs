@@ -211,14 +211,18 @@ fn where_a_rule_cannot_be_evaluated_nothing_is_allowed() {
 async fn authorize_mints_the_proof_for_what_was_asked_and_refuses_the_rest() {
     let rulebook = Rulebook::compile(&[allow()]).unwrap();
     let alice = login("alice", &["engineer"], at(0)).await;
-    let proof =
-        rulebook.authorize(&alice, &instance("db-1"), &"ubuntu".parse().unwrap(), at(0)).ok().unwrap();
+    let proof = rulebook
+        .authorize(&alice, alice.roles(), (&instance("db-1"), &"ubuntu".parse().unwrap()), at(0))
+        .ok()
+        .unwrap();
     assert_eq!((proof.user().as_str(), proof.login().as_str()), ("alice", "ubuntu"));
     assert_eq!((proof.key(), proof.source()), (alice.key(), alice.source()));
     assert_eq!(proof.instance().name.as_str(), "db-1");
     assert!(proof.may(Capability::Shell) && !proof.may(Capability::Forward));
-    let denied =
-        rulebook.authorize(&alice, &instance("db-1"), &"root".parse().unwrap(), at(0)).err().unwrap();
+    let denied = rulebook
+        .authorize(&alice, alice.roles(), (&instance("db-1"), &"root".parse().unwrap()), at(0))
+        .err()
+        .unwrap();
     assert_eq!(denied.to_string(), "no access rule allows alice to log in as root on db-1");
 }
 

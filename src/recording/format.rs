@@ -232,13 +232,11 @@ impl Records {
         self.heads.len() + self.bodies.len()
     }
 
-    /// As they go into a frame.
-    pub(super) fn plain(&self) -> Vec<u8> {
-        let mut plain = Vec::with_capacity(self.len() + 8);
-        put_varint(self.heads.len() as u64, &mut plain);
-        plain.extend_from_slice(&self.heads);
-        plain.extend_from_slice(&self.bodies);
-        plain
+    /// As they go into a frame, one behind the other.
+    pub(super) fn parts(&self) -> (Vec<u8>, [&[u8]; 2]) {
+        let mut size = Vec::new();
+        put_varint(self.heads.len() as u64, &mut size);
+        (size, [&self.heads, &self.bodies])
     }
 }
 

@@ -12,7 +12,7 @@ use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
 use std::sync::{Mutex, PoisonError};
 
-use chacha20poly1305::aead::{Aead, KeyInit, Payload};
+use chacha20poly1305::aead::{Aead, AeadInPlace, KeyInit, Payload};
 use chacha20poly1305::{ChaCha20Poly1305, Key, Nonce};
 use data_encoding::HEXLOWER;
 use sha2::{Digest, Sha256};
@@ -32,6 +32,10 @@ const LIVE_WINDOW: u32 = 17;
 const PACKED_WINDOW: u32 = 20;
 /// Encoders that are kept for the next frame of whichever tape.
 const MOST_SPARE: usize = 4;
+
+/// zstd's levels for packed tapes: the whole effort for what people typed, and not for bulk.
+const PACKED_LEVEL: i32 = 15;
+const HURRIED_LEVEL: i32 = 4;
 
 struct Seal {
     cipher: ChaCha20Poly1305,
@@ -73,15 +77,24 @@ pub(super) struct Plain<'a> {
     pub(super) last: bool,
 }
 
-/// Writes frames, each synced before it returns, and keeps the file's running digest.
+/// Writes a tape: seals frames and appends them to the file.
 pub(super) struct Writer {
-    file: File,
+    sealer: Sealer,
+    sink: Sink,
+}
+
+/// Makes frames of records.
+pub(super) struct Sealer {
     seal: Seal,
     /// Of a packed tape.
     encoder: Option<Encoder<'static>>,
+}
+
+/// The file that sealed frames go to, and its running digest.
+pub(super) struct Sink {
+    file: File,
     digest: Sha256,
     length: u64,
-    packed: bool,
 }
 
 impl Writer {
@@ -92,53 +105,86 @@ impl Writer {
         file.sync_all()?;
         let packed = header.packed;
         let seal = Seal::new(key, line.as_bytes(), packed);
-        let encoder = if packed { Some(encoder(15, PACKED_WINDOW)?) } else { None };
+        let encoder = if packed { Some(encoder(PACKED_LEVEL, PACKED_WINDOW)?) } else { None };
         let length = line.len() as u64;
-        Ok(Self { file, seal, encoder, digest: Sha256::new_with_prefix(line), length, packed })
+        let sink = Sink { file, digest: Sha256::new_with_prefix(line), length };
+        Ok(Self { sealer: Sealer { seal, encoder }, sink })
     }
 
-    /// Writes and syncs one frame.
+    /// Writes one frame and does not sync it: a packed tape is synced as a whole.
     pub(super) fn frame(&mut self, plain: &Plain<'_>) -> io::Result<()> {
-        // A packed tape is synced as a whole.
-        self.put(plain, !self.packed)
+        self.sink.add(&self.sealer.seal(plain)?)
     }
 
-    /// Writes one frame and does not sync it.
-    #[cfg(test)]
-    pub(super) fn unsynced(&mut self, plain: &Plain<'_>) -> io::Result<()> {
-        self.put(plain, false)
-    }
-
-    fn put(&mut self, plain: &Plain<'_>, sync: bool) -> io::Result<()> {
-        let written = self.write(plain)?;
-        if sync {
-            self.file.sync_data()?;
-        }
-        self.digest.update(&written);
-        self.length += written.len() as u64;
-        self.seal.frame += 1;
+    /// Packs less well, and at a tenth of the work.
+    pub(super) fn hurry(&mut self) -> io::Result<()> {
+        self.sealer.encoder = Some(encoder(HURRIED_LEVEL, PACKED_WINDOW)?);
         Ok(())
     }
 
-    fn write(&mut self, plain: &Plain<'_>) -> io::Result<Vec<u8>> {
-        let records = plain.records.plain();
-        let squeezed = match &mut self.encoder {
-            Some(own) => squeeze(own, &records)?,
-            None => squeeze_live(&records)?,
-        };
-        let size = squeezed.len() + TAG;
-        if size > MAX_FRAME || records.len() > MAX_PLAIN {
+    /// The file so far.
+    pub(super) fn sink(&self) -> &Sink {
+        &self.sink
+    }
+
+    /// Its halves, which may work side by side: one frame is sealed while the one before is synced.
+    pub(super) fn split(self) -> (Sealer, Sink) {
+        (self.sealer, self.sink)
+    }
+
+    /// Goes on in another file.
+    #[cfg(test)]
+    pub(super) fn redirect(&mut self, file: File) {
+        self.sink.file = file;
+    }
+}
+
+impl Sealer {
+    /// The next frame, as it goes into the file.
+    pub(super) fn seal(&mut self, plain: &Plain<'_>) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; FRAMING];
+        let (start, [heads, bodies]) = plain.records.parts();
+        let parts = [&start, heads, bodies];
+        match &mut self.encoder {
+            Some(own) => squeeze(own, &parts, &mut bytes)?,
+            None => squeeze_live(&parts, &mut bytes)?,
+        }
+        let size = bytes.len() - FRAMING + TAG;
+        if size > MAX_FRAME || plain.records.len() > MAX_PLAIN {
             return Err(io::Error::other("a frame is too long"));
         }
         let flags = FRESH | if plain.last { LAST } else { 0 };
         let millis = u32::try_from(plain.records.began).unwrap_or(u32::MAX);
         let framing = framing(u32::try_from(size).map_err(io::Error::other)? | flags, millis);
-        let payload = Payload { msg: &squeezed, aad: &self.seal.bound_to(framing) };
-        let sealed = self.seal.cipher.encrypt(&self.seal.nonce(plain.last), payload);
-        let sealed = sealed.map_err(|_| io::Error::other("a frame could not be sealed"))?;
-        let bytes = [framing.as_slice(), &sealed].concat();
-        self.file.write_all(&bytes)?;
+        let (nonce, bound) = (self.seal.nonce(plain.last), self.seal.bound_to(framing));
+        let (before, squeezed) = bytes.split_at_mut(FRAMING);
+        before.copy_from_slice(&framing);
+        let tag = self.seal.cipher.encrypt_in_place_detached(&nonce, &bound, squeezed);
+        bytes.extend_from_slice(&tag.map_err(|_| io::Error::other("a frame could not be sealed"))?);
+        self.seal.frame += 1;
         Ok(bytes)
+    }
+}
+
+impl Sink {
+    /// Appends a frame and syncs it.
+    pub(super) fn put(&mut self, frame: &[u8]) -> io::Result<()> {
+        self.file.write_all(frame)?;
+        self.file.sync_data()?;
+        self.count(frame);
+        Ok(())
+    }
+
+    /// Appends a frame.
+    fn add(&mut self, frame: &[u8]) -> io::Result<()> {
+        self.file.write_all(frame)?;
+        self.count(frame);
+        Ok(())
+    }
+
+    fn count(&mut self, frame: &[u8]) {
+        self.digest.update(frame);
+        self.length += frame.len() as u64;
     }
 
     /// SHA-256 of the file so far, hex.
@@ -156,13 +202,7 @@ impl Writer {
         self.file.sync_all()
     }
 
-    /// Goes on in another file.
-    #[cfg(test)]
-    pub(super) fn redirect(&mut self, file: File) {
-        self.file = file;
-    }
-
-    /// After a failed write: cuts the file back to its last whole frame, which is what [`Writer::digest`] covers.
+    /// After a failed write: cuts the file back to its last whole frame, which is what [`Sink::digest`] covers.
     pub(super) fn cut_back(&mut self) -> io::Result<()> {
         self.file.set_len(self.length)
     }
@@ -181,32 +221,33 @@ fn encoder(level: i32, window: u32) -> io::Result<Encoder<'static>> {
 /// Encoders of live tapes. One takes hundreds of kibibytes, and thousands of sessions may run: none keeps its own.
 static SPARE: Mutex<Vec<Encoder<'static>>> = Mutex::new(Vec::new());
 
-fn squeeze_live(plain: &[u8]) -> io::Result<Vec<u8>> {
+fn squeeze_live(parts: &[&[u8]], out: &mut Vec<u8>) -> io::Result<()> {
     let spare = || SPARE.lock().unwrap_or_else(PoisonError::into_inner);
     let kept = spare().pop();
     let mut encoder = match kept {
         Some(encoder) => encoder,
         None => encoder(1, LIVE_WINDOW)?,
     };
-    let squeezed = squeeze(&mut encoder, plain)?;
+    squeeze(&mut encoder, parts, out)?;
     let mut spare = spare();
     if spare.len() < MOST_SPARE {
         spare.push(encoder);
     }
-    Ok(squeezed)
+    Ok(())
 }
 
-/// Compresses without what was seen before.
-fn squeeze(encoder: &mut Encoder<'static>, plain: &[u8]) -> io::Result<Vec<u8>> {
+/// Appends what the parts are together, compressed without what was seen before, to `out`.
+fn squeeze(encoder: &mut Encoder<'static>, parts: &[&[u8]], out: &mut Vec<u8>) -> io::Result<()> {
     encoder.reinit()?;
-    let mut out = Vec::with_capacity(plain.len() / 2 + 64);
     let mut chunk = vec![0; 32 << 10];
-    let mut input = InBuffer::around(plain);
-    while input.pos() < plain.len() {
-        let mut room = OutBuffer::around(chunk.as_mut_slice());
-        encoder.run(&mut input, &mut room)?;
-        let made = room.pos();
-        out.extend_from_slice(chunk.get(..made).unwrap_or_default());
+    for part in parts {
+        let mut input = InBuffer::around(part);
+        while input.pos() < part.len() {
+            let mut room = OutBuffer::around(chunk.as_mut_slice());
+            encoder.run(&mut input, &mut room)?;
+            let made = room.pos();
+            out.extend_from_slice(chunk.get(..made).unwrap_or_default());
+        }
     }
     loop {
         let mut room = OutBuffer::around(chunk.as_mut_slice());
@@ -214,7 +255,7 @@ fn squeeze(encoder: &mut Encoder<'static>, plain: &[u8]) -> io::Result<Vec<u8>> 
         let made = room.pos();
         out.extend_from_slice(chunk.get(..made).unwrap_or_default());
         if left == 0 {
-            return Ok(out);
+            return Ok(());
         }
     }
 }
@@ -438,6 +479,7 @@ pub(super) fn looks_complete(file: File) -> bool {
     }
 }
 
+const FRAMING: usize = 8;
 const TAG: usize = 16;
 const NOT_OURS: &str = "not a tape of this version";
 const NO_MEMORY: &str = "no memory to unpack it";

@@ -1,7 +1,7 @@
 //! The ledger: for each channel, the bytes relayed against the bytes kept, and the reason where they differ.
 //!
 //! Decides what is kept. Terminal output is kept whole; what commands without a terminal read and write is kept up to a
-//! limit each way, then counted and hashed; forwards are counted and hashed; of sftp the operations are kept; what is
+//! limit each way, then counted and hashed; forwards are counted, and hashed unless that is switched off; of sftp the operations are kept; what is
 //! typed at a terminal is counted, and kept only where that is wanted and the terminal showed it.
 
 mod channel;
@@ -103,12 +103,14 @@ pub(super) struct Ledger {
     limit: u64,
     /// What is typed at a terminal is kept once the terminal showed it.
     pub(super) keeps_typed: bool,
+    /// Of forwards only the size is told.
+    pub(super) counts_forwards: bool,
 }
 
 impl Ledger {
     /// `limit`: bytes kept each way of a channel that has no terminal.
     pub(super) fn new(limit: u64) -> Self {
-        Self { channels: BTreeMap::new(), limit, keeps_typed: false }
+        Self { limit, ..Self::default() }
     }
 
     pub(super) fn opened(&mut self, number: u32) {
@@ -116,7 +118,8 @@ impl Ledger {
     }
 
     pub(super) fn forward(&mut self, number: u32, target: &str) {
-        self.channel(number).forward(target);
+        let hashed = !self.counts_forwards;
+        self.channel(number).forward(target, hashed);
     }
 
     pub(super) fn observe(&mut self, number: u32, direction: Direction, message: &ChannelMessage) -> Kept {
@@ -149,6 +152,11 @@ impl Ledger {
         }
         // A transfer that turned out to be none would be kept again, if there were a tape.
         self.channel(number).lost(why);
+    }
+
+    /// So many bytes that were counted as kept never came to the disk.
+    pub(super) fn unkept(&mut self, number: u32, bytes: u64, why: &str) {
+        self.channel(number).unkept(bytes, why);
     }
 
     /// The operations that a message has completed.

@@ -40,7 +40,7 @@ pub use message::{ChannelMessage, Direction, SessionId};
 pub use operations::{Deed, Operation};
 pub use player::{Playback, Stage, picture};
 pub use summary::{SessionEnd, SessionStatus, Summary};
-pub use tape::{Mode, Tape, Terms};
+pub use tape::{Held, Mode, Tape, Terms, Turn};
 pub use tapes::{Keep, TapeError, TapeVerified, Tapes};
 pub use told::{Frames, Live, Unreadable};
 pub use transcript::{Line, Lines, Source, Transcript};

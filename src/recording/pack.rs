@@ -21,7 +21,7 @@ pub(super) fn pack(header: &Header, files: &Files, length: u64) -> io::Result<Op
         return Ok(None);
     }
     let part = files.tape.with_extension("tape.new");
-    let packed = packed_into(&part, header, files);
+    let packed = packed_into(&part, header, (files, length));
     if packed.is_err()
         && let Err(error) = fs::remove_file(&part)
     {
@@ -31,11 +31,14 @@ pub(super) fn pack(header: &Header, files: &Files, length: u64) -> io::Result<Op
     packed.map(Some)
 }
 
-fn packed_into(part: &Path, header: &Header, files: &Files) -> io::Result<String> {
+fn packed_into(part: &Path, header: &Header, (files, length): (&Files, u64)) -> io::Result<String> {
     let fault = |bad: super::frames::BadFrame| io::Error::other(bad.what);
     let mut from = Reader::open(File::open(&files.tape)?, &files.key).map_err(fault)?;
     let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(part)?;
     let mut to = Writer::start(file, &Header { packed: true, ..header.clone() }, &files.key)?;
+    if length > MUCH {
+        to.hurry()?;
+    }
     let mut records = Records::default();
     let mut screens = Screens::default();
     let mut enough = FRAME;
@@ -62,16 +65,18 @@ fn packed_into(part: &Path, header: &Header, files: &Files) -> io::Result<String
         return Err(io::Error::other("it has no end"));
     }
     to.frame(&Plain { records: &records, last: true })?;
-    to.sync()?;
+    to.sink().sync()?;
     fs::rename(part, &files.tape)?;
     if let Some(dir) = files.tape.parent() {
         File::open(dir)?.sync_all()?;
     }
-    Ok(to.digest())
+    Ok(to.sink().digest())
 }
 
 /// What a frame holds before it is compressed, in bytes, unless its pictures are larger: a player that begins in it reads no more than this to get there.
 const FRAME: usize = 256 << 10;
+/// What is longer holds bulk output, more than a day of typing: packed as well as that it would hold up the end of its session.
+const MUCH: u64 = 2 << 20;
 /// A shorter tape is small, and near its start from everywhere.
 const SHORTEST: u64 = 32 << 10;
 /// A longer tape holds bulk output, is written in large frames as it is, and would hold up the end of its session.

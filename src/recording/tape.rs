@@ -1,15 +1,17 @@
 //! The writer of one session's tape.
 //!
-//! A [`Tape`] takes messages into a small buffer and returns; one task seals the buffer into a frame and syncs it, at
-//! most [`INTERVAL`] later. More than [`UNSYNCED`] bytes never wait: then [`Tape::record`] does, and with it the relay.
-//! A write that fails ends the tape, and [`Tape::failed`] tells whoever holds it; with [`Mode::BestEffort`] the session
+//! A [`Tape`] takes messages into a small buffer; one task seals the buffer into a frame and syncs it, at most
+//! [`INTERVAL`] later. At most [`LOOSE`] bytes are passed on before they are synced; what comes on top of them is held
+//! until it is, up to [`UNSYNCED`] bytes (ADR 12). A write that fails ends the tape, and [`Tape::failed`] tells whoever holds it; with [`Mode::BestEffort`] the session
 //! goes on and the ledger counts what is lost. A tape that ended is packed (see [`super::pack`]).
 
+mod deck;
+mod held;
 mod writing;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -20,14 +22,16 @@ use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use super::disk::Reserve;
-use super::format::{Header, Note, Record, Records, What};
+use super::format::{Header, Record, Records, What};
 use super::frames::Writer;
-use super::ledger::{ChannelSummary, Kept, Ledger};
+use super::ledger::{ChannelSummary, Ledger};
 use super::message::{ChannelMessage, Direction};
 use super::operations::Operation;
 use super::summary::{SessionEnd, SessionStatus, Summary};
 use super::tapes::TapeError;
-use writing::{Batch, write};
+use writing::write;
+
+pub use held::{Held, Turn};
 
 /// What happens to a session whose tape can no longer be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -118,6 +122,8 @@ pub struct Terms {
     pub limit: u64,
     /// What is typed at a terminal is kept too, once the terminal showed it.
     pub typed: bool,
+    /// The payload of forwards is counted and not hashed.
+    pub counts_forwards: bool,
     /// What happens to a session whose tape can no longer be written.
     pub mode: Mode,
 }
@@ -128,11 +134,13 @@ struct State {
     full: Vec<Records>,
     /// Channels whose last word is on the tape.
     closed: BTreeSet<u32>,
-    /// Records taken in all.
-    taken: u64,
     latest: u64,
     operations: VecDeque<(u32, Operation)>,
-    in_flight: usize,
+    /// What is taken, and what of it lies on the disk.
+    reach: Reach,
+    durable: Reach,
+    /// Payload that is not on the disk: after how many records, of which channel, how much.
+    unkept: VecDeque<(u64, u32, u64)>,
     ledger: Ledger,
     /// Channels whose counts changed since the last frame.
     counted: BTreeSet<u32>,
@@ -142,18 +150,35 @@ struct State {
     over: bool,
 }
 
+/// How far a tape is, counted from its beginning.
+#[derive(Debug, Clone, Copy, Default)]
+struct Reach {
+    /// Records.
+    records: u64,
+    /// Bytes of them, before they are compressed.
+    bytes: u64,
+    /// Bytes of payload that might be passed on before they were synced.
+    loose: u64,
+}
+
+/// A message that the tape has, and how many records must be on the disk before it may be passed on; none: it may be now.
+#[derive(Debug)]
+struct Taken(Option<u64>);
+
 /// Starts a tape on `writer`; the task that writes it runs until it is sealed.
 pub(super) fn start(header: Header, writer: Writer, files: Files, terms: Terms) -> (Tape, Arc<Deck>) {
     let mut ledger = Ledger::new(terms.limit);
     ledger.keeps_typed = terms.typed;
+    ledger.counts_forwards = terms.counts_forwards;
     let state = State {
         pending: Records::default(),
         full: Vec::new(),
         closed: BTreeSet::new(),
-        taken: 0,
         latest: 0,
         operations: VecDeque::new(),
-        in_flight: 0,
+        reach: Reach::default(),
+        durable: Reach::default(),
+        unkept: VecDeque::new(),
         ledger,
         counted: BTreeSet::new(),
         failed: None,
@@ -247,8 +272,8 @@ impl Tape {
     }
 
     /// Takes a message. Once this returns the recorder has it, and it may be sent. Waits while too much is unsynced, or too
-    /// many operations were not taken.
-    /// Cancel-safe: a cancelled message was not taken.
+    /// many operations were not taken. A relay of much reads ahead meanwhile: [`Tape::held`].
+    /// A message of which this was cancelled may lie on the tape; it must not be passed on.
     ///
     /// # Errors
     /// [`TapeError::Failed`] once the tape cannot be written any more; [`TapeError::Sealed`] after its end.
@@ -258,19 +283,46 @@ impl Tape {
         direction: Direction,
         message: &ChannelMessage,
     ) -> Result<(), TapeError> {
+        let taken = self.take(channel, direction, message).await?;
+        self.free(&taken).await
+    }
+
+    /// What one side of a channel says, each message held until it may be passed on.
+    pub fn held(&self, channel: u32, direction: Direction) -> Held<'_> {
+        Held::new(self, channel, direction)
+    }
+
+    /// Cancel-safe: a cancelled message was not taken.
+    async fn take(
+        &self,
+        channel: u32,
+        direction: Direction,
+        message: &ChannelMessage,
+    ) -> Result<Taken, TapeError> {
         let deck = self.deck();
         let size = message.payload().map_or(0, |bytes| bytes.len());
         loop {
             let room = deck.room.notified();
             tokio::pin!(room);
             room.as_mut().enable();
-            if deck.take_message((channel, direction, message), size)? {
+            if let Some(taken) = deck.take_message((channel, direction, message), size)? {
                 deck.wake.notify_one();
-                return Ok(());
+                if taken.0.is_some() {
+                    deck.now.notify_one();
+                }
+                return Ok(taken);
             }
             deck.now.notify_one();
             room.await;
         }
+    }
+
+    /// Waits until a message may be passed on. Cancel-safe.
+    async fn free(&self, Taken(after): &Taken) -> Result<(), TapeError> {
+        let Some(after) = after else { return Ok(()) };
+        let deck = self.deck();
+        deck.reached(*after).await;
+        deck.free(*after)
     }
 
     /// Resolves with the reason once the tape cannot be written any more. Cancel-safe.
@@ -299,220 +351,11 @@ impl Tape {
     }
 }
 
-impl Deck {
-    /// The summary as it stands.
-    pub(super) fn summary(&self) -> Summary {
-        let ended = self.ended.borrow().clone();
-        ended.unwrap_or_else(|| Summary::of(self.header.clone(), self.lock().ledger.summaries()))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn millis(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
-
-    /// Joins the running tape: how many records lie before what the receiver gets.
-    pub(super) fn join(&self) -> (u64, broadcast::Receiver<Arc<Record>>) {
-        let state = self.lock();
-        let joined =
-            (state.taken, self.live.get_or_init(|| broadcast::Sender::new(WATCHERS_BEHIND)).subscribe());
-        drop(state);
-        self.watched.send_replace(true);
-        joined
-    }
-
-    /// Resolves once `records` lie on the disk, or the tape failed.
-    pub(super) async fn synced(&self, records: u64) {
-        self.now.notify_one();
-        let mut synced = self.synced.subscribe();
-        if synced.wait_for(|synced| *synced >= records).await.is_err() {
-            tracing::debug!("tape.gone");
-        }
-    }
-
-    /// Where it lies, and what opens it.
-    pub(super) fn files(&self) -> &Files {
-        &self.files
-    }
-
-    /// Ends the operations that these channels left open.
-    fn close_operations(&self, channels: &[u32]) {
-        let mut state = self.lock();
-        let millis = self.millis();
-        if state.over {
-            return;
-        }
-        for channel in channels {
-            state.ledger.closed(*channel);
-            self.note_operations(&mut state, *channel, millis);
-        }
-    }
-
-    fn note_operations(&self, state: &mut State, channel: u32, millis: u64) {
-        let done = state.ledger.operations(channel);
-        if done.is_empty() {
-            return;
-        }
-        for operation in done {
-            let what = What::Operation(operation.clone());
-            self.append(state, Record { millis, channel, what, payload: Vec::new() }, &[]);
-            state.operations.push_back((channel, operation));
-        }
-        self.operated.notify_waiters();
-    }
-
-    fn append(&self, state: &mut State, record: Record, payload: &[u8]) {
-        // Time never runs back on a tape.
-        let record = Record { millis: record.millis.max(state.latest), ..record };
-        if state.pending.len() > LONG_FRAME {
-            state.full.push(std::mem::take(&mut state.pending));
-        }
-        // Only a map with strange keys could not be encoded.
-        if let Err(error) = state.pending.push(&record, payload) {
-            state.failed = Some(error.to_string());
-        }
-        state.latest = record.millis;
-        state.taken += 1;
-        if let Some(live) = self.live.get().filter(|live| live.receiver_count() > 0) {
-            // Who watches and does not keep up misses some; the session does not wait for them.
-            drop(live.send(Arc::new(Record { payload: payload.to_vec(), ..record })));
-        }
-    }
-
-    fn put(&self, happened: impl FnOnce(&mut State) -> Option<(u32, What)>) {
-        let mut state = self.lock();
-        if state.over {
-            return;
-        }
-        if let Some((channel, what)) = happened(&mut state) {
-            let record = Record { millis: self.millis(), channel, what, payload: Vec::new() };
-            self.append(&mut state, record, &[]);
-        }
-        drop(state);
-        self.wake.notify_one();
-    }
-
-    /// Says whether there was room.
-    fn take_message(&self, seen: (u32, Direction, &ChannelMessage), size: usize) -> Result<bool, TapeError> {
-        let (channel, direction, message) = seen;
-        let mut state = self.lock();
-        if let Some(why) = state.failed.clone() {
-            if self.mode == Mode::BestEffort {
-                if state.operations.len() >= MOST_OPERATIONS && matches!(message, ChannelMessage::Data(_)) {
-                    return Ok(false);
-                }
-                state.ledger.lost(channel, (direction, message), &why);
-                // The trail may still have room: what is done to files is told there.
-                let done = state.ledger.operations(channel);
-                state.operations.extend(done.into_iter().map(|operation| (channel, operation)));
-                self.operated.notify_waiters();
-                return Ok(true);
-            }
-            return Err(TapeError::Failed(why));
-        }
-        if state.end.is_some() {
-            return Err(TapeError::Sealed);
-        }
-        // Only what can complete operations waits for those before it: last words never do.
-        if state.operations.len() >= MOST_OPERATIONS && matches!(message, ChannelMessage::Data(_)) {
-            return Ok(false);
-        }
-        let unsynced = state.unsynced() + state.in_flight;
-        if unsynced > 0 && unsynced + size > UNSYNCED {
-            return Ok(false);
-        }
-        state.closed.remove(&channel);
-        let kept = state.ledger.observe(channel, direction, message);
-        let millis = self.millis();
-        self.note_operations(&mut state, channel, millis);
-        for line in state.ledger.typed(channel) {
-            let typed = Record { millis, channel, what: What::Input, payload: Vec::new() };
-            self.append(&mut state, typed, &line);
-        }
-        let (what, payload) = match (kept, direction, message) {
-            (Kept::Count, ..) => {
-                state.counted.insert(channel);
-                return Ok(true);
-            }
-            (Kept::Payload, Direction::ToInstance, _) => (What::Input, message.payload()),
-            (Kept::Payload, Direction::ToUser, ChannelMessage::Stderr(_)) => {
-                (What::Stderr, message.payload())
-            }
-            (Kept::Payload, Direction::ToUser, _) => (What::Output, message.payload()),
-            (Kept::Note, ..) => match Note::of(message) {
-                Some(note) => (What::Note(direction, note), None),
-                None => return Ok(true),
-            },
-        };
-        let record = Record { millis, channel, what, payload: Vec::new() };
-        self.append(&mut state, record, payload.map_or(&[], |bytes| bytes.as_ref()));
-        Ok(true)
-    }
-
-    fn end(&self, end: SessionEnd, now: Timestamp) {
-        self.lock().end.get_or_insert((end, now));
-        self.wake.notify_one();
-        self.now.notify_one();
-    }
-
-    /// What the next frame holds.
-    fn batch(&self) -> Batch {
-        let ending = self.lock().end.is_some();
-        if ending {
-            let channels = self.lock().ledger.numbers();
-            self.close_operations(&channels);
-        }
-        let mut state = self.lock();
-        let millis = self.millis();
-        let note = |channel, what| Record { millis, channel, what, payload: Vec::new() };
-        for channel in std::mem::take(&mut state.counted) {
-            if let Some(summary) = state.ledger.summary(channel) {
-                self.append(&mut state, note(channel, What::Counted(summary)), &[]);
-            }
-        }
-        let end = if ending { state.end.clone() } else { None };
-        if let Some((end, at)) = &end {
-            // Thousands of channels would make a record too long to write: those that closed have told already.
-            let mut open = state.ledger.summaries();
-            open.retain(|summary| !state.closed.contains(&summary.channel));
-            let what = What::End(end.clone(), *at, open);
-            self.append(&mut state, note(0, what), &[]);
-            state.over = true;
-        }
-        state.in_flight = state.unsynced();
-        let mut records = std::mem::take(&mut state.full);
-        records.push(std::mem::take(&mut state.pending));
-        Batch { records, end }
-    }
-
-    fn fail(&self, why: &str) {
-        let mut state = self.lock();
-        state.failed = Some(why.to_owned());
-        state.in_flight = 0;
-        drop(state);
-        self.failed.send_replace(Some(why.to_owned()));
-        self.synced.send_replace(u64::MAX);
-        self.room.notify_waiters();
-    }
-}
-
-impl State {
-    /// Bytes that wait to be written.
-    fn unsynced(&self) -> usize {
-        self.full.iter().map(Records::len).sum::<usize>() + self.pending.len()
-    }
-}
-
 /// How long a message may lie unsynced.
 const INTERVAL: Duration = Duration::from_millis(200);
-/// How many bytes may lie unsynced; one message larger than this may, alone.
-const UNSYNCED: usize = 64 * 1024;
-/// Completed operations that wait for the trail.
-const MOST_OPERATIONS: usize = 1024;
-/// Bytes after which records go into the next frame.
-const LONG_FRAME: usize = 1 << 20;
+/// How many bytes may be passed on before they are synced.
+const LOOSE: u64 = 64 << 10;
+/// How many bytes may lie unsynced, those that are held included; one message larger than this may, alone.
+const UNSYNCED: u64 = 2 << 20;
 /// Records a watcher may be behind before some are left out.
 const WATCHERS_BEHIND: usize = 1024;

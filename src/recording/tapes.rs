@@ -156,7 +156,10 @@ impl Tapes {
 
     /// A directory, or a copy of one, to read from: nothing in it is changed.
     pub fn inspect(dir: &Path, keys: TapeKeys) -> Self {
-        let kept = Kept::swappable(keys, Terms { limit: 0, typed: false, mode: Mode::Strict });
+        let kept = Kept::swappable(
+            keys,
+            Terms { limit: 0, typed: false, counts_forwards: false, mode: Mode::Strict },
+        );
         Self {
             dir: dir.to_owned(),
             kept,
@@ -234,6 +237,8 @@ impl Tapes {
         let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
         live.retain(|_, deck| deck.strong_count() > 0);
         live.insert(id, Arc::downgrade(&deck));
+        drop(live);
+        self.known.began(id);
         Ok(tape)
     }
 

@@ -8,7 +8,9 @@ use super::frames::{Plain, Reader, Writer};
 use super::tape::{Files, start};
 use super::*;
 
+mod held;
 mod hostile;
+mod rolls;
 mod smuggled;
 mod soup;
 
@@ -40,7 +42,7 @@ fn pty() -> ChannelMessage {
     ChannelMessage::Pty { term, cols: 100, rows: 30, px_width: 0, px_height: 0, modes }
 }
 
-const TERMS: Terms = Terms { limit: 1000, typed: false, mode: Mode::Strict };
+const TERMS: Terms = Terms { limit: 1000, typed: false, counts_forwards: false, mode: Mode::Strict };
 
 /// All records of a tape.
 fn records(tapes: &Tapes, id: SessionId) -> Vec<Record> {
@@ -234,6 +236,28 @@ async fn output_over_the_limit_is_hashed_and_the_ledger_says_why() {
     assert!(channel.sha256_out.is_some());
 }
 
+#[test]
+fn a_forward_is_hashed_or_counted_as_configured_and_a_command_is_hashed_always() {
+    for counts in [false, true] {
+        let mut ledger = ledger::Ledger::new(4);
+        ledger.counts_forwards = counts;
+        ledger.forward(0, "127.0.0.1:80");
+        ledger.observe(1, Direction::ToInstance, &ChannelMessage::Exec(Bytes::from_static(b"cat big")));
+        for channel in [0, 1] {
+            ledger.observe(channel, Direction::ToUser, &data("12345"));
+        }
+        let [forward, exec] = ledger.summaries().try_into().unwrap();
+        assert_eq!((forward.relayed_bytes, forward.captured_bytes), (5, 0));
+        let (capture, reason) = match counts {
+            true => (Capture::None, "payload of forwards is counted, not stored (recording.forwards)"),
+            false => (Capture::Digest, "payload of forwards is counted and hashed, not stored"),
+        };
+        assert_eq!((forward.capture, forward.reason.as_deref()), (capture, Some(reason)));
+        assert_eq!((forward.sha256_in.is_none(), forward.sha256_out.is_none()), (counts, counts));
+        assert!(exec.sha256_out.is_some());
+    }
+}
+
 #[tokio::test]
 async fn a_character_cut_by_a_packet_is_exported_whole() {
     let record =
@@ -332,7 +356,8 @@ async fn with_best_effort_a_session_outlives_its_tape_and_the_ledger_says_so() {
     tape.record(1, Direction::ToUser, &data("lost")).await.unwrap();
     let summary = tape.seal(end(), Timestamp::now()).await.unwrap();
     let gaps = summary.channels[0].gaps();
-    assert_eq!((summary.channels[0].capture, gaps[0].0), (Capture::None, 4));
+    // What was taken and could not be written is lost like what came after it.
+    assert_eq!((summary.channels[0].capture, gaps[0].0), (Capture::None, 26));
     assert!(gaps[0].1.contains("No space left"), "{gaps:?}");
 }
 
@@ -399,12 +424,12 @@ fn hour(dir: &Path, seconds: u64) -> (Tapes, SessionId, String) {
             let last = Record { millis: record.millis, channel: 0, what, payload: Vec::new() };
             records.push(&last, &[]).unwrap();
         }
-        writer.unsynced(&Plain { records: &records, last: index + 1 == all.len() }).unwrap();
+        writer.frame(&Plain { records: &records, last: index + 1 == all.len() }).unwrap();
         export.extend(cast.event(record).iter().map(cast_line));
     }
     let files =
         Files { tape: file("tape"), summary: file("json"), key: zeroize::Zeroizing::new(key), reserve: None };
-    let digest = pack::pack(&header(id), &files, writer.length()).unwrap().unwrap();
+    let digest = pack::pack(&header(id), &files, writer.sink().length()).unwrap().unwrap();
     let mut summary = summary::Summary::of(header(id), ledger.summaries());
     (summary.status, summary.reason) = (ended.status, ended.reason);
     (summary.ended_at, summary.digest) = (Some(Timestamp::UNIX_EPOCH), Some(digest));

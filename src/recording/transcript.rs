@@ -6,17 +6,24 @@
 //! a terminal is told line by line. Lines may hold control characters that a program without a terminal sent: whoever
 //! shows them makes them visible.
 
+mod roll;
+
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use avt::observer::{Observation, Observer};
-use avt::parser::Function;
-use avt::{Operation, ScreenKind, Terminal};
+use avt::parser::{Function, State};
+use avt::{Operation, Parser, ScreenKind, Terminal};
 
 use super::cast::take_text;
 use super::format::{Note, Record, What};
 use super::screen::{has_room, terminal, within};
 use super::tapes::TapeError;
 use super::told::Frames;
+use roll::{Modes, Roll};
+
+#[cfg(test)]
+pub(super) use roll::is_narrow;
 
 /// Where a line comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,14 +58,24 @@ pub struct Line {
 pub struct Transcript {
     screens: BTreeMap<u32, Screen>,
     streams: BTreeMap<(u32, u8), Stream>,
+    /// An emulator draws everything: what the short ways are held against.
+    pub(super) plodding: bool,
 }
 
 /// A line that is not done with: since when, and what it says.
 type Row = (u64, String);
 
 struct Screen {
+    parser: Parser,
     terminal: Terminal,
     evicted: Evicted,
+    modes: Modes,
+    /// In place of the terminal, while nothing but plain lines is printed.
+    roll: Option<Roll>,
+    /// Bytes that the terminal draws before a roll is tried again.
+    shy: usize,
+    /// The terminal draws everything.
+    plodding: bool,
     halves: Vec<u8>,
     primary: Vec<Row>,
     alternate: Vec<Row>,
@@ -88,7 +105,8 @@ impl Transcript {
         match &record.what {
             What::Note(_, Note::Pty { cols, rows, .. }) => {
                 if let Some(terminal) = terminal(*cols, *rows) {
-                    self.screens.insert(channel, Screen::new(terminal));
+                    let screen = Screen { plodding: self.plodding, ..Screen::new(terminal) };
+                    self.screens.insert(channel, screen);
                 }
             }
             What::Note(_, Note::WindowChange { cols, rows }) => {
@@ -124,6 +142,11 @@ impl Transcript {
         for channel in channels {
             self.close(channel, done);
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn rolls(&self, channel: u32) -> bool {
+        self.screens.get(&channel).is_some_and(|screen| screen.roll.is_some())
     }
 
     fn close(&mut self, channel: u32, done: &mut Vec<Line>) {
@@ -206,8 +229,13 @@ fn line(record: &Record, source: Source, text: &str) -> Line {
 impl Screen {
     fn new(terminal: Terminal) -> Self {
         Self {
+            parser: Parser::new(),
             terminal,
             evicted: Evicted::default(),
+            modes: Modes::default(),
+            roll: None,
+            shy: 0,
+            plodding: false,
             halves: Vec::new(),
             primary: Vec::new(),
             alternate: Vec::new(),
@@ -218,7 +246,8 @@ impl Screen {
 
     fn resize(&mut self, cols: u32, rows: u32) {
         let (cols, rows) = within(cols, rows);
-        self.terminal.resize_with(cols, rows, &mut self.evicted);
+        self.unroll();
+        self.terminal.resize_with(cols, rows, (&mut self.evicted, &mut self.modes));
     }
 
     fn draw(&mut self, record: &Record, done: &mut Vec<Line>) {
@@ -230,7 +259,7 @@ impl Screen {
         let alternate = self.alternate();
         self.halves.extend_from_slice(&record.payload);
         let text = take_text(&mut self.halves);
-        let gone = self.terminal.feed_with(text.as_str(), &mut self.evicted);
+        let gone = self.show(&text);
         self.changed = record.millis;
         for text in gone {
             let since = self.was_there(&text).unwrap_or(record.millis);
@@ -243,6 +272,63 @@ impl Screen {
             let rows = std::mem::take(&mut self.alternate);
             done.extend(rows.into_iter().map(|row| told(row, record.channel)));
         }
+    }
+
+    /// Shows `text`; returns the lines that scrolled away.
+    fn show(&mut self, text: &str) -> Vec<String> {
+        let mut gone = Vec::new();
+        let cut = self.roll.as_mut().map(|roll| std::mem::take(&mut roll.cut)).unwrap_or_default();
+        let whole = if cut.is_empty() { Cow::Borrowed(text) } else { Cow::Owned(cut + text) };
+        let mut rest: &str = &whole;
+        while !rest.is_empty() {
+            if let Some(roll) = &mut self.roll {
+                let taken = roll.take(rest, &mut gone);
+                rest = rest.get(taken..).unwrap_or_default();
+                if rest.is_empty() {
+                    break;
+                }
+                self.unroll();
+            }
+            let (drawn, more) = rest.split_at(self.drawn_first(rest));
+            self.shy = self.shy.saturating_sub(drawn.len());
+            gone.extend(self.emulate(drawn));
+            rest = more;
+            if !rest.is_empty() && self.parser.state == State::Ground {
+                self.roll = Roll::begin(&self.terminal, &self.modes);
+                self.shy = SHY;
+            }
+        }
+        gone
+    }
+
+    /// How much of a text the terminal must draw before a roll may be tried: up to the end of a line, or all.
+    fn drawn_first(&self, text: &str) -> usize {
+        if text.len() < self.shy + WORTH_A_ROLL || self.plodding {
+            return text.len();
+        }
+        let after = text.as_bytes().get(self.shy..).unwrap_or_default();
+        after.iter().position(|byte| *byte == b'\n').map_or(text.len(), |at| self.shy + at + 1)
+    }
+
+    fn emulate(&mut self, text: &str) -> Vec<String> {
+        let parser = &mut self.parser;
+        let functions = text.chars().filter_map(|c| parser.feed(c));
+        self.terminal.execute_with(functions, (&mut self.evicted, &mut self.modes)).0
+    }
+
+    /// Goes on with the terminal: it is drawn as the roll stands.
+    fn unroll(&mut self) {
+        let Some(roll) = self.roll.take() else { return };
+        self.shy = if roll.took < SHY { 2 * SHY } else { 0 };
+        // What the terminal showed when the roll began has left the screen, or is drawn again.
+        let (_, rows) = self.terminal.size();
+        let (pen, lines) = roll.drawn();
+        self.emulate(&pen);
+        let blank = std::iter::once(Function::Cr).chain(std::iter::repeat_n(Function::Lf, rows));
+        self.terminal.execute(blank);
+        // Of this, only what is the start of a line on the screen left it.
+        self.emulate(&lines);
+        self.emulate(&roll.cut);
     }
 
     /// Since when a line that scrolls away now was on the screen; it is told, so no longer waits to be.
@@ -288,6 +374,9 @@ impl Screen {
 
     /// The lines on the screen, those that were wrapped whole, without the empty ones.
     fn rows(&self) -> Vec<String> {
+        if let Some(roll) = &self.roll {
+            return roll.seen().filter(|text| !text.is_empty()).map(str::to_owned).collect();
+        }
         let mut rows = Vec::new();
         let mut text = String::new();
         for line in self.terminal.screen().visible_lines() {
@@ -308,6 +397,7 @@ impl Screen {
 
     fn finish(mut self, channel: u32, done: &mut Vec<Line>) {
         self.look(channel, done);
+        self.unroll();
         let rows = std::mem::take(&mut self.alternate);
         done.extend(rows.into_iter().map(|row| told(row, channel)));
         // The rest of the primary screen, with the start of a line of which only the end is still there.
@@ -381,6 +471,10 @@ const SETTLED: u64 = 300;
 /// A screen that never stands still is looked at this often, in milliseconds.
 const LONGEST_UNSEEN: u64 = 1000;
 const LONGEST_LINE: usize = 64 << 10;
+/// A roll is begun for this many bytes at least, and after one that took fewer than [`SHY`] not at once again: to begin and to
+/// end one costs as much as drawing a screen.
+const WORTH_A_ROLL: usize = if cfg!(test) { 64 } else { 1024 };
+const SHY: usize = if cfg!(test) { 16 } else { 4096 };
 
 #[cfg(test)]
 mod tests {

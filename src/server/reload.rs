@@ -78,7 +78,13 @@ pub(super) fn kept(config: &Config) -> Result<(TapeKeys, recording::Terms), Tape
         config::Mode::Strict => recording::Mode::Strict,
         config::Mode::BestEffort => recording::Mode::BestEffort,
     };
-    Ok((keys, recording::Terms { limit: terms.capture_limit_bytes, typed: terms.input, mode }))
+    let terms = recording::Terms {
+        limit: terms.capture_limit_bytes,
+        typed: terms.input,
+        counts_forwards: terms.forwards == config::Forwards::Count,
+        mode,
+    };
+    Ok((keys, terms))
 }
 
 /// How many strangers are borne.

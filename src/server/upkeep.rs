@@ -18,6 +18,10 @@ pub(super) async fn keep(house: Arc<House>, stop: CancellationToken) {
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let (mut signed_at, mut ticks) = (Timestamp::now(), 0u64);
     let mut alarm = Alarm::new(house.config().audit.disk_warn_percent);
+    tokio::select! {
+        () = stop.cancelled() => return,
+        () = known(&house) => {}
+    }
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -45,6 +49,16 @@ pub(super) async fn keep(house: Arc<House>, stop: CancellationToken) {
                 Err(error) => tracing::error!(%error, "recordings.retention_failed"),
             }
         }
+    }
+}
+
+/// Reads the summaries of what ended, so that the first who lists sessions does not wait for that.
+async fn known(house: &House) {
+    let tapes = Arc::clone(&house.tapes);
+    match tokio::task::spawn_blocking(move || tapes.list().map(drop)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "sessions.not_listed"),
+        Err(error) => tracing::error!(%error, "sessions.not_listed"),
     }
 }
 

@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 
 use super::credential;
 use super::listening::Listening;
-use super::watch::lost_right;
+use super::watch::{LoggedIn, lost_right, still_in};
 use super::{Cut, House, LiveInfo, Registered};
 use crate::audit::{Event, FileFacts, SessionFacts};
 use crate::auth::Authenticated;
@@ -145,19 +145,30 @@ async fn begin(
     id: SessionId,
 ) -> Result<(Ongoing, Receipt), OpenFault> {
     let now = Timestamp::now();
-    let authorized = match house.rulebook.load().authorize(caller, &wanted.instance, &wanted.login, now) {
+    // The login may be hours old: the roles of now count, more of them or fewer.
+    let by = LoggedIn {
+        user: caller.user(),
+        key: caller.key(),
+        certificate: caller.certificate_id(),
+        only_exchanges: caller.only_exchanges(),
+    };
+    let user = match still_in(house, by, now).await {
+        Ok(user) => user,
+        Err(sentence) => return Err(lost(house, caller, wanted, (id, sentence)).await?),
+    };
+    let to = (&*wanted.instance, &wanted.login);
+    let authorized = match house.rulebook.load().authorize(caller, &user.roles, to, now) {
         Ok(authorized) => authorized,
         Err(_denied) => {
             audit(house, denied_event(caller, wanted, format!("no rule allows it (request {id})"))).await?;
             return Err(OpenFault::Denied);
         }
     };
-    // The login may be hours old. First into the registry, then the question: what is lost from here on cuts.
+    // First into the registry, then the question again: what is lost from here on cuts.
     let info = live_info(&authorized, id, now);
     let registered = house.registry.enter(info.clone());
     if let Some(sentence) = lost_right(house, &info, now).await {
-        audit(house, denied_event(caller, wanted, format!("{sentence} (request {id})"))).await?;
-        return Err(OpenFault::Lost(sentence));
+        return Err(lost(house, caller, wanted, (id, sentence)).await?);
     }
     let tape = match house.tapes.record(&authorized, (id, wanted.parent.as_deref()), now).await {
         Ok(tape) => tape,
@@ -191,6 +202,17 @@ async fn begin(
             Err(OpenFault::NoReceipt(error.to_string()))
         }
     }
+}
+
+/// A right that was lost since the login, in the trail.
+async fn lost(
+    house: &House,
+    caller: &Authenticated,
+    wanted: &Wanted,
+    (id, sentence): (SessionId, String),
+) -> Result<OpenFault, OpenFault> {
+    audit(house, denied_event(caller, wanted, format!("{sentence} (request {id})"))).await?;
+    Ok(OpenFault::Lost(sentence))
 }
 
 impl Ongoing {
@@ -468,6 +490,7 @@ fn live_info(authorized: &Authorized, id: SessionId, now: Timestamp) -> LiveInfo
         session: Some(id.to_string()),
         user: authorized.user().clone(),
         key: authorized.key().to_owned(),
+        certificate: authorized.certificate(),
         source: authorized.source(),
         to: Some((authorized.instance().name.clone(), authorized.login().clone(), authorized.can().clone())),
         instance_added: Some(authorized.instance().added_at),

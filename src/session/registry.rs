@@ -12,6 +12,8 @@ use std::collections::BTreeSet;
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
+use crate::auth::CertificateId;
+
 /// Where a live session leads, and what it may do there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LiveInfo {
@@ -21,6 +23,8 @@ pub struct LiveInfo {
     pub user: UserName,
     /// Fingerprint of the key that signed the login.
     pub key: String,
+    /// The certificate that the login was made with, if it was one.
+    pub certificate: Option<CertificateId>,
     /// Where it comes from.
     pub source: SocketAddr,
     /// The instance and login it leads to, and the capabilities it was opened with.
@@ -251,6 +255,7 @@ mod tests {
             session: Some(session.to_owned()),
             user: "alice".parse().unwrap(),
             key: "SHA256:x".to_owned(),
+            certificate: None,
             source: "192.0.2.1:5".parse().unwrap(),
             to: None,
             instance_added: None,

@@ -10,11 +10,11 @@ use keystore::Capability;
 
 use super::{Cut, Ongoing};
 use crate::egress::{EgressError, FromInstance, ToInstance};
-use crate::recording::{ChannelMessage, Direction, Mode};
+use crate::recording::{ChannelMessage, Direction, Mode, Turn};
 
 /// Where a channel's messages come from.
 pub trait Ear: Send + 'static {
-    /// The next message in order; `None` once the channel is gone.
+    /// The next message in order; `None` once the channel is gone. Cancel-safe.
     fn next(&mut self) -> impl Future<Output = Option<ChannelMessage>> + Send;
 }
 
@@ -226,20 +226,29 @@ async fn upward<E: Ear, N: Mouth>(session: &Ongoing, lane: &Lane, ear: &mut E, m
     let number = lane.number;
     let mut opening = Opening::of(lane);
     let mut begun = false;
-    while let Some(message) = ear.next().await {
-        if !lane.takes(session, &message) || too_late(&message, begun) {
-            continue;
-        }
-        begun |= started(&message).is_some();
-        if opening.is_ssh(&message) {
-            return End::Opaque;
-        }
-        if let Some(refused) = refusal(session, &message) {
-            return End::Sentence(refused);
-        }
-        if let Err(why) = session.tape().record(number, Direction::ToInstance, &message).await {
-            return End::NotRecorded(why.to_string());
-        }
+    let mut held = session.tape().held(number, Direction::ToInstance);
+    loop {
+        let message = match held.turn(ear.next()).await {
+            Ok(Turn::Heard(message)) => {
+                if !lane.takes(session, &message) || too_late(&message, begun) {
+                    continue;
+                }
+                begun |= started(&message).is_some();
+                if opening.is_ssh(&message) {
+                    return End::Opaque;
+                }
+                if let Some(refused) = refusal(session, &message) {
+                    return End::Sentence(refused);
+                }
+                match held.take(message).await {
+                    Ok(()) => continue,
+                    Err(why) => return End::NotRecorded(why.to_string()),
+                }
+            }
+            Ok(Turn::Free(message)) => message,
+            Ok(Turn::Over) => break,
+            Err(why) => return End::NotRecorded(why.to_string()),
+        };
         if let Some(started) = started(&message)
             && let Err(why) = session.channel_opened(number, started).await
         {
@@ -270,13 +279,18 @@ async fn downward<F: Ear, M: Mouth>(session: &Ongoing, lane: &Lane, ear: &mut F,
     let mut closed = false;
     // A forward has no exit status to wait for.
     let (mut exited, mut ended) = (matches!(lane.carries, Carries::Forward(_)), false);
-    while let Some(message) = ear.next().await {
-        if opening.is_ssh(&message) {
-            return End::Opaque;
-        }
-        if let Err(why) = session.tape().record(number, Direction::ToUser, &message).await {
-            return End::NotRecorded(why.to_string());
-        }
+    let mut held = session.tape().held(number, Direction::ToUser);
+    loop {
+        let message = match held.turn(ear.next()).await {
+            Ok(Turn::Heard(message)) if opening.is_ssh(&message) => return End::Opaque,
+            Ok(Turn::Heard(message)) => match held.take(message).await {
+                Ok(()) => continue,
+                Err(why) => return End::NotRecorded(why.to_string()),
+            },
+            Ok(Turn::Free(message)) => message,
+            Ok(Turn::Over) => break,
+            Err(why) => return End::NotRecorded(why.to_string()),
+        };
         match message {
             // A client closes its channel once both sides are at their end, and takes no exit status after that. So the
             // end waits for the status: with `ssh -n db-1 'make > log 2>&1'` minutes lie between them.

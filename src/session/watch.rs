@@ -18,6 +18,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
 use super::{House, LiveInfo};
+use crate::auth::CertificateId;
 use crate::policy::{Decision, Facts, Rulebook};
 
 /// Watches until `stop`. Run it as one task of the daemon.
@@ -122,12 +123,15 @@ pub(super) async fn lost_right(house: &House, info: &LiveInfo, now: Timestamp) -
     Round::new(house, &mut Answers::default(), now).lost(info).await
 }
 
+/// What a live session came with: user, key, certificate, and whether that serves to exchange the key alone.
+type Came = (UserName, String, Option<CertificateId>, bool);
+
 /// Everything that lives is decided at one moment: what many have in common is looked up and decided once.
 struct Round<'a> {
     house: &'a House,
     now: Timestamp,
     rulebook: Arc<Rulebook>,
-    logins: HashMap<(UserName, String, bool), Result<User, String>>,
+    logins: HashMap<Came, Result<User, String>>,
     instances: HashMap<InstanceName, Result<Instance, String>>,
     answers: &'a mut Answers,
 }
@@ -144,9 +148,14 @@ impl<'a> Round<'a> {
     }
 
     async fn decided(&mut self, info: &LiveInfo) -> Result<(), String> {
-        let login = (info.user.clone(), info.key.clone(), info.only_exchanges);
+        let login = (info.user.clone(), info.key.clone(), info.certificate, info.only_exchanges);
         if !self.logins.contains_key(&login) {
-            let by = LoggedIn { user: &info.user, key: &info.key, only_exchanges: info.only_exchanges };
+            let by = LoggedIn {
+                user: &info.user,
+                key: &info.key,
+                certificate: info.certificate,
+                only_exchanges: info.only_exchanges,
+            };
             let found = still_in(self.house, by, self.now).await;
             self.logins.insert(login.clone(), found);
         }
@@ -254,6 +263,8 @@ pub struct LoggedIn<'a> {
     pub user: &'a UserName,
     /// Fingerprint of the key that signed.
     pub key: &'a str,
+    /// The certificate that it was made with, if it was one.
+    pub certificate: Option<CertificateId>,
     /// The key had expired at the login: it may only be exchanged.
     pub only_exchanges: bool,
 }
@@ -283,7 +294,7 @@ pub async fn still_in(house: &House, by: LoggedIn<'_>, now: Timestamp) -> Result
             Ok(user)
         }
         Ok(Some(key)) => Err(format!("Your key {} is {}.", key.id, key.status_at(now))),
-        Ok(None) => match house.certificates.standing(by.user, by.key, now) {
+        Ok(None) => match house.certificates.standing(by.user, by.certificate, now) {
             Some((_, true)) => Ok(user),
             Some((_, false)) => Err("Your certificate has expired or was revoked.".to_owned()),
             None => Err("Your key was removed.".to_owned()),
@@ -414,6 +425,7 @@ mod tests {
             session: Some("s1".to_owned()),
             user: "alice".parse().unwrap(),
             key: "SHA256:x".to_owned(),
+            certificate: None,
             source: "192.0.2.1:5".parse().unwrap(),
             to: Some(("db-1".parse().unwrap(), "ubuntu".parse().unwrap(), [Capability::Shell].into())),
             instance_added: Some(at(0)),

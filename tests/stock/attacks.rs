@@ -343,3 +343,38 @@ print('banned' if last != 'BadAuthenticationType' else last)
     assert!(!siege.rig.events("source_banned").is_empty(), "{out}");
     siege.alone();
 }
+
+#[test]
+fn a_wrong_signature_and_a_change_of_password_are_in_the_trail_and_a_right_one_is_not() {
+    let rig = Rig::with_alice();
+    rig.paramiko(
+        "alice",
+        r#"
+class Forged(paramiko.Ed25519Key):
+    def sign_ssh_data(self, data, algorithm=None):
+        m = super().sign_ssh_data(data + b'x', algorithm) if algorithm else super().sign_ssh_data(data + b'x')
+        return m
+t = connect()
+try: t.auth_publickey(USER, Forged.from_private_key_file(D + '/id_' + USER)); sys.exit('taken')
+except paramiko.AuthenticationException: pass
+t.close()
+t = connect()
+service = paramiko.Message(); service.add_byte(b'\x05'); service.add_string('ssh-userauth'); t._send_message(service)
+m = paramiko.Message()
+m.add_byte(b'\x32')
+for word in (USER, 'ssh-connection', 'password'): m.add_string(word)
+m.add_boolean(True); m.add_string('old'); m.add_string('new')
+t._send_message(m)
+time.sleep(1)
+t.close()
+OUTER.append(outer())
+"#,
+    );
+    wait_for("the events", || rig.events("ssh_login_failed").len() == 2);
+    let failed = rig.events("ssh_login_failed");
+    let told: Vec<_> =
+        failed.iter().map(|e| (e["reason"].as_str().unwrap(), e["user"].as_str().unwrap())).collect();
+    assert_eq!(told, [("wrong signature", "alice"), ("a password", "alice")]);
+    assert!(failed[0]["key"].as_str().unwrap().starts_with("SHA256:"));
+    assert_eq!(rig.events("ssh_login_succeeded").len(), 1);
+}

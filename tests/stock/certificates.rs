@@ -162,3 +162,28 @@ fn what_the_authority_revokes_is_cut_and_a_list_that_cannot_be_read_lets_nobody_
     assert!(told.contains("Your certificate has expired or was revoked."), "{told}");
     assert!(rig.ssh("alice", "true").status.success());
 }
+
+#[test]
+fn of_two_certificates_of_one_key_each_stands_for_its_own_login() {
+    let rig = rig();
+    let mut seen = 0;
+    let mut live = |serial: &str| {
+        certify(&rig, "corp_ca", &[&GOOD[..], &["-z", serial]].concat());
+        let mut ssh = rig.client("ssh", "carol");
+        let child = ssh.args(["db-1", "echo up; sleep 60"]).stdout(Stdio::null()).stderr(Stdio::piped());
+        let child = child.spawn().unwrap();
+        seen += 1;
+        wait_for("the session", || {
+            rig.json(&["sessions", "list", "--live"]).as_array().unwrap().len() == seen
+        });
+        child
+    };
+    let (first, mut second) = (live("7"), live("8"));
+    fs::write(rig.path("revoked"), "serial: 7\n").unwrap();
+    let told = text(first.wait_with_output().unwrap().stderr);
+    assert!(told.contains("Your certificate has expired or was revoked."), "{told}");
+    assert!(second.try_wait().unwrap().is_none(), "that of the newer certificate goes on");
+    fs::write(rig.path("revoked"), "serial: 7-8\n").unwrap();
+    let told = text(second.wait_with_output().unwrap().stderr);
+    assert!(told.contains("Your certificate has expired or was revoked."), "{told}");
+}

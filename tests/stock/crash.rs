@@ -47,6 +47,29 @@ fn a_crash_costs_a_tape_a_quarter_of_a_second_at_most() {
     assert_eq!(text(rig.ssh("alice", "echo again").stdout), "again\n");
 }
 
+#[test]
+fn a_crash_under_much_output_loses_no_more_than_64_kib_of_what_was_passed_on() {
+    let mut rig = Rig::with_alice();
+    // It ends when nobody reads it any more; who reads here stops first, so that less comes than is kept.
+    let mut ssh = running(&rig, "base64 -w 76 /dev/urandom");
+    let mut out = ssh.stdout.take().unwrap();
+    let mut seen = vec![0; 3_000_000];
+    std::io::Read::read_exact(&mut out, &mut seen).unwrap();
+    let id = rig.json(&["sessions", "list", "--live"])[0]["id"].as_str().unwrap().to_owned();
+    rig.kill_9();
+    std::io::Read::read_to_end(&mut out, &mut seen).unwrap();
+    ssh.wait().unwrap();
+    rig.serve();
+    let session = rig.json(&["sessions", "show", &id]);
+    assert_eq!(session["status"], "truncated");
+    let kept = session["channels"][0]["captured_bytes"].as_u64().unwrap();
+    assert!(kept + (64 << 10) >= seen.len() as u64, "{kept} of {} bytes", seen.len());
+    let cast = rig.ok(&["sessions", "play", &id, "--speed", "1000"]).replace("\r\n", "\n");
+    let same = cast.len().min(seen.len());
+    assert!(same + (64 << 10) >= seen.len() && cast.as_bytes()[..same] == seen[..same]);
+    rig.ok(&["logs", "verify"]);
+}
+
 fn now() -> u128 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos()
 }

@@ -106,3 +106,27 @@ fn the_last_admin_stays_one() {
     assert_eq!(again.status.code(), Some(4));
     refused(&["bob", "--remove", "admin"], 5, "the last admin");
 }
+
+#[test]
+fn a_role_that_is_given_counts_on_a_connection_of_before_and_nobody_gives_it_to_herself() {
+    let rig = Rig::with_alice();
+    rig.add_user("bob");
+    rig.add_user_as("ada", "admin");
+    rig.ok(&["access", "allow", "--role", "dba", "--instance", "db-1", "--login", &rig.login]);
+    let shared = |user: &str, args: &[&str]| rig.shared("ssh", user).args(args).output().unwrap();
+    let reached = |user: &str| text(shared(user, &["db-1", "echo reached"]).stdout);
+    let status = |user: &str| shared(user, &["bastion", "status"]).status.code();
+    assert_eq!((reached("bob"), status("bob")), (String::new(), Some(4)));
+    rig.ok(&["users", "roles", "bob", "--add", "dba", "--add", "auditor"]);
+    assert_eq!((reached("bob"), status("bob")), ("reached\n".to_owned(), Some(0)));
+    assert!(text(shared("bob", &["bastion"]).stdout).contains("@db-1"), "the page knows of it");
+    rig.ok(&["users", "roles", "bob", "--remove", "dba", "--remove", "auditor"]);
+    assert_eq!((reached("bob"), status("bob")), (String::new(), Some(4)));
+    assert_eq!(rig.events("ssh_login_succeeded").iter().filter(|e| e["user"] == "bob").count(), 1);
+    let told = rig.events("user_roles_changed").len();
+    for (name, code) in [("ada", 4), ("bob", 0)] {
+        let output = shared("ada", &["bastion", "users", "roles", name, "--add", "auditor"]);
+        assert_eq!(output.status.code(), Some(code), "{name}: {}", text(output.stderr));
+    }
+    assert_eq!(rig.events("user_roles_changed").len(), told + 1);
+}

@@ -25,7 +25,8 @@ pub(super) struct Channel {
 
 /// One direction.
 struct Way {
-    hash: Sha256,
+    /// Of what passes; `None` where only its size is told.
+    hash: Option<Sha256>,
     /// Payload goes on the tape.
     storing: bool,
     stored: u64,
@@ -33,11 +34,17 @@ struct Way {
 
 impl Way {
     fn new() -> Self {
-        Self { hash: Sha256::new(), storing: true, stored: 0 }
+        Self { hash: Some(Sha256::new()), storing: true, stored: 0 }
     }
 
-    fn hex(&self) -> String {
-        HEXLOWER.encode(&self.hash.clone().finalize())
+    fn hash(&mut self, bytes: &[u8]) {
+        if let Some(hash) = &mut self.hash {
+            hash.update(bytes);
+        }
+    }
+
+    fn hex(&self) -> Option<String> {
+        self.hash.as_ref().map(|hash| HEXLOWER.encode(&hash.clone().finalize()))
     }
 }
 
@@ -82,14 +89,14 @@ impl Channel {
             self.unseen();
             return Kept::Count;
         }
-        self.input.hash.update(bytes);
+        self.input.hash(bytes);
         self.observed(Direction::ToInstance, bytes);
         self.keep(Direction::ToInstance, bytes, limit)
     }
 
     pub(super) fn output(&mut self, bytes: &[u8], limit: u64) -> Kept {
         self.summary.bytes_out += bytes.len() as u64;
-        self.output.hash.update(bytes);
+        self.output.hash(bytes);
         self.typed.output(bytes);
         self.observed(Direction::ToUser, bytes);
         self.keep(Direction::ToUser, bytes, limit)
@@ -280,14 +287,24 @@ impl Channel {
         }
     }
 
-    pub(super) fn forward(&mut self, target: &str) {
+    pub(super) fn forward(&mut self, target: &str, hashed: bool) {
         self.begin("forward", Some(target.to_owned()));
-        self.only(Capture::Digest, "payload of forwards is counted and hashed, not stored");
+        if hashed {
+            return self.only(Capture::Digest, "payload of forwards is counted and hashed, not stored");
+        }
+        (self.input.hash, self.output.hash) = (None, None);
+        self.only(Capture::None, "payload of forwards is counted, not stored (recording.forwards)");
     }
 
     /// The tape takes no more.
     pub(super) fn lost(&mut self, why: &str) {
         self.only(Capture::None, &format!("recording failed: {why}"));
+    }
+
+    /// What was to be kept and could not be written.
+    pub(super) fn unkept(&mut self, bytes: u64, why: &str) {
+        self.summary.captured_bytes = self.summary.captured_bytes.saturating_sub(bytes);
+        self.summary.reason.get_or_insert_with(|| format!("recording failed: {why}"));
     }
 
     fn only(&mut self, capture: Capture, reason: &str) {
@@ -299,8 +316,8 @@ impl Channel {
     pub(super) fn summary(&self) -> ChannelSummary {
         let mut summary = self.summary.clone();
         if self.summary.capture != Capture::Full {
-            summary.sha256_out = Some(self.output.hex());
-            summary.sha256_in = (!self.summary.terminal).then(|| self.input.hex());
+            summary.sha256_out = self.output.hex();
+            summary.sha256_in = if self.summary.terminal { None } else { self.input.hex() };
         }
         summary
     }

@@ -1,80 +1,132 @@
 //! The task that writes a tape: frames while it runs, then the packing and the summary beside it.
 
-use std::sync::Arc;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use data_encoding::HEXLOWER;
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
+use tokio::sync::oneshot;
 
 use super::super::disk::spares;
 use super::super::format::Records;
-use super::super::frames::{Plain, Writer};
+use super::super::frames::{Plain, Sealer, Sink, Writer};
 use super::super::pack::pack;
 use super::super::summary::{SessionEnd, SessionStatus, Summary};
 use super::super::tapes::write_beside;
-use super::{Deck, INTERVAL};
+use super::{Deck, INTERVAL, Reach};
 
 /// What is written next: a frame for each of the records.
 pub(super) struct Batch {
     pub(super) records: Vec<Records>,
+    /// How far the tape is with them.
+    pub(super) reach: Reach,
     /// It is the last.
     pub(super) end: Option<(SessionEnd, Timestamp)>,
 }
 
-/// Writes frames until the tape ends, then the summary.
-pub(super) async fn write(deck: Arc<Deck>, mut writer: Writer) {
+/// Writes frames until the tape ends, then the summary. While one frame is synced the next is sealed; no more than one is
+/// unsynced in the file, or a power failure could leave a hole before a whole frame.
+pub(super) async fn write(deck: Arc<Deck>, writer: Writer) {
+    let (mut sealer, sink) = writer.split();
+    let sink = Arc::new(Mutex::new(sink));
     loop {
         deck.wake.notified().await;
         // A little patience makes one sync of many messages. A full buffer or the end cuts it short.
         drop(tokio::time::timeout(INTERVAL, deck.now.notified()).await);
-        let Batch { records, end } = deck.batch();
-        let count: u64 = records.iter().map(|records| records.count).sum();
-        if count == 0 {
-            continue;
-        }
+        let Batch { records, reach, end } = deck.batch();
+        let any = records.iter().any(|records| records.count > 0);
         let last = end.is_some();
-        let reserve = deck.files().reserve.clone();
-        let written = tokio::task::spawn_blocking(move || {
-            let frames = records.len();
-            let each = records.iter().enumerate();
-            let mut each = each.map(|(at, records)| Plain { records, last: last && at + 1 == frames });
-            let written =
-                spares(reserve.as_ref()).and_then(|()| each.try_for_each(|plain| writer.frame(&plain)));
-            if written.is_err() {
-                // The digest then covers the file as it is; if even this fails, verification will say so.
-                if let Err(error) = writer.cut_back() {
-                    tracing::error!(%error, "tape.cut_back_failed");
+        if any {
+            let (back, sealed) = oneshot::channel();
+            let job = Job { deck: Arc::clone(&deck), sink: Arc::clone(&sink), records, reach, last };
+            tokio::task::spawn_blocking(move || job.run(sealer, back));
+            match sealed.await {
+                Ok(back) => sealer = back,
+                // It could not seal, or panicked: the tape has failed, and ends there.
+                Err(_) => {
+                    let end = end.or_else(|| deck.lock().end.clone());
+                    let digest = found(&deck).await;
+                    return finish(&deck, digest, (end, deck.failure())).await;
                 }
             }
-            (writer, written)
-        });
-        let failure = match written.await {
-            Ok((back, written)) => {
-                writer = back;
-                written.err().map(|e| e.to_string())
-            }
-            // It panicked, and the writer went with it: the tape ends there, whoever seals it must not wait for ever.
-            Err(lost) => {
-                let why = lost.to_string();
-                deck.fail(&why);
-                let digest = found(&deck).await;
-                return finish(&deck, digest, (end, Some(why))).await;
-            }
-        };
-        match &failure {
-            None => {
-                deck.lock().in_flight = 0;
-                deck.room.notify_waiters();
-                deck.synced.send_modify(|synced| *synced += count);
-            }
-            Some(why) => deck.fail(why),
         }
+        if last {
+            deck.synced(reach.records).await;
+        }
+        let failure = deck.failure();
         if failure.is_some() || last {
-            let whole = failure.is_none();
-            let digest = if whole { packed(&deck, &writer).await } else { writer.digest() };
+            let digest = match failure {
+                None => packed(&deck, &sink).await,
+                Some(_) => locked(&sink).digest(),
+            };
             return finish(&deck, digest, (end, failure)).await;
         }
     }
+}
+
+/// What becomes of a batch, on a thread that may wait for the disk.
+struct Job {
+    deck: Arc<Deck>,
+    sink: Arc<Mutex<Sink>>,
+    records: Vec<Records>,
+    reach: Reach,
+    last: bool,
+}
+
+impl Job {
+    /// Seals it, hands the sealer back as soon as the frame before is synced, and writes and syncs.
+    fn run(self, mut sealer: Sealer, back: oneshot::Sender<Sealer>) {
+        let deck = Arc::clone(&self.deck);
+        let _unheard = Unheard(&deck);
+        let sealed = self.seal(&mut sealer);
+        let mut sink = locked(&self.sink);
+        if deck.failure().is_some() {
+            drop(back.send(sealer));
+            return;
+        }
+        let written = match sealed {
+            // Whoever waits for it learns of the failure from the deck.
+            Ok(frames) => {
+                drop(back.send(sealer));
+                frames.iter().try_for_each(|frame| sink.put(frame))
+            }
+            Err(error) => Err(error),
+        };
+        match written {
+            Ok(()) => deck.settle(self.reach),
+            Err(error) => {
+                // The digest then covers the file as it is; if even this fails, verification will say so.
+                if let Err(error) = sink.cut_back() {
+                    tracing::error!(%error, "tape.cut_back_failed");
+                }
+                deck.fail(&error.to_string());
+            }
+        }
+    }
+
+    fn seal(&self, sealer: &mut Sealer) -> io::Result<Vec<Vec<u8>>> {
+        spares(self.deck.files.reserve.as_ref())?;
+        let frames = self.records.len();
+        let each = self.records.iter().enumerate();
+        each.map(|(at, records)| sealer.seal(&Plain { records, last: self.last && at + 1 == frames }))
+            .collect()
+    }
+}
+
+/// Tells the tape of a panic: whoever waits for its disk must not wait for ever.
+struct Unheard<'a>(&'a Deck);
+
+impl Drop for Unheard<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.fail("its writer panicked");
+        }
+    }
+}
+
+fn locked(sink: &Mutex<Sink>) -> MutexGuard<'_, Sink> {
+    sink.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The digest of the tape as it lies there; of nothing if it cannot be read, and verification will say so.
@@ -86,8 +138,11 @@ async fn found(deck: &Arc<Deck>) -> String {
 }
 
 /// Packs the tape that has ended; if that fails, it stays as it is. Returns its digest.
-async fn packed(deck: &Arc<Deck>, writer: &Writer) -> String {
-    let (digest, length) = (writer.digest(), writer.length());
+async fn packed(deck: &Arc<Deck>, sink: &Mutex<Sink>) -> String {
+    let (digest, length) = {
+        let sink = locked(sink);
+        (sink.digest(), sink.length())
+    };
     let deck = Arc::clone(deck);
     match tokio::task::spawn_blocking(move || pack(&deck.header, &deck.files, length)).await {
         Ok(Ok(Some(digest))) => digest,

@@ -66,6 +66,7 @@ impl Tapes {
                 _ => {}
             }
         }
+        self.known.gone(id);
         fs::File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(|e| TapeError::file(&self.dir, e))
     }
 }
