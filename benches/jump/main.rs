@@ -1,7 +1,8 @@
 //! Keyward beside OpenSSH's own jump host: same client, same instance, same cipher, runs interleaved. Prints ratios.
 //!
 //! `cargo bench --bench jump` takes some minutes. `KEYWARD_BENCH_MB` (256) is the size of a bulk run in MiB,
-//! `KEYWARD_BENCH_ROUNDS` (5) how many of each. The figures of the last run are in `target/jump-bench.json`.
+//! `KEYWARD_BENCH_ROUNDS` (5) how many of each; `KEYWARD_BENCH_ONLY` leaves out the bulk runs whose name has not this text.
+//! The figures of the last run are in `target/jump-bench.json`.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -91,6 +92,10 @@ impl Bench {
         Self { rig, counting, jump, jump_port, bytes, rounds }
     }
 
+    fn wants(&self, name: &str) -> bool {
+        std::env::var("KEYWARD_BENCH_ONLY").map_or(true, |text| name.contains(&text))
+    }
+
     fn pid(&self, host: Host) -> u32 {
         self.pid_of(host, &self.rig)
     }
@@ -136,6 +141,8 @@ impl Bench {
 
     /// `ssh -W` to `port`: a stream that is no SSH, which Keyward counts and hashes.
     fn stdio(&self, (host, rig): (Host, &Rig), cipher: &str, port: u16) -> Command {
+        // OpenSSH's jump host knows this alice.
+        let rig = if host == Host::Keyward { rig } else { &self.rig };
         let mut command = rig.client("ssh", "alice");
         command.args(["-q", "-c", cipher]);
         if host == Host::Keyward {
@@ -151,6 +158,10 @@ impl Bench {
     fn raw(&self, table: &mut Table, cipher: &str, (rig, how): (&Rig, &str)) {
         let short = cipher.split('@').next().unwrap_or(cipher);
         for down in [true, false] {
+            let name = format!("ssh -W {}{how}, {short}", if down { "down" } else { "up" });
+            if !self.wants(&name) {
+                continue;
+            }
             let port = peer(down, self.bytes);
             let mut runs: [Vec<(f64, f64)>; 2] = Default::default();
             rig.recover("alice");
@@ -175,7 +186,6 @@ impl Bench {
                     runs[i].push(self.rate(self.pid_of(host, rig), begun, before));
                 }
             }
-            let name = format!("ssh -W {}{how}, {short}", if down { "down" } else { "up" });
             self.rates(table, &name, &runs);
         }
     }
@@ -203,6 +213,10 @@ impl Bench {
         let option = format!("Ciphers={cipher}");
         let short = cipher.split('@').next().unwrap_or(cipher);
         for down in [true, false] {
+            let name = format!("ssh -J {}, {short}", if down { "down" } else { "up" });
+            if !self.wants(&name) {
+                continue;
+            }
             let mut runs: [Vec<(f64, f64)>; 2] = Default::default();
             self.codes();
             for _ in 0..self.rounds {
@@ -228,7 +242,7 @@ impl Bench {
                     runs[i].push(self.rate(self.pid(host), begun, before));
                 }
             }
-            self.rates(table, &format!("ssh -J {}, {short}", if down { "down" } else { "up" }), &runs);
+            self.rates(table, &name, &runs);
         }
     }
 
