@@ -1,7 +1,7 @@
 //! Keyward beside OpenSSH's own jump host: same client, same instance, same cipher, runs interleaved. Prints ratios.
 //!
 //! `cargo bench --bench jump` takes some minutes. `KEYWARD_BENCH_MB` (256) is the size of a bulk run in MiB,
-//! `KEYWARD_BENCH_ROUNDS` (5) how many of each; `KEYWARD_BENCH_ONLY` leaves out the bulk runs whose name has not this text.
+//! `KEYWARD_BENCH_ROUNDS` (5) how many of each; `KEYWARD_BENCH_ONLY` leaves out what has not this text in its name.
 //! The figures of the last run are in `target/jump-bench.json`.
 #![allow(
     clippy::unwrap_used,
@@ -40,9 +40,15 @@ fn main() {
         bench.raw(&mut table, cipher, (&bench.counting, ", not hashed"));
         bench.bulk(&mut table, cipher);
     }
-    bench.round_trips(&mut table);
-    bench.logins(&mut table);
-    bench.memory(&mut table);
+    if bench.wants("one byte there and back") {
+        bench.round_trips(&mut table);
+    }
+    if bench.wants("ssh -J HOST true") {
+        bench.logins(&mut table);
+    }
+    if bench.wants("memory") {
+        bench.memory(&mut table);
+    }
     table.print_and_write();
 }
 
