@@ -32,6 +32,7 @@ mod evidence;
 mod factors;
 mod five;
 mod flow;
+mod forged;
 mod forward;
 mod greed;
 mod interop;
