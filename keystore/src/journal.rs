@@ -19,9 +19,12 @@ use data_encoding::HEXLOWER;
 use sha2::{Digest, Sha256};
 use tokio::sync::{mpsc, oneshot};
 
+mod judged;
 mod read;
 mod rebase;
 
+use judged::lock;
+pub use judged::{Aside, aside};
 pub(crate) use rebase::Rebased;
 pub use rebase::read_rebased;
 
@@ -113,29 +116,21 @@ impl Journal {
         dir: &Path,
         options: Options,
         reading: fn(&Path) -> Reader,
+        each: impl FnMut(Option<Entry>) -> Result<(), JournalError>,
+    ) -> Result<Self, JournalError> {
+        let lock = lock(dir)?;
+        Self::open_locked(lock, (dir, options), reading(dir), each)
+    }
+
+    fn open_locked(
+        lock: File,
+        (dir, options): (&Path, Options),
+        mut reader: Reader,
         mut each: impl FnMut(Option<Entry>) -> Result<(), JournalError>,
     ) -> Result<Self, JournalError> {
-        std::fs::create_dir_all(dir).map_err(|e| io(dir, e))?;
-        let lock_path = dir.join("lock");
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&lock_path)
-            .map_err(|e| io(&lock_path, e))?;
-        // A process that this one is just starting has the lock too until it runs its program.
-        let tries = std::iter::repeat_with(|| lock.try_lock()).take(LOCK_TRIES);
-        let held = tries
-            .map(|tried| tried.inspect_err(|_| std::thread::sleep(LOCK_PAUSE)))
-            .any(|tried| tried.is_ok());
-        if !held {
-            return Err(JournalError::Locked(dir.to_owned()));
-        }
-
         if !renew_reserve(dir, options.reserve_bytes)? {
             tracing::warn!("journal.reserve.missing: the disk is full");
         }
-        let mut reader = reading(dir);
         for entry in reader.by_ref() {
             each(Some(entry?))?;
         }
@@ -290,9 +285,6 @@ impl Segment {
     }
 }
 
-/// How often, and with which pause, a lock is tried.
-const LOCK_TRIES: usize = 20;
-const LOCK_PAUSE: Duration = Duration::from_millis(10);
 /// No line is longer, in bytes.
 const LONGEST_LINE: u64 = 16 << 20;
 /// At most so many lines, and so many bytes, share one sync.

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::record::{Login, Record};
+use crate::seal::LineKey;
 use crate::ssh::{Certificate, HashAlg, LineEnding, PublicKey};
 use crate::vault::{self, Batch, Vault};
 
@@ -236,6 +237,16 @@ impl AuditSigner {
     /// Its public key.
     pub fn public_key(&self) -> &PublicKey {
         self.key.public_key()
+    }
+
+    /// What marks the lines of the trail: made of this key, so that it stays when the master key changes.
+    ///
+    /// # Errors
+    /// [`SigningError::Terms`] if this is no Ed25519 key.
+    pub fn line_key(&self) -> Result<LineKey, SigningError> {
+        let pair = self.key.key_data().ed25519();
+        let pair = pair.ok_or(SigningError::Terms("the audit key is not an Ed25519 key"))?;
+        Ok(LineKey::of_the_trail(pair.private.as_ref()))
     }
 
     /// An SSHSIG of `message` in PEM, as `ssh-keygen -Y verify` reads it (OpenSSH PROTOCOL.sshsig), SHA-512.

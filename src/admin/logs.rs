@@ -51,6 +51,7 @@ pub(super) fn against(house: &House) -> Against {
         key: house.signers.audit.public_key().clone(),
         // Before the first checkpoint there is none.
         heads: heads.filter(|file| house.trail.signed() > 0 || file.exists()),
+        marks: Some(house.trail.marks().clone()),
     }
 }
 
@@ -63,6 +64,7 @@ pub struct StateVerified {
     store: bool,
     unclosed: Vec<String>,
     deleted: Vec<(String, audit::DeletedTape)>,
+    unsigned: u64,
 }
 
 impl StateVerified {
@@ -71,6 +73,7 @@ impl StateVerified {
         json!({
             "events": self.events, "checkpoints": self.checkpoints, "tapes": self.tapes,
             "tapes_opened": self.opened, "store": self.store, "unclosed_sessions": self.unclosed,
+            "unsigned_events": self.unsigned,
             "deleted_by_retention": self.deleted.iter().map(|(session, gone)| json!({
                 "session": session, "deleted_at": gone.time, "sha256": gone.digest, "seq": gone.seq,
             })).collect::<Vec<_>>(),
@@ -80,13 +83,20 @@ impl StateVerified {
 
 impl std::fmt::Display for StateVerified {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { events, checkpoints, tapes, opened, store, unclosed, deleted } = self;
+        let Self { events, checkpoints, tapes, opened, store, unclosed, deleted, unsigned } = self;
         write!(
             f,
             "{events} events, {checkpoints} checkpoints, {tapes} tapes ({opened} opened): whole and unchanged"
         )?;
         if !store {
             f.write_str("\nthe store is not here, and was not checked")?;
+        }
+        if *unsigned > 0 {
+            write!(
+                f,
+                "\nthe last {unsigned} events are not signed yet: here nobody can tell whether the bastion wrote them. Its next \
+                 start, and its own logs verify, can"
+            )?;
         }
         if !unclosed.is_empty() {
             write!(f, "\nnot closed (live, or cut off since the last start): {}", unclosed.join(", "))?;
@@ -148,7 +158,16 @@ pub fn verify(
     if let Some(store) = &store {
         held_against(store, audit_dir, (&chain, against))?;
     }
+    // Last, so that all else is known to be whole.
+    if let Some(forged) = chain.forged.first() {
+        return Err(Fault::tampering(format!(
+            "audit trail: {}{}",
+            forged.fault(audit_dir),
+            more(&chain.forged)
+        )));
+    }
     Ok(StateVerified {
+        unsigned: chain.unsigned,
         store: store.is_some(),
         events: chain.entries,
         checkpoints: chain.checkpoints,
@@ -157,6 +176,13 @@ pub fn verify(
         unclosed: chain.unclosed,
         deleted: chain.deleted.into_iter().collect(),
     })
+}
+
+fn more(forged: &[audit::Forged]) -> String {
+    match forged.len().saturating_sub(1) {
+        0 => ". All else is whole and unchanged".to_owned(),
+        more => format!(", and {more} more times. All else is whole and unchanged"),
+    }
 }
 
 /// Whether tape and summary are the ones that the trail names. Blocks.
@@ -349,6 +375,8 @@ mod tests {
             store: Default::default(),
             unclosed: Vec::new(),
             deleted: std::collections::BTreeMap::new(),
+            forged: Vec::new(),
+            unsigned: 0,
         };
         let (now, id) = (Timestamp::now(), SessionId::new(Timestamp::now()));
         let told = |ended_at: Option<Timestamp>| {

@@ -296,6 +296,8 @@ mod tests {
         "credential_rotation_begun",
         "credential_rotation_failed",
         "store_compacted",
+        "trail_forged",
+        "receiver_rewound",
         "of_a_later_version",
     ];
 

@@ -32,6 +32,8 @@ pub(super) async fn status(house: &House, out: &mut Output) -> Result<(), Fault>
     if !reserve {
         warnings.push("the audit trail's reserve is used up: free the disk".to_owned());
     }
+    let forged = house.trail.forged();
+    warnings.extend(forged.iter().map(|forged| format!("{forged}. Run: keyward logs verify")));
     warnings.extend(super::encryption::next_start(house));
     let (ca, changing) = super::ca::state(house).await?;
     warnings.extend(changing);
@@ -55,6 +57,7 @@ pub(super) async fn status(house: &House, out: &mut Output) -> Result<(), Fault>
         "disk": { "bytes_left": room.bytes, "percent_used": room.percent_used },
         "audit": {
             "seq": head.seq, "hash": head.hash, "signed_through": signed, "reserve": reserve,
+            "forged": forged,
         },
         "master_key": house.vault.master_key_id(), "ca": ca,
         "recordings_readable_here": house.tapes.can_read(), "lockdown": lockdown, "warnings": warnings,

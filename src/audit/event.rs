@@ -814,6 +814,27 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         store: Option<StoreHead>,
     },
+    /// Somebody who has the disk and not the keys wrote events into the trail while the bastion was down. They were taken
+    /// out of it; their numbers are given again, this event's first.
+    TrailForged {
+        /// The number that the first of them had.
+        from: u64,
+        /// The number that the last of them had.
+        through: u64,
+        /// Where their lines are kept: a file name in `forged/` of the trail.
+        kept: String,
+        /// SHA-256 of that file, hex.
+        sha256: String,
+        /// Why, in words for the auditor.
+        reason: String,
+    },
+    /// What a receiver of events had taken is not known: all events are sent to it again.
+    ReceiverRewound {
+        /// Which, and where it is.
+        receiver: String,
+        /// Why, in words for the auditor.
+        reason: String,
+    },
     /// The store is not the one that a checkpoint saw: it was restored from a backup, or rolled back.
     StoreReplaced {
         /// Why, in words for the auditor.

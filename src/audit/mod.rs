@@ -7,7 +7,9 @@
 
 mod change;
 mod event;
+mod forged;
 mod heads;
+mod mark;
 mod out;
 mod store;
 mod tell;
@@ -16,7 +18,9 @@ mod trail;
 mod verify;
 
 pub use event::{Event, FileFacts, SessionFacts};
+pub use forged::Forged;
 pub use keystore::journal::Receipt;
+pub use mark::Marks;
 pub use out::{Outlets, Receivers, Standing, SyslogAddress, SyslogTerms, WebhookTerms};
 pub use store::{SeenStore, StoreHead};
 pub use tell::{Excerpt, Hold};

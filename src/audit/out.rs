@@ -3,7 +3,8 @@
 //! Each receiver has a thread that follows the journal on the disk, so a slow or dead one holds nothing up, and a cursor in
 //! the state directory that is moved on only after the receiver took what is before it: nothing is skipped across a
 //! `kill -9`, and what was sent twice has the same `seq`. A cursor that the trail no longer leads to is a fault: the trail was
-//! rolled back or rewritten.
+//! rolled back or rewritten. Each cursor is marked (see [`super::mark`]): one that the bastion did not write would skip events
+//! in silence, so it counts for nothing, all is sent again, and the trail says so.
 
 mod syslog;
 mod tls;
@@ -19,6 +20,8 @@ use serde::{Deserialize, Serialize};
 pub use syslog::{SyslogAddress, SyslogTerms};
 pub use webhook::WebhookTerms;
 
+use super::event::Event;
+use super::mark::Marks;
 use super::text::harmless;
 use super::trail::{AuditError, Follow, Trail, checkpoint_dir, write_durably};
 
@@ -65,13 +68,14 @@ impl Standing {
 pub struct Outlets {
     standings: Vec<Arc<Standing>>,
     stop: Arc<AtomicBool>,
+    rewound: Vec<Event>,
 }
 
 impl Outlets {
     /// Begins to send what `trail` holds, each receiver from where it was.
     ///
     /// # Errors
-    /// A cursor or the webhook's secret cannot be read.
+    /// A file of a cursor or the webhook's secret cannot be read.
     pub fn open(trail: &Arc<Trail>, receivers: Receivers) -> Result<Self, AuditError> {
         let mut outlets = Self::default();
         let unusable = |why: String| AuditError::Interrupted(why);
@@ -91,6 +95,11 @@ impl Outlets {
     /// How far each is.
     pub fn standings(&self) -> &[Arc<Standing>] {
         &self.standings
+    }
+
+    /// What the trail is to hear: which of them get everything again, and why.
+    pub fn rewound(&self) -> &[Event] {
+        &self.rewound
     }
 
     /// Lets them take what is left, for a while; what they do not take waits for the next start. Cancel-safe.
@@ -114,12 +123,18 @@ impl Outlets {
         to: Box<dyn Receiver>,
     ) -> Result<(), AuditError> {
         let file = trail.dir.join("outlets").join(format!("{name}.json"));
-        let cursor = Cursor::read(&file, &target)?;
+        let keeping = Cursors { file, name, marks: trail.marks().clone() };
+        let (cursor, doubt) = keeping.read(&target)?;
+        if let Some(reason) = doubt {
+            tracing::error!(receiver = name, %reason, "audit.receiver_rewound");
+            self.rewound.push(Event::ReceiverRewound { receiver: format!("{name} {target}"), reason });
+        }
         let delivered = AtomicU64::new(cursor.seq);
         let standing = Arc::new(Standing { name, target, delivered, fault: Mutex::default() });
         self.standings.push(Arc::clone(&standing));
         let (stop, follow) = (Arc::clone(&self.stop), trail.follow());
-        let work = Work { to, file, cursor, standing, stop, follow, checkpoints: checkpoint_dir(&trail.dir) };
+        let work =
+            Work { to, keeping, cursor, standing, stop, follow, checkpoints: checkpoint_dir(&trail.dir) };
         // Its own thread: what it waits for is nobody else's. It is not joined: what it sends twice does no harm.
         let thread = std::thread::Builder::new().name(format!("audit-{name}"));
         thread.spawn(move || work.go()).map(drop).map_err(|e| AuditError::Interrupted(e.to_string()))
@@ -153,32 +168,60 @@ struct Cursor {
     hash: String,
 }
 
-impl Cursor {
-    /// The cursor of this receiver; the beginning for another.
-    fn read(file: &Path, target: &str) -> Result<Self, AuditError> {
-        let fresh = || Self { receiver: target.to_owned(), ..Self::default() };
-        match std::fs::read(file) {
-            Ok(text) => {
-                let read: Self = serde_json::from_slice(&text)?;
-                Ok(if read.receiver == target { read } else { fresh() })
-            }
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(fresh()),
-            Err(source) => Err(AuditError::File { path: file.to_owned(), source }),
+/// Where and how the cursor of a receiver is kept.
+struct Cursors {
+    file: PathBuf,
+    name: &'static str,
+    marks: Marks,
+}
+
+impl Cursors {
+    /// The cursor of this receiver, and why it is not believed; the beginning for another.
+    fn read(&self, target: &str) -> Result<(Cursor, Option<String>), AuditError> {
+        let fresh = || Cursor { receiver: target.to_owned(), ..Cursor::default() };
+        let text = match std::fs::read(&self.file) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok((fresh(), None)),
+            read => read.map_err(|source| AuditError::File { path: self.file.clone(), source })?,
+        };
+        let doubt = |what: &str| (fresh(), Some(format!("{}: {what}", self.file.display())));
+        let Ok(kept) = serde_json::from_slice::<Kept>(&text) else {
+            return Ok(doubt("it is no cursor; everything is sent again"));
+        };
+        let Kept { cursor, mark } = kept;
+        if cursor.receiver != target {
+            return Ok((fresh(), None));
         }
+        let (receiver, seq) = (cursor.receiver.as_bytes(), cursor.seq.to_string());
+        let parts = [self.name.as_bytes(), receiver, seq.as_bytes(), cursor.hash.as_bytes()];
+        if self.marks.hold_for_file(parts, &mark) { Ok((cursor, None)) } else { Ok(doubt(NOT_OURS)) }
     }
 
-    fn write(&self, file: &Path) -> Result<(), AuditError> {
-        if let Some(dir) = file.parent() {
+    fn write(&self, cursor: &Cursor) -> Result<(), AuditError> {
+        if let Some(dir) = self.file.parent() {
             std::fs::create_dir_all(dir)
                 .map_err(|source| AuditError::File { path: dir.to_owned(), source })?;
         }
-        write_durably(file, &serde_json::to_vec(self)?)
+        let (receiver, seq) = (cursor.receiver.as_bytes(), cursor.seq.to_string());
+        let parts = [self.name.as_bytes(), receiver, seq.as_bytes(), cursor.hash.as_bytes()];
+        let mark = self.marks.of_file(parts);
+        write_durably(&self.file, &serde_json::to_vec(&Kept { cursor: cursor.clone(), mark })?)
     }
 }
 
+/// A cursor in its file.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    #[serde(flatten)]
+    cursor: Cursor,
+    #[serde(default)]
+    mark: String,
+}
+
+const NOT_OURS: &str = "its mark is not the bastion's: it was moved by somebody who has the disk and not the keys; everything is sent again";
+
 struct Work {
     to: Box<dyn Receiver>,
-    file: PathBuf,
+    keeping: Cursors,
     cursor: Cursor,
     standing: Arc<Standing>,
     stop: Arc<AtomicBool>,
@@ -206,7 +249,7 @@ impl Work {
             };
             let cursor = Cursor { seq: last.seq, hash: last.hash.clone(), ..self.cursor.clone() };
             let taken = self.to.deliver(&waiting);
-            match taken.and_then(|()| cursor.write(&self.file).map_err(|e| e.to_string())) {
+            match taken.and_then(|()| self.keeping.write(&cursor).map_err(|e| e.to_string())) {
                 Ok(()) => {
                     self.standing.delivered.store(cursor.seq, Ordering::Relaxed);
                     self.standing.note(None);

@@ -32,10 +32,11 @@ impl SeenStore {
     pub(super) fn hear(&mut self, event: &Event) {
         match event {
             Event::CheckpointSigned { store: Some(head), .. } => {
-                self.heads.insert(head.seq, head.hash.clone());
+                // The first that was told counts: behind the newest checkpoint anybody can tell another.
+                self.heads.entry(head.seq).or_insert_with(|| head.hash.clone());
             }
             Event::StoreCompacted { through, head, .. } => {
-                self.forgotten.insert(*through, head.clone());
+                self.forgotten.entry(*through).or_insert_with(|| head.clone());
             }
             Event::StoreReplaced { .. } => *self = Self::default(),
             _ => {}

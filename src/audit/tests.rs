@@ -8,6 +8,7 @@ use keystore::seal::MasterKey;
 use keystore::signing::Signers;
 
 use super::*;
+use crate::audit::forged::forged_dir;
 use crate::audit::{Filter, SessionFacts, Trail};
 
 fn at(second: i64) -> Timestamp {
@@ -215,8 +216,11 @@ async fn another_key_does_not_vouch_for_a_trail() {
     let other = tempfile::tempdir().unwrap();
     three_events(other.path()).await;
     let key = std::fs::read_to_string(signer_file(other.path())).unwrap();
-    verify_with(dir.path(), &Against { key: PublicKey::from_openssh(key.trim()).unwrap(), heads: None })
-        .unwrap_err();
+    verify_with(
+        dir.path(),
+        &Against { key: PublicKey::from_openssh(key.trim()).unwrap(), heads: None, marks: None },
+    )
+    .unwrap_err();
 }
 
 fn closed(session: &str, digest: &str, summary: &str) -> Event {
@@ -261,7 +265,7 @@ async fn a_torn_head_costs_itself_alone_and_a_file_of_heads_that_is_gone_is_a_fa
     std::fs::write(&file, format!("{whole}{}", &whole[..40])).unwrap();
     trail.checkpoint(at(2)).await.unwrap();
     assert_eq!(heads::read(&file, &key).unwrap().len(), 2);
-    let against = Against { key: key.clone(), heads: Some(file.clone()) };
+    let against = Against { key: key.clone(), heads: Some(file.clone()), marks: None };
     verify_with(&audit, &against).unwrap();
     // A head whose signature does not hold is no torn line.
     let text = std::fs::read_to_string(&file).unwrap();
@@ -293,6 +297,242 @@ async fn a_trail_that_is_signed_while_it_is_verified_is_whole() {
     });
     signing.await.unwrap();
     verifying.await.unwrap();
+}
+
+/// Lines as anybody can write them who has the disk: chained, and marked as well as that goes.
+fn forge(dir: &Path, events: &[&str]) {
+    let file = only_segment(dir);
+    let mut text = std::fs::read_to_string(&file).unwrap();
+    let last = text.lines().last().unwrap_or("0 0").to_owned();
+    let mut words = last.split(' ');
+    let mut seq: u64 = words.next().unwrap().parse().unwrap();
+    let mut prev = words.next().unwrap().to_owned();
+    let mark = last.split("\"mark\":\"").nth(1).unwrap().split('"').next().unwrap().to_owned();
+    for event in events {
+        seq += 1;
+        let payload = format!(
+            "{{\"time\":\"2026-11-23T00:00:00.000Z\",\"seq\":{seq},\"prev\":\"{prev}\",\"mark\":\"{mark}\",{event}}}"
+        );
+        let hash = journal::chain_hash(&prev, seq, payload.as_bytes());
+        text.push_str(&format!("{seq} {hash} {payload}\n"));
+        prev = hash;
+    }
+    std::fs::write(&file, text).unwrap();
+}
+
+const GIVEN: &str = "\"event\":\"user_added\",\"user\":\"mallory\",\"by\":\"root\",\"roles\":[\"admin\"]";
+
+async fn signer() -> keystore::signing::AuditSigner {
+    let vault = Vault::new(Arc::new(Memory::default()), MasterKey::generate().unwrap());
+    Signers::create(&vault).await.unwrap().audit
+}
+
+fn names(trail: &Trail) -> Vec<String> {
+    let events = trail.query(&Filter::default()).unwrap();
+    events.iter().map(|event| event["event"].as_str().unwrap().to_owned()).collect()
+}
+
+#[tokio::test]
+async fn forged_events_are_taken_out_kept_told_of_first_and_named_by_every_verification() {
+    let (dir, signer) = (tempfile::tempdir().unwrap(), signer().await);
+    let trail = Trail::open(dir.path(), signer.clone()).unwrap();
+    trail.append(added("alice"), at(0)).await.unwrap();
+    trail.checkpoint(at(1)).await.unwrap();
+    trail.append(added("bob"), at(2)).await.unwrap();
+    let head = trail.head();
+    let marks = trail.marks().clone();
+    drop(trail);
+    forge(dir.path(), &[GIVEN, GIVEN]);
+    let key = signer.public_key().clone();
+    // Who has public keys alone can only say that nobody vouches for the end; the bastion can say whose it is.
+    assert_eq!(verify(dir.path()).unwrap().unsigned, 3);
+    let own = Against { key: key.clone(), heads: None, marks: Some(marks) };
+    let fault = verify_with(dir.path(), &own).unwrap_err();
+    assert_eq!((fault.seq, fault.what.contains("mark")), (Some(4), true), "{fault}");
+
+    let trail = Trail::open(dir.path(), signer.clone()).unwrap();
+    assert_eq!(trail.head(), head, "nothing of theirs is in the chain");
+    trail.tell_forged(at(3)).await.unwrap();
+    let told = trail.query(&Filter::default()).unwrap();
+    assert_eq!(names(&trail)[3..], ["trail_forged", "checkpoint_signed"]);
+    assert_eq!((&told[3]["from"], &told[3]["through"]), (&4.into(), &5.into()));
+    let found = verify_with(dir.path(), &own).unwrap();
+    assert_eq!((found.forged.len(), found.unsigned), (1, 0));
+    let said = found.forged[0].fault(dir.path());
+    assert!(said.what.contains("events 4 to 5") && said.what.ends_with("they are kept here"), "{said}");
+    let kept = std::fs::read_to_string(&said.file).unwrap();
+    assert_eq!(kept.matches("mallory").count(), 2);
+    // Told once, signed, and never forgotten.
+    drop(trail);
+    let trail = Trail::open(dir.path(), signer.clone()).unwrap();
+    trail.tell_forged(at(4)).await.unwrap();
+    assert_eq!((trail.head().seq, trail.forged().len()), (5, 1));
+    assert_eq!(verify(dir.path()).unwrap().forged, trail.forged());
+    std::fs::write(&said.file, kept.replace("mallory", "malcolm")).unwrap();
+    assert!(found.forged[0].fault(dir.path()).what.contains("changed since"));
+    std::fs::remove_file(&said.file).unwrap();
+    assert!(found.forged[0].fault(dir.path()).what.contains("are gone"));
+}
+
+#[tokio::test]
+async fn an_honest_tail_that_is_not_signed_is_adopted_without_a_word() {
+    let (dir, signer) = (tempfile::tempdir().unwrap(), signer().await);
+    let trail = Trail::open(dir.path(), signer.clone()).unwrap();
+    for n in 0..5 {
+        trail.append(added("alice"), at(n)).await.unwrap();
+    }
+    trail.checkpoint(at(6)).await.unwrap();
+    trail.append(added("bob"), at(7)).await.unwrap();
+    drop(trail);
+    let file = only_segment(dir.path());
+    // A crash in the middle of a line.
+    std::fs::write(&file, std::fs::read_to_string(&file).unwrap() + "8 ab").unwrap();
+    let trail = Trail::open(dir.path(), signer).unwrap();
+    trail.tell_forged(at(8)).await.unwrap();
+    assert!(trail.head().seq == 7 && trail.forged().is_empty() && !dir.path().join("forged").exists());
+    assert_eq!(verify(dir.path()).unwrap().unsigned, 1);
+}
+
+#[tokio::test]
+async fn what_a_checkpoint_vouches_for_is_not_cut_and_nothing_is_written_on_it() {
+    let (dir, signer) = (tempfile::tempdir().unwrap(), signer().await);
+    let trail = Trail::open(dir.path(), signer.clone()).unwrap();
+    trail.append(added("alice"), at(0)).await.unwrap();
+    trail.append(added("bob"), at(1)).await.unwrap();
+    trail.checkpoint(at(2)).await.unwrap();
+    drop(trail);
+    // The second event made anew, and all behind it.
+    let file = only_segment(dir.path());
+    let first = std::fs::read_to_string(&file).unwrap().split_inclusive('\n').next().unwrap().to_owned();
+    std::fs::write(&file, first).unwrap();
+    forge(dir.path(), &[GIVEN, GIVEN]);
+    let before = std::fs::read(&file).unwrap();
+    let refused = Trail::open(dir.path(), signer.clone()).err().unwrap().to_string();
+    assert!(refused.contains("record 2") && refused.contains("a checkpoint vouches"), "{refused}");
+    assert_eq!(std::fs::read(&file).unwrap(), before);
+    // Whoever takes the checkpoint away too leaves what is not signed, and it is not believed.
+    std::fs::remove_dir_all(checkpoint_dir(dir.path())).unwrap();
+    let trail = Trail::open(dir.path(), signer.clone()).unwrap();
+    assert_eq!((trail.head().seq, trail.forged().len()), (1, 1));
+    // A checkpoint that somebody else signed vouches for nothing.
+    drop(trail);
+    let other = tempfile::tempdir().unwrap();
+    three_events(other.path()).await.checkpoint(at(5)).await.unwrap();
+    std::fs::rename(checkpoint_dir(other.path()), checkpoint_dir(dir.path())).unwrap();
+    forge(dir.path(), &[GIVEN, GIVEN]);
+    let trail = Trail::open(dir.path(), signer).unwrap();
+    assert_eq!((trail.head().seq, trail.signed()), (1, 0));
+}
+
+#[tokio::test]
+async fn a_checkpoint_that_the_chain_does_not_reach_vouches_for_none_of_it() {
+    let (dir, signer) = (tempfile::tempdir().unwrap(), signer().await);
+    let trail = Trail::open(dir.path(), signer.clone()).unwrap();
+    for n in 0..6 {
+        trail.append(added("alice"), at(n)).await.unwrap();
+    }
+    trail.checkpoint(at(7)).await.unwrap();
+    drop(trail);
+    let file = only_segment(dir.path());
+    let whole = std::fs::read_to_string(&file).unwrap();
+    let lines = |count: usize| whole.split_inclusive('\n').take(count).collect::<String>();
+    let refused = |what: &str| {
+        let said = Trail::open(dir.path(), signer.clone()).err().unwrap().to_string();
+        assert!(said.contains("record 3") && said.contains("a checkpoint vouches"), "{what}: {said}");
+    };
+    std::fs::write(&file, lines(2)).unwrap();
+    forge(dir.path(), &[GIVEN]);
+    refused("shorter than what was signed");
+    // A last line that is cut as torn, with a number as if the chain were long enough.
+    let forged = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, format!("{forged}9 {} \0\n", "0".repeat(64))).unwrap();
+    refused("as if it were longer");
+    std::fs::write(&file, lines(2)).unwrap();
+    forge(dir.path(), &[GIVEN; 6]);
+    refused("longer, and another");
+    // Honest, but put back to an earlier day: the verification says so.
+    std::fs::write(&file, lines(3)).unwrap();
+    assert_eq!(Trail::open(dir.path(), signer.clone()).unwrap().head().seq, 3);
+    assert!(verify(dir.path()).unwrap_err().what.contains("cut off"));
+}
+
+#[tokio::test]
+async fn a_forgery_over_several_segments_and_one_that_is_the_whole_trail_are_taken_out() {
+    let (dir, signer) = (tempfile::tempdir().unwrap(), signer().await);
+    let trail = Trail::open(dir.path(), signer.clone()).unwrap();
+    trail.append(added("alice"), at(0)).await.unwrap();
+    drop(trail);
+    forge(dir.path(), &[GIVEN, GIVEN, GIVEN]);
+    let file = only_segment(dir.path());
+    let text = std::fs::read_to_string(&file).unwrap();
+    let lines: Vec<_> = text.split_inclusive('\n').collect();
+    std::fs::write(&file, lines[..2].concat()).unwrap();
+    std::fs::write(file.with_file_name("00000000000000000003.journal"), lines[2..].concat()).unwrap();
+    let trail = Trail::open(dir.path(), signer.clone()).unwrap();
+    trail.tell_forged(at(1)).await.unwrap();
+    assert_eq!(only_segment(dir.path()), file);
+    let told = &trail.forged()[0];
+    assert_eq!((told.from, told.through, told.told), (2, 4, 2));
+    assert_eq!(
+        std::fs::read_to_string(forged_dir(dir.path()).join(&told.kept)).unwrap(),
+        lines[1..].concat()
+    );
+    drop(trail);
+    // Another bastion's trail in its place, which proves nothing here.
+    std::fs::remove_dir_all(dir.path()).unwrap();
+    drop(three_events(dir.path()).await);
+    let trail = Trail::open(dir.path(), signer).unwrap();
+    trail.tell_forged(at(1)).await.unwrap();
+    assert_eq!(names(&trail), ["trail_forged", "checkpoint_signed"]);
+    assert_eq!(trail.append(added("carol"), at(2)).await.unwrap().seq, 3);
+}
+
+#[tokio::test]
+async fn what_was_taken_out_before_a_crash_is_told_after_it() {
+    let (dir, signer) = (tempfile::tempdir().unwrap(), signer().await);
+    let trail = Trail::open(dir.path(), signer.clone()).unwrap();
+    trail.append(added("alice"), at(0)).await.unwrap();
+    drop(trail);
+    forge(dir.path(), &[GIVEN]);
+    // It crashed after the lines were cut; again after they were told, before that was signed.
+    drop(Trail::open(dir.path(), signer.clone()).unwrap());
+    let trail = Trail::open(dir.path(), signer.clone()).unwrap();
+    let waits = trail.forged();
+    assert_eq!((waits[0].from, waits[0].told), (2, 0));
+    trail.append(waits[0].event(), at(1)).await.unwrap();
+    drop(trail);
+    let trail = Trail::open(dir.path(), signer).unwrap();
+    assert_eq!(trail.forged()[0].told, 2);
+    trail.tell_forged(at(2)).await.unwrap();
+    assert_eq!(names(&trail), ["user_added", "trail_forged"]);
+    assert_eq!(verify(dir.path()).unwrap().forged.len(), 1);
+}
+
+#[tokio::test]
+async fn a_store_that_is_said_to_be_another_is_believed_once_that_is_signed() {
+    let (dir, signer) = (tempfile::tempdir().unwrap(), signer().await);
+    let store = tempfile::tempdir().unwrap();
+    let line = |seq: u64, prev: &str| {
+        let hash = journal::chain_hash(prev, seq, b"x");
+        (format!("{seq} {hash} x\n"), hash)
+    };
+    let (first, hash) = line(1, &"0".repeat(64));
+    let (second, _) = line(2, &hash);
+    let file = store.path().join("00000000000000000001.journal");
+    std::fs::write(&file, format!("{first}{second}")).unwrap();
+    let keeping = crate::audit::Keeping { store: Some(store.path().to_owned()), ..Default::default() };
+    let trail = Trail::open_keeping(dir.path(), signer, keeping).unwrap();
+    trail.append(added("alice"), at(0)).await.unwrap();
+    trail.checkpoint(at(1)).await.unwrap();
+    let holds = || verify(dir.path()).unwrap().store.holds(store.path()).is_ok();
+    assert!(holds());
+    std::fs::write(&file, &first).unwrap();
+    assert!(!holds());
+    // Behind the newest checkpoint anybody can write.
+    trail.append(Event::StoreReplaced { reason: "a backup".to_owned() }, at(2)).await.unwrap();
+    assert!(!holds());
+    trail.checkpoint(at(3)).await.unwrap();
+    assert!(holds());
 }
 
 mod soup {
@@ -342,7 +582,7 @@ mod soup {
             }
             bytes.truncate(cut.max(1));
             std::fs::write(&file, &bytes).unwrap();
-            let found = verify_with(dir.path(), &Against { key, heads: Some(heads) });
+            let found = verify_with(dir.path(), &Against { key, heads: Some(heads), marks: None });
             // A line of heads that is no head any more counts for nothing; a signature in other letters is the same.
             let same = || SshSig::from_pem(&bytes).ok() == SshSig::from_pem(&whole).ok();
             prop_assert!(which == 2 || bytes == whole || which == 1 && same() || found.is_err());

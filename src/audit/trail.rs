@@ -2,23 +2,27 @@
 //!
 //! Layout of the directory: `journal/` (segments of the chain), `checkpoints/<seq>.json` with its detached SSHSIG
 //! `<seq>.sig` (`ssh-keygen -Y verify -n keyward-audit`), and `signer.pub`, the public half of the audit key. Each head is
-//! appended to a second place too, where one is configured (see [`super::heads`]).
+//! appended to a second place too, where one is configured (see [`super::heads`]). Each event is marked (see [`super::mark`]).
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use jiff::Timestamp;
 use keystore::journal::{self, Journal, JournalError, Receipt};
 use keystore::signing::{AuditSigner, SigningError};
-use keystore::ssh::HashAlg;
+use keystore::ssh::{HashAlg, PublicKey};
 use serde_json::{Map, Value};
 
 use super::event::Event;
+use super::forged::{self, Forged};
 use super::heads;
+use super::mark::{Draft, Marks};
 use super::store::{SeenStore, newest};
+use super::verify::claim;
 
 /// SSHSIG namespace of checkpoints (PROTOCOL.sshsig).
 pub(super) const NAMESPACE: &str = "keyward-audit";
@@ -76,6 +80,9 @@ pub struct Trail {
     pub(super) dir: PathBuf,
     journal: Journal,
     signer: AuditSigner,
+    marks: Marks,
+    /// What was forged, in all its time.
+    pub(super) forged: Mutex<Vec<Forged>>,
     keeping: Keeping,
     signed: AtomicU64,
     /// Held while a head is signed: two at once would mix up statement and signature.
@@ -106,7 +113,8 @@ impl Trail {
     }
 
     /// Opens the trail in `dir`, making it if it is not there. A torn last line (a crash in the middle of a write
-    /// that nobody was told was done) is cut.
+    /// that nobody was told was done) is cut. Events behind the newest checkpoint that the bastion did not write are taken
+    /// out of it, and wait to be told of: see [`Trail::tell_forged`].
     ///
     /// # Errors
     /// Anything else that does not verify: a damaged trail is never written on.
@@ -115,16 +123,20 @@ impl Trail {
             fs::create_dir_all(&part).map_err(|source| AuditError::File { path: part.clone(), source })?;
         }
         let options = journal::Options { segment_bytes: SEGMENT_BYTES, reserve_bytes: keeping.reserve_bytes };
-        let journal = Journal::open(&journal_dir(dir), options)?;
+        let marks = Marks::of(&signer)?;
+        let signed = last_signed(dir, signer.public_key());
+        let (journal, forged) = forged::open(dir, options, (&marks, signed.as_ref()))?;
         let public = signer.public_key().to_openssh().map_err(|e| AuditError::Damaged(e.to_string()))?;
         write_durably(&signer_file(dir), format!("{}\n", public.trim_end()).as_bytes())?;
-        let signed = last_signed(dir);
+        let signed = AtomicU64::new(signed.map_or(0, |signed| signed.seq.min(journal.head().seq)));
         Ok(Self {
             dir: dir.to_owned(),
             journal,
             signer,
+            marks,
+            forged: Mutex::new(forged),
             keeping,
-            signed: AtomicU64::new(signed),
+            signed,
             signing: tokio::sync::Mutex::default(),
             #[cfg(test)]
             refuses: Default::default(),
@@ -140,25 +152,19 @@ impl Trail {
         if self.refuses.load(Ordering::Relaxed) {
             return Err(AuditError::Interrupted("the disk of this test is full".to_owned()));
         }
-        let body = serde_json::to_string(&event)?;
-        let body = body.strip_prefix('{').unwrap_or(&body).to_owned();
         // Made here, not by the one thread that writes.
-        let time = format!("{{\"time\":\"{now:.3}\",\"seq\":");
-        let receipt = self.journal.append(move |at| {
-            let mut line = Vec::with_capacity(time.len() + body.len() + 100);
-            let seq = at.seq.to_string();
-            for part in [&time, seq.as_str(), ",\"prev\":\"", at.prev, "\",", &body] {
-                line.extend_from_slice(part.as_bytes());
-            }
-            line
-        });
-        let receipt = receipt.await?;
-        Ok(receipt)
+        let draft = Draft::new(&self.marks, format!("{now:.3}"), &serde_json::to_string(&event)?);
+        Ok(self.journal.append(move |at| draft.at(at)).await?)
     }
 
     /// The bytes of the trail.
     pub fn length(&self) -> u64 {
         journal::length(&journal_dir(&self.dir))
+    }
+
+    /// What tells whose events they are.
+    pub fn marks(&self) -> &Marks {
+        &self.marks
     }
 
     /// The newest event's receipt.
@@ -345,7 +351,7 @@ impl Follow {
 }
 
 /// The name of an event, where it stands where [`Trail::append`] puts it: before anything that a peer could say.
-fn named(payload: &[u8]) -> Option<&[u8]> {
+pub(super) fn named(payload: &[u8]) -> Option<&[u8]> {
     const TAG: &[u8] = b"\"event\":\"";
     let start = payload.get(..FIRST_FIELDS.min(payload.len()))?;
     let at = start.windows(TAG.len()).position(|part| part == TAG)? + TAG.len();
@@ -385,12 +391,18 @@ fn fields(entry: journal::Entry) -> Result<Map<String, Value>, AuditError> {
     Ok(fields)
 }
 
-/// The number in the name of the newest checkpoint; 0 without one.
-fn last_signed(dir: &Path) -> u64 {
+/// What the newest checkpoint of this key says.
+fn last_signed(dir: &Path, key: &PublicKey) -> Option<Receipt> {
     let names = fs::read_dir(checkpoint_dir(dir)).into_iter().flatten().flatten();
     // A signature alone is one whose statement a crash prevented.
-    let number = |entry: fs::DirEntry| entry.file_name().to_str()?.strip_suffix(".json")?.parse().ok();
-    names.filter_map(number).max().unwrap_or(0)
+    let mut statements: Vec<_> = names
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|kind| kind == "json"))
+        .collect();
+    statements.sort_unstable();
+    // One that does not hold vouches for nothing; it is for the verification to name.
+    let newest = statements.into_iter().rev().find_map(|file| claim(file, key).ok());
+    newest.map(|(seq, claim)| Receipt { seq, hash: claim.hash })
 }
 
 impl Filter {

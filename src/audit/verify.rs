@@ -12,7 +12,9 @@ use keystore::ssh::{PublicKey, SshSig};
 use serde::Deserialize;
 
 use super::event::Event;
+use super::forged::Forged;
 use super::heads;
+use super::mark::Marks;
 use super::store::SeenStore;
 use super::trail::{NAMESPACE, checkpoint_dir, journal_dir, signer_file};
 
@@ -36,6 +38,11 @@ pub struct Verified {
     /// The tapes whose time was over, by session, as far as a checkpoint of the same run covers the event: only then may
     /// they be gone.
     pub deleted: BTreeMap<String, DeletedTape>,
+    /// Events that were forged while the bastion was down, as the trail tells. They are not in the chain any more.
+    pub forged: Vec<Forged>,
+    /// How many events at the end nobody vouches for: no checkpoint covers them, and their marks were not checked. The
+    /// event of the newest checkpoint itself is not counted.
+    pub unsigned: u64,
 }
 
 /// A tape that was deleted when its time was over.
@@ -69,6 +76,8 @@ pub struct Against {
     pub key: PublicKey,
     /// The file of heads, kept elsewhere, if there is one.
     pub heads: Option<PathBuf>,
+    /// What tells whose events they are, where the keys are: on the running bastion.
+    pub marks: Option<Marks>,
 }
 
 /// The public key in an OpenSSH file, as `init` writes `audit_key.pub`.
@@ -89,7 +98,7 @@ pub fn read_key(file: &Path) -> Result<PublicKey, Fault> {
 /// The first fault. An attacker who rewrote the whole directory, key included, is caught only by [`verify_with`].
 pub fn verify(dir: &Path) -> Result<Verified, Fault> {
     let key = read_key(&signer_file(dir))?;
-    verify_with(dir, &Against { key, heads: None })
+    verify_with(dir, &Against { key, heads: None, marks: None })
 }
 
 /// Verifies the trail in `dir` against an audit key, and heads, that were kept elsewhere.
@@ -124,7 +133,10 @@ pub fn verify_counting(dir: &Path, against: &Against, read_so: &dyn Fn(u64)) -> 
         store: SeenStore::default(),
         unclosed: Vec::new(),
         deleted: BTreeMap::new(),
+        forged: Vec::new(),
+        unsigned: 0,
     };
+    let mut told = Told { vouched: against.marks.is_some(), waiting: Vec::new() };
     let mut held = BTreeSet::new();
     let mut signed = None;
     let mut newest = HashMap::new();
@@ -137,6 +149,9 @@ pub fn verify_counting(dir: &Path, against: &Against, read_so: &dyn Fn(u64)) -> 
             seq: Some(entry.seq),
             what,
         };
+        if against.marks.as_ref().is_some_and(|marks| !marks.hold(&entry)) {
+            return Err(wrong(NOT_OURS.to_owned()));
+        }
         if heads.remove(&entry.seq).is_some_and(|hash| hash != entry.hash) {
             return Err(wrong(
                 "the chain was rewritten: it disagrees with the head that was kept elsewhere".to_owned(),
@@ -151,6 +166,7 @@ pub fn verify_counting(dir: &Path, against: &Against, read_so: &dyn Fn(u64)) -> 
                 )));
             }
             verified.checkpoints += 1;
+            verified.unsigned = 0;
             signed = Some(entry.seq);
         }
         let line: Line = serde_json::from_slice(&entry.payload)
@@ -159,8 +175,12 @@ pub fn verify_counting(dir: &Path, against: &Against, read_so: &dyn Fn(u64)) -> 
             return Err(wrong("the event carries another position than its record".to_owned()));
         }
         if let Some(event) = &line.event {
-            verified.store.hear(event);
+            told.hear(event, &mut verified.store);
+            verified.forged.extend(Forged::told_by(event, entry.seq));
         }
+        let of_its_own =
+            matches!(line.event, Some(Event::CheckpointSigned { through, .. }) if signed == Some(through));
+        verified.unsigned += u64::from(entry.seq > signed.unwrap_or(0) && !of_its_own);
         match line.event {
             Some(Event::SessionOpened { facts, .. }) => verified.unclosed.push(facts.session),
             Some(Event::SessionClosed { facts, digest, summary, .. }) => {
@@ -216,6 +236,12 @@ pub fn verify_counting(dir: &Path, against: &Against, read_so: &dyn Fn(u64)) -> 
             }
             _ => {}
         }
+        if signed > signed_before {
+            told.are_signed(&mut verified.store);
+        }
+    }
+    if against.marks.is_some() {
+        verified.unsigned = 0;
     }
     // The chain alone can be written on by whoever writes on the disk: what is not signed deletes nothing.
     verified.deleted.retain(|_, tape| signed.is_some_and(|last| tape.seq <= last));
@@ -231,6 +257,29 @@ pub fn verify_counting(dir: &Path, against: &Against, read_so: &dyn Fn(u64)) -> 
             Err(ahead.fault("it covers a record that the chain no longer has: the end was cut off"))
         }
         None => Ok(verified),
+    }
+}
+
+/// What is told of the store: that it forgot something, or is another, is believed of whoever is known to be the bastion.
+struct Told {
+    /// The marks are checked.
+    vouched: bool,
+    /// Until a checkpoint covers them.
+    waiting: Vec<Event>,
+}
+
+impl Told {
+    fn hear(&mut self, event: &Event, store: &mut SeenStore) {
+        match event {
+            Event::StoreReplaced { .. } | Event::StoreCompacted { .. } if !self.vouched => {
+                self.waiting.push(event.clone());
+            }
+            _ => store.hear(event),
+        }
+    }
+
+    fn are_signed(&mut self, store: &mut SeenStore) {
+        self.waiting.drain(..).for_each(|event| store.hear(&event));
     }
 }
 
@@ -256,9 +305,9 @@ fn known<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Event>, D::
 }
 
 /// A signed statement about the chain.
-struct Claim {
+pub(super) struct Claim {
     file: PathBuf,
-    hash: String,
+    pub(super) hash: String,
 }
 
 impl Claim {
@@ -295,7 +344,7 @@ fn checkpoints(dir: &Path, key: &PublicKey) -> Result<BTreeMap<u64, Claim>, Faul
 }
 
 /// The checkpoint in this file, if its signature holds, and the record it covers.
-fn claim(file: PathBuf, key: &PublicKey) -> Result<(u64, Claim), Fault> {
+pub(super) fn claim(file: PathBuf, key: &PublicKey) -> Result<(u64, Claim), Fault> {
     let fault = |file: &Path, what: String| Fault { file: file.to_owned(), offset: 0, seq: None, what };
     let text = bounded(&file)?;
     let signature = file.with_extension("sig");
@@ -321,6 +370,8 @@ fn bounded(file: &Path) -> Result<Vec<u8>, Fault> {
     read().map_err(|e| Fault { file: file.to_owned(), offset: 0, seq: None, what: e.to_string() })
 }
 
+const NOT_OURS: &str =
+    "its mark is not one of this bastion: somebody wrote it who has the disk and not the keys";
 /// Of a checkpoint, its signature, or a public key.
 const LONGEST: u64 = 64 << 10;
 

@@ -72,7 +72,7 @@ impl Copied {
         let beside = self.state.parent().map(|dir| dir.join("audit_key.pub")).filter(|file| file.exists());
         let key = self.trust.clone().or(beside).unwrap_or_else(|| audit.join("signer.pub"));
         let key = audit::read_key(&key).map_err(|fault| Fault::tampering(fault.to_string()))?;
-        Ok(Against { key, heads: self.heads.clone() })
+        Ok(Against { key, heads: self.heads.clone(), marks: None })
     }
 
     /// Frames are opened with the identity that is named, or with the one of a configuration that is readable here.

@@ -60,7 +60,11 @@ pub async fn compact(
     let mut tries = 0;
     while let Some((through, head)) = vault.newest().await? {
         let event = Event::StoreCompacted { through, head, reason: reason.to_owned() };
-        let compacted = async { Ok(vault.compact_at(through).await?) };
+        let compacted = async {
+            // Who verifies a copy believes of this only what is signed.
+            trail.checkpoint(now).await?;
+            Ok(vault.compact_at(through).await?)
+        };
         match trail.ahead_of(vec![event], now, compacted).await {
             // Somebody wrote in between; then it goes on from another record.
             Err(RotationFault::Store(keystore::Error::Backend(BackendError::Moved)))

@@ -132,6 +132,8 @@ async fn open(config: Config) -> Result<House, ServeError> {
     };
     let trail = Trail::open_keeping(&config.audit_dir(), auditor, keeping)
         .map_err(during("opening the audit trail"))?;
+    // Before anything else is: nothing of this run lies between what was forged and the word of it.
+    trail.tell_forged(Timestamp::now()).await.map_err(during("telling of forged events"))?;
     let (keys, kept) = reload::kept(&config).map_err(during("reading the auditors' keys"))?;
     let (tapes, rebuilt) =
         Tapes::open(&config.tapes_dir(), keys, kept).map_err(during("opening the recordings"))?;
@@ -164,6 +166,9 @@ async fn open(config: Config) -> Result<House, ServeError> {
         rulebook: ArcSwap::from_pointee(rulebook),
     };
     note(&house, Event::DaemonStarted { version: env!("CARGO_PKG_VERSION").to_owned() }).await?;
+    for event in house.outlets.rewound() {
+        note(&house, event.clone()).await?;
+    }
     // What a crash kept of a change of the master key from its end.
     let rekeyed = rotation::finish_rekeying(&house.vault, &house.trail, Timestamp::now()).await;
     rekeyed.map_err(during("finishing the change of the master key"))?;
@@ -179,6 +184,11 @@ async fn open(config: Config) -> Result<House, ServeError> {
     if let Some(event) = replaced {
         tracing::error!("store.replaced: it is not the one that the audit trail saw; was a backup restored?");
         note(&house, event).await?;
+        house
+            .trail
+            .checkpoint(Timestamp::now())
+            .await
+            .map_err(during("signing what was told of the store"))?;
     }
     for tape in untold {
         note(&house, ended(tape)).await?;

@@ -1,7 +1,8 @@
-//! The key that proves who wrote a line of the store's journal: made of the master key, which nobody can make of it.
+//! The keys that prove who wrote a line: of the store's journal, made of the master key, and of the audit trail, made of the
+//! audit key. Nobody can make those of them.
 //!
-//! HKDF-Expand (RFC 5869 §2.3), one block of it: the master key is 256 random bits, so there is nothing to extract
-//! (§3.3). Whoever has a line key can write lines, and can open no value.
+//! HKDF-Expand (RFC 5869 §2.3), one block of it: either is 256 random bits, so there is nothing to extract (§3.3). Whoever
+//! has a line key can write lines, and can open no value and sign no checkpoint.
 
 use data_encoding::HEXLOWER;
 use hmac::{Hmac, KeyInit as _, Mac as _};
@@ -17,19 +18,41 @@ pub struct LineKey {
 }
 
 impl MasterKey {
-    /// The key for lines that goes with this one.
+    /// The key for lines of the store that goes with this one.
     pub fn line_key(&self) -> LineKey {
-        let mut derived = keyed(&self.key);
-        derived.update(b"keyward store line 1");
-        derived.update(&[1]);
-        LineKey { key: Zeroizing::new(derived.finalize().into_bytes().into()), id: self.id() }
+        LineKey::expanded(&self.key, b"keyward store line 1", self.id())
     }
 }
 
 impl LineKey {
+    /// The key for lines of the trail that goes with an audit key of this seed.
+    pub(crate) fn of_the_trail(seed: &[u8; 32]) -> Self {
+        Self::expanded(seed, b"keyward trail line 1", String::new())
+    }
+
+    fn expanded(from: &[u8; 32], label: &[u8], id: String) -> Self {
+        let mut derived = keyed(from);
+        derived.update(label);
+        derived.update(&[1]);
+        Self { key: Zeroizing::new(derived.finalize().into_bytes().into()), id }
+    }
+
     /// The id of the master key.
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// The first 128 bits (RFC 2104 §5) of HMAC-SHA256 over `parts`, each after its length, in hex.
+    pub fn short_mark(&self, parts: &[&[u8]]) -> String {
+        let mut mark = self.mark(parts);
+        mark.truncate(SHORT);
+        mark
+    }
+
+    /// Whether `mark` is the short one of `parts`; takes the same time wherever it differs.
+    pub fn short_marked(&self, parts: &[&[u8]], mark: &[u8]) -> bool {
+        let bytes = HEXLOWER.decode(mark).unwrap_or_default();
+        mark.len() == SHORT && self.over(parts).verify_truncated_left(&bytes).is_ok()
     }
 
     /// HMAC-SHA256 over `parts`, each after its length, in hex.
@@ -51,6 +74,9 @@ impl LineKey {
         mac
     }
 }
+
+/// Hex digits of a short mark.
+const SHORT: usize = 32;
 
 /// RFC 2104 §2: a key that is shorter than a block is filled up with zeros.
 fn keyed(key: &[u8; 32]) -> Hmac<Sha256> {
@@ -74,6 +100,19 @@ mod tests {
         assert!(!fits(&key, &[b"ab"]) && !fits(&other.line_key(), &[b"ab", b"c"]));
         assert!(!key.marked(&[b"ab", b"c"], &mark.as_bytes()[..62]), "shortened");
         assert!(!key.marked(&[b"ab", b"c"], mark.to_uppercase().as_bytes()), "one way to write it");
+    }
+
+    #[test]
+    fn a_short_mark_is_the_beginning_of_the_whole_one_and_nothing_shorter() {
+        let key = LineKey::of_the_trail(&[7; 32]);
+        let (mark, whole) = (key.short_mark(&[b"a", b"b"]), key.mark(&[b"a", b"b"]));
+        assert!(mark.len() == 32 && whole.starts_with(&mark));
+        assert!(key.short_marked(&[b"a", b"b"], mark.as_bytes()));
+        assert!(!key.short_marked(&[b"ab", b""], mark.as_bytes()));
+        for other in [&mark[..30], &mark[..0], &whole, &mark.to_uppercase()] {
+            assert!(!key.short_marked(&[b"a", b"b"], other.as_bytes()), "{other}");
+        }
+        assert!(!LineKey::of_the_trail(&[8; 32]).short_marked(&[b"a", b"b"], mark.as_bytes()));
     }
 
     #[test]

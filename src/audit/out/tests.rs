@@ -19,9 +19,12 @@ struct Desk {
 }
 
 async fn desk() -> Desk {
-    let dir = tempfile::tempdir().unwrap();
     let vault = Vault::new(Arc::new(Memory::default()), MasterKey::generate().unwrap());
-    let signer = Signers::create(&vault).await.unwrap().audit;
+    desk_of(Signers::create(&vault).await.unwrap().audit)
+}
+
+fn desk_of(signer: AuditSigner) -> Desk {
+    let dir = tempfile::tempdir().unwrap();
     let trail = Arc::new(Trail::open(&dir.path().join("audit"), signer.clone()).unwrap());
     Desk { dir, trail, signer }
 }
@@ -87,7 +90,11 @@ async fn syslog_over_tcp_gets_every_event_in_order_with_the_signed_head_and_no_c
     // With the head that came out, a trail that is rolled back is caught later.
     let heads = desk.dir.path().join("heads");
     std::fs::write(&heads, format!("{}\n", messages[3].split_once('\u{feff}').unwrap().1)).unwrap();
-    let against = super::super::Against { key: desk.signer.public_key().clone(), heads: Some(heads.clone()) };
+    let against = super::super::Against {
+        key: desk.signer.public_key().clone(),
+        heads: Some(heads.clone()),
+        marks: None,
+    };
     super::super::verify_with(&desk.dir.path().join("audit"), &against).unwrap();
     let empty = tempfile::tempdir().unwrap();
     drop(Trail::open(empty.path(), desk.signer.clone()).unwrap());
@@ -203,7 +210,7 @@ async fn a_trail_that_was_rolled_back_is_noticed_by_what_was_sent() {
     outlets.settle(3, Duration::from_secs(10)).await;
     let cursor = std::fs::read(desk.dir.path().join("audit/outlets/syslog.json")).unwrap();
     for (events, there) in [(1, "shorter"), (5, "another")] {
-        let other = self::desk().await;
+        let other = desk_of(desk.signer.clone());
         other.append(events).await;
         let outlets_dir = other.dir.path().join("audit/outlets");
         std::fs::create_dir(&outlets_dir).unwrap();
@@ -216,6 +223,40 @@ async fn a_trail_that_was_rolled_back_is_noticed_by_what_was_sent() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         };
         assert!(fault.contains("rolled back or rewritten"), "{there}: {fault}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cursor_that_somebody_moved_skips_nothing_and_one_of_our_own_is_believed() {
+    let desk = desk().await;
+    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = format!("udp://{}", udp.local_addr().unwrap());
+    let file = desk.dir.path().join("audit/outlets/syslog.json");
+    let mut buffer = vec![0; 65_536];
+    let mut next = || {
+        let length = udp.recv(&mut buffer).unwrap();
+        json_of(std::str::from_utf8(&buffer[..length]).unwrap())["seq"].as_u64().unwrap()
+    };
+    desk.append(2).await;
+    let outlets = Outlets::open(&desk.trail, desk.syslog(&address)).unwrap();
+    outlets.settle(2, Duration::from_secs(10)).await;
+    assert_eq!((next(), next()), (1, 2));
+    let own = std::fs::read_to_string(&file).unwrap();
+    desk.append(2).await;
+    let (head, at) = (desk.trail.head(), desk.trail.query(&Default::default()).unwrap());
+    let mut moved: serde_json::Value = serde_json::from_str(&own).unwrap();
+    (moved["seq"], moved["hash"]) = (head.seq.into(), head.hash.into());
+    assert_eq!(at.len(), 4);
+    let mut unmarked = moved.clone();
+    unmarked.as_object_mut().unwrap().remove("mark");
+    for (text, from, told) in
+        [(own, 3, 0), (moved.to_string(), 1, 1), (unmarked.to_string(), 1, 1), ("{".to_owned(), 1, 1)]
+    {
+        std::fs::write(&file, &text).unwrap();
+        let outlets = Outlets::open(&desk.trail, desk.syslog(&address)).unwrap();
+        assert_eq!(outlets.rewound().len(), told, "{text}");
+        outlets.settle(4, Duration::from_secs(10)).await;
+        assert!((from..=4).all(|seq| next() == seq), "{text}");
     }
 }
 
