@@ -59,8 +59,7 @@ async fn tidied(drawing: &Drawing, out: &mut Output) -> Result<(), Fault> {
 
 /// Milliseconds that a session lasted.
 fn length(summary: &Summary) -> u64 {
-    let end = summary.ended_at.unwrap_or(summary.header.started_at).as_millisecond();
-    u64::try_from(end.saturating_sub(summary.header.started_at.as_millisecond())).unwrap_or(0)
+    summary.lasted().unwrap_or(0)
 }
 
 /// What a playback shows, some events at a time.

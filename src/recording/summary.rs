@@ -37,6 +37,9 @@ pub struct Summary {
     pub header: Header,
     /// Null while live.
     pub ended_at: Option<Timestamp>,
+    /// How long it was, in milliseconds, whatever was done to the clock meanwhile; none while live.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lasted_ms: Option<u64>,
     /// Where it is in its life.
     pub status: SessionStatus,
     /// Why it ended.
@@ -59,10 +62,18 @@ impl Summary {
         Some(data_encoding::HEXLOWER.encode(&sha2::Sha256::digest(text)))
     }
 
+    /// How long it was, in milliseconds; none while it is live.
+    pub fn lasted(&self) -> Option<u64> {
+        let ended = self.ended_at?;
+        let by_the_clock = ended.as_millisecond().saturating_sub(self.header.started_at.as_millisecond());
+        self.lasted_ms.or_else(|| Some(u64::try_from(by_the_clock).unwrap_or(0)))
+    }
+
     pub(super) fn of(header: Header, channels: Vec<ChannelSummary>) -> Self {
         Self {
             header,
             ended_at: None,
+            lasted_ms: None,
             status: SessionStatus::Live,
             reason: None,
             bytes_in: channels.iter().map(|c| c.bytes_in).sum(),

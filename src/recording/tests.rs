@@ -8,6 +8,7 @@ use super::frames::{Plain, Reader, Writer};
 use super::tape::{Files, start};
 use super::*;
 
+mod bounds;
 mod held;
 mod hostile;
 mod rolls;
@@ -230,7 +231,7 @@ async fn output_over_the_limit_is_hashed_and_the_ledger_says_why() {
     let channel = &summary.channels[0];
     assert_eq!(
         (channel.relayed_bytes, channel.captured_bytes, channel.capture),
-        (1200, 800, Capture::Digest)
+        (1200, 1000, Capture::Digest)
     );
     assert!(channel.reason.as_deref().unwrap().contains("1000"));
     assert!(channel.sha256_out.is_some());

@@ -78,12 +78,15 @@ impl Tapes {
     pub(super) fn told_up_to(&self, id: SessionId) -> Result<(Summary, u64), TapeError> {
         let mut frames = self.opened(id)?;
         let mut telling = Telling::default();
-        let mut end = None;
+        let (mut end, mut lasted) = (None, None);
         let mut closed = BTreeMap::new();
         while let Some(records) = frames.next_frame()? {
             for record in &records {
                 match &record.what {
-                    What::End(how, at, channels) => end = Some((how.clone(), *at, channels.clone())),
+                    What::End(how, at, channels) => {
+                        end = Some((how.clone(), *at, channels.clone()));
+                        lasted = Some(record.millis);
+                    }
                     what => {
                         if let What::Closed(channel) = what {
                             closed.insert(record.channel, channel.clone());
@@ -103,6 +106,7 @@ impl Tapes {
         closed.extend(channels.into_iter().map(|channel| (channel.channel, channel)));
         let mut summary = Summary::of(header, closed.into_values().collect());
         (summary.status, summary.reason, summary.ended_at) = (status, reason, Some(at));
+        summary.lasted_ms = lasted;
         Ok((summary, frames.reader.offset()))
     }
 
