@@ -40,6 +40,10 @@ pub struct Summary {
     /// How long it was, in milliseconds, whatever was done to the clock meanwhile; none while live.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lasted_ms: Option<u64>,
+    /// The one that was beside the tape was lost, and nobody here could open the tape to tell it again: what it says of
+    /// channels and of the end is on the tape alone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lost: bool,
     /// Where it is in its life.
     pub status: SessionStatus,
     /// Why it ended.
@@ -55,6 +59,10 @@ pub struct Summary {
 }
 
 impl Summary {
+    /// The reason in one that was lost of a tape that was not cut off.
+    pub const CAME_TO_ITS_END: &str =
+        "the tape came to its end, but its summary was lost: how it ended is on the tape alone";
+
     /// SHA-256 of the summary as it lies beside its tape, hex.
     pub fn sha256(&self) -> Option<String> {
         use sha2::Digest as _;
@@ -74,6 +82,7 @@ impl Summary {
             header,
             ended_at: None,
             lasted_ms: None,
+            lost: false,
             status: SessionStatus::Live,
             reason: None,
             bytes_in: channels.iter().map(|c| c.bytes_in).sum(),

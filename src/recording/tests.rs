@@ -11,6 +11,7 @@ use super::*;
 mod bounds;
 mod held;
 mod hostile;
+mod lost;
 mod rolls;
 mod smuggled;
 mod soup;
@@ -372,7 +373,7 @@ fn hour(dir: &Path, seconds: u64) -> (Tapes, SessionId, String) {
     fs::write(file("key"), tapes.wrapped(&key)).unwrap();
     let tape = OpenOptions::new().write(true).create_new(true).open(file("tape")).unwrap();
     let mut writer = Writer::start(tape, &header(id), &key).unwrap();
-    let note = Note::Pty { term: "xterm".to_owned(), cols: 100, rows: 30 };
+    let note = Note::pty(100, 30);
     let mut all = vec![Record {
         millis: 0,
         channel: 0,

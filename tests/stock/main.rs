@@ -35,6 +35,7 @@ mod flow;
 mod forged;
 mod forward;
 mod greed;
+mod halves;
 mod interop;
 mod jump;
 mod kinds;

@@ -45,6 +45,8 @@ impl Tapes {
             // What killed a session may be that its tape could not be written: then only the summary tells.
             let failed = summary.status == SessionStatus::Killed && own.status == SessionStatus::Truncated;
             let same = match own.status {
+                // It claims no more than the tape says; that it is the one that the trail heard of says its digest.
+                _ if summary.lost => own.header == summary.header && summary.channels.is_empty(),
                 SessionStatus::Truncated => plainly(&own) == plainly(&summary),
                 _ => own == summary,
             };

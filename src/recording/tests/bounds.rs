@@ -54,3 +54,34 @@ async fn a_clock_that_is_set_back_or_on_meanwhile_makes_no_session_shorter_or_lo
         tapes.verify(id, summary.digest.as_deref()).unwrap();
     }
 }
+
+#[tokio::test]
+async fn what_a_client_asks_of_a_terminal_is_on_the_tape_and_in_its_export() {
+    let Recorder { tapes, dir: _dir, .. } = recorded().await;
+    let id = SessionId::new(Timestamp::now());
+    let tape = tapes.begin(header(id), id).await.unwrap();
+    let modes = vec![(1, 3), (53, 0), (128, 38400)];
+    let asked = ChannelMessage::Pty {
+        term: "xterm".to_owned(),
+        cols: 100,
+        rows: 30,
+        px_width: 1600,
+        px_height: 900,
+        modes: modes.clone(),
+    };
+    let change = ChannelMessage::WindowChange { cols: 90, rows: 20, px_width: 1440, px_height: 600 };
+    let bare = ChannelMessage::WindowChange { cols: 80, rows: 24, px_width: 0, px_height: 0 };
+    for message in [&asked, &change, &bare] {
+        tape.record(1, Direction::ToInstance, message).await.unwrap();
+    }
+    tape.seal(end(), Timestamp::now()).await.unwrap();
+    let records = records(&tapes, id);
+    let shown: Vec<_> = records.iter().map(|record| json_record(record).unwrap()["what"].clone()).collect();
+    let pty = &shown[0]["note"][1]["pty"];
+    assert_eq!(pty["px"], serde_json::json!([1600, 900]));
+    assert_eq!(pty["modes"], serde_json::json!({ "VINTR": 3, "ECHO": 0, "TTY_OP_ISPEED": 38400 }));
+    assert_eq!(shown[1]["note"][1]["window_change"]["px"], serde_json::json!([1440, 600]));
+    assert!(shown[2]["note"][1]["window_change"].get("px").is_none(), "not known, not told");
+    // As it came, for whoever reads the tape itself.
+    assert!(matches!(&records[0].what, What::Note(_, Note::Pty { modes: kept, .. }) if *kept == modes));
+}
