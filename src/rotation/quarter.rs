@@ -250,7 +250,7 @@ async fn a_quarter_is_lived_through_and_the_trail_tells_it() {
     assert_eq!(of("carol"), "expiring expiring", "revoked, she is warned no more");
     assert_eq!(of("dave"), "expiring expiring expiring expired");
     assert_eq!(of("user"), "ca_rotation_begun ca_rotated");
-    assert_eq!(of("bastion"), "store_compacted master_key_rotated");
+    assert_eq!(of("bastion"), "store_compacted checkpoint_signed master_key_rotated");
     assert_eq!(
         of("db-1"),
         "credential_rotation_begun credential_rotation_failed credential_rotation_failed credential_rotated \
