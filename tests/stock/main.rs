@@ -36,6 +36,7 @@ mod forged;
 mod forward;
 mod greed;
 mod hostile;
+mod halves;
 mod interop;
 mod jump;
 mod kinds;
