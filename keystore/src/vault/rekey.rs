@@ -82,7 +82,11 @@ impl Vault {
 
     async fn sealed_anew(&self, old: &MasterKey, new: &MasterKey) -> Result<Transaction, Error> {
         let mut transaction = Transaction::default();
-        for (key, row) in self.backend.range(b"").await? {
+        for (count, (key, row)) in self.backend.range(b"").await?.into_iter().enumerate() {
+            // Readers go on meanwhile, also those that this thread serves.
+            if count % YIELD_EVERY == 0 {
+                tokio::task::yield_now().await;
+            }
             let name = String::from_utf8_lossy(&key).into_owned();
             if PLAIN.contains(&name.as_str()) {
                 continue;
@@ -218,5 +222,7 @@ impl Needed {
 
 pub(super) const NEEDED: &str = "mark/key";
 const REKEYED: &str = "mark/rekeyed";
+/// Values that are sealed anew in one go.
+const YIELD_EVERY: usize = 32;
 /// What is not sealed.
 const PLAIN: [&str; 2] = [NEEDED, REKEYED];
