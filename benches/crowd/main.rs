@@ -137,7 +137,7 @@ async fn main() {
     let mine = legs.lock().unwrap().open["alice"];
     let key = rig.json(&["ssh-keys", "list", "--user", "alice"])[0]["id"].as_str().unwrap().to_owned();
     let watching = sockets::watch((port, rig.port), size - mine);
-    let revoked = Instant::now();
+    let (revoked, at) = (Instant::now(), jiff::Timestamp::now());
     let told = rig.clone();
     let told =
         tokio::task::spawn_blocking(move || told.ok(&["ssh-keys", "revoke", &key, "--reason", "stolen"]));
@@ -157,10 +157,21 @@ async fn main() {
         ms(last_byte),
         std::fs::read_to_string("/proc/loadavg").unwrap().trim()
     );
-    for line in
-        std::fs::read_to_string(rig.path("log")).unwrap().lines().filter(|line| line.contains("sessions.cut"))
-    {
-        println!("{line}");
+    // What the bastion itself says, which the processes beside it do not blur.
+    let log = std::fs::read_to_string(rig.path("log")).unwrap();
+    for line in log.lines().filter(|line| line.contains("sessions.cut")) {
+        let over: jiff::Timestamp = line.split_whitespace().next().unwrap().parse().unwrap();
+        let over = over.duration_since(at).as_secs_f64() * 1000.0;
+        let millis = |name: &str| -> f64 {
+            let value = line.split_once(&format!("{name}=")).unwrap().1;
+            value.split_whitespace().next().unwrap().parse::<f64>().unwrap() / 1000.0
+        };
+        let (barred, shut) = (millis("barred_us"), millis("shut_us"));
+        println!(
+            "it says: nothing passed any more after {:.0} ms, every socket to an instance was shut after {over:.0} ms \
+             ({barred:.2} ms and {shut:.1} ms of work)",
+            over - shut + barred,
+        );
     }
     println!(
         "seen from outside: the last leg to the instance ended after {:.0} ms, the last user \
