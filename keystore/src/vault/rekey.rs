@@ -104,7 +104,7 @@ impl Vault {
         for (number, (key, row)) in (0..).zip(rows) {
             if number % AT_ONCE == 0 {
                 so_far(number, all);
-                // Whoever waits may want to say how far it is.
+                // Readers go on meanwhile, also those that this thread serves; and whoever waits may want to say how far it is.
                 tokio::task::yield_now().await;
             }
             let name = String::from_utf8_lossy(&key).into_owned();
@@ -241,7 +241,7 @@ impl Needed {
 }
 
 /// Values that are sealed before anybody else has a turn.
-const AT_ONCE: u64 = 256;
+const AT_ONCE: u64 = 32;
 pub(super) const NEEDED: &str = "mark/key";
 const REKEYED: &str = "mark/rekeyed";
 /// What is not sealed.
