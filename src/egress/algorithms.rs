@@ -1,5 +1,5 @@
 //! Which algorithms Keyward speaks, on every leg: strict key exchange, nothing with SHA-1, no group under 4096 bits, no
-//! encrypt-and-MAC, no compression.
+//! compression, and encrypt-and-MAC only with those who know nothing else.
 
 use std::borrow::Cow;
 
@@ -18,7 +18,10 @@ pub fn preferred(transport: Transport) -> Preferred {
         key: Cow::Borrowed(HOST_KEYS),
         host_key_certificates: Cow::Borrowed(&[]),
         cipher: Cow::Borrowed(CIPHERS),
-        mac: Cow::Borrowed(&[mac::HMAC_SHA512_ETM, mac::HMAC_SHA256_ETM]),
+        mac: Cow::Borrowed(match transport.crypto {
+            Crypto::Default => MACS,
+            Crypto::Strict => ENCRYPT_THEN_MAC,
+        }),
         compression: Cow::Borrowed(&[compression::NONE]),
     }
 }
@@ -58,6 +61,11 @@ const CIPHERS: &[cipher::Name] = &[
     cipher::AES_256_CTR,
     cipher::AES_128_CTR,
 ];
+
+/// libssh2 before 1.11 (in Debian 12: curl, the git libraries, PHP) knows the last two alone. They are not broken, only harder to
+/// prove sound. The client chooses: whoever puts AES-GCM or encrypt-then-MAC first gets that, whoever sits between (RFC 4253 §7.1).
+const MACS: &[mac::Name] = &[mac::HMAC_SHA512_ETM, mac::HMAC_SHA256_ETM, mac::HMAC_SHA512, mac::HMAC_SHA256];
+const ENCRYPT_THEN_MAC: &[mac::Name] = &[mac::HMAC_SHA512_ETM, mac::HMAC_SHA256_ETM];
 
 /// Host keys: the bastion's own is ED25519, instances may have others.
 const HOST_KEYS: &[Algorithm] = &[

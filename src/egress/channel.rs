@@ -4,6 +4,7 @@ use russh::client::Msg;
 use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Pty};
 
 use super::EgressError;
+use super::offer::Asked;
 use super::signal::{signal_of, signal_text};
 use crate::recording::ChannelMessage;
 
@@ -15,11 +16,12 @@ pub struct FromInstance {
 /// What goes to the instance on one channel.
 pub struct ToInstance {
     half: ChannelWriteHalf<Msg>,
+    asked: Asked,
 }
 
-pub(super) fn split(channel: Channel<Msg>) -> (FromInstance, ToInstance) {
+pub(super) fn split(channel: Channel<Msg>, asked: Asked) -> (FromInstance, ToInstance) {
     let (read, write) = channel.split();
-    (FromInstance { half: read }, ToInstance { half: write })
+    (FromInstance { half: read }, ToInstance { half: write, asked })
 }
 
 impl FromInstance {
@@ -71,7 +73,10 @@ impl ToInstance {
             ChannelMessage::WindowChange { cols, rows, px_width, px_height } => {
                 half.window_change(cols, rows, px_width, px_height).await
             }
-            ChannelMessage::Agent => half.agent_forward(false).await,
+            ChannelMessage::Agent => {
+                self.asked.agent();
+                half.agent_forward(false).await
+            }
             ChannelMessage::Break(length) => half.send_break(false, length).await,
             ChannelMessage::Signal(name) => half.signal(signal_of(&name)).await,
             // What only a server says (RFC 4254 §6.10) is not for the instance.

@@ -23,7 +23,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::audit::{Event, SessionFacts};
-use crate::config::Transport;
+use crate::config::{Crypto, Transport};
 use crate::policy::Authorized;
 use crate::recording::Tape;
 
@@ -34,7 +34,7 @@ pub use offer::{Offer, Offered};
 pub use severable::Severable;
 pub use signal::{signal_of, signal_text};
 
-use offer::Verifier;
+use offer::{Asked, Verifier};
 
 /// Why the instance could not be reached or entered.
 #[derive(Debug, thiserror::Error)]
@@ -54,10 +54,12 @@ pub enum EgressError {
         offered: String,
     },
     /// Operator: instance and bastion share no algorithm of this kind.
-    #[error("it has no {kind} in common with this bastion; it offers {offered}")]
+    #[error("it has no {kind} in common with this bastion{hint}; it offers {offered}")]
     NothingInCommon {
         /// Of what.
         kind: &'static str,
+        /// What would help, in brackets; empty where nothing is known.
+        hint: &'static str,
         /// What the instance offers.
         offered: String,
     },
@@ -130,6 +132,7 @@ pub struct Upstream {
     handle: client::Handle<Verifier>,
     offers: Mutex<Option<mpsc::Receiver<Offer>>>,
     accepted: String,
+    asked: Asked,
     /// Ends the stream under the connection.
     sever: CancellationToken,
 }
@@ -183,7 +186,8 @@ async fn enter(
     let config = Arc::new(client_config(&trust, leg.transport));
     let fault = Arc::new(Mutex::new(None));
     let (offered, offers) = mpsc::channel(MOST_OFFERS);
-    let verifier = Verifier { trust, fault: Arc::clone(&fault), offered };
+    let asked = Asked::default();
+    let verifier = Verifier { trust, fault: Arc::clone(&fault), offered, asked: asked.clone() };
     let unreachable = |why: String| EgressError::Unreachable { address: instance.address.to_string(), why };
 
     let tcp = TcpStream::connect((instance.address.host.as_str(), instance.address.port))
@@ -196,17 +200,21 @@ async fn enter(
             let mismatch = fault.lock().unwrap_or_else(PoisonError::into_inner).take();
             match mismatch {
                 Some(offered) => EgressError::HostKeyMismatch { offered },
-                None => nothing_in_common(&e).unwrap_or_else(|| unreachable(e.to_string())),
+                None => nothing_in_common(&e, leg.transport).unwrap_or_else(|| unreachable(e.to_string())),
             }
         })?;
 
     let accepted = means.sign_in(&mut handle, proofs, leg.session, now).await?;
-    Ok(Upstream { handle, offers: Mutex::new(Some(offers)), sever, accepted })
+    Ok(Upstream { handle, offers: Mutex::new(Some(offers)), sever, accepted, asked })
 }
 
 /// The fault where both sides' lists do not meet (RFC 4253 §7.1).
-fn nothing_in_common(error: &russh::Error) -> Option<EgressError> {
+fn nothing_in_common(error: &russh::Error, transport: Transport) -> Option<EgressError> {
     let russh::Error::NoCommonAlgo { kind, theirs, .. } = error else { return None };
+    let hint = match (kind, transport.crypto) {
+        (AlgorithmKind::Kex, Crypto::Strict) => STRICT,
+        _ => "",
+    };
     let kind = match kind {
         AlgorithmKind::Kex => "key exchange",
         AlgorithmKind::Key => "kind of host key",
@@ -216,7 +224,7 @@ fn nothing_in_common(error: &russh::Error) -> Option<EgressError> {
     };
     // The peer's words, so not more of them than a line.
     let offered = theirs.join(", ").chars().filter(|c| !c.is_control()).take(256).collect();
-    Some(EgressError::NothingInCommon { kind, offered })
+    Some(EgressError::NothingInCommon { kind, hint, offered })
 }
 
 impl Upstream {
@@ -232,7 +240,7 @@ impl Upstream {
     pub async fn open_session(&self) -> Result<(FromInstance, ToInstance), EgressError> {
         let channel =
             self.handle.channel_open_session().await.map_err(|e| EgressError::Broken(e.to_string()))?;
-        Ok(channel::split(channel))
+        Ok(channel::split(channel, self.asked.clone()))
     }
 
     /// Opens a channel from the instance to `host:port`, as the instance sees them.
@@ -245,7 +253,8 @@ impl Upstream {
         port: u16,
     ) -> Result<(FromInstance, ToInstance), EgressError> {
         let opening = self.handle.channel_open_direct_tcpip(host, port.into(), "127.0.0.1", 0);
-        opening.await.map(channel::split).map_err(|e| EgressError::Broken(e.to_string()))
+        let opened = opening.await.map_err(|e| EgressError::Broken(e.to_string()))?;
+        Ok(channel::split(opened, self.asked.clone()))
     }
 
     /// Opens a channel from the instance to a Unix socket on it.
@@ -254,7 +263,8 @@ impl Upstream {
     /// [`EgressError::Broken`] with what the instance says.
     pub async fn open_socket(&self, path: &str) -> Result<(FromInstance, ToInstance), EgressError> {
         let opening = self.handle.channel_open_direct_streamlocal(path);
-        opening.await.map(channel::split).map_err(|e| EgressError::Broken(e.to_string()))
+        let opened = opening.await.map_err(|e| EgressError::Broken(e.to_string()))?;
+        Ok(channel::split(opened, self.asked.clone()))
     }
 
     /// Asks the instance to listen for the user (RFC 4254 §7.1); the port it took, 0 if it is the one asked for.
@@ -262,11 +272,14 @@ impl Upstream {
     /// # Errors
     /// [`EgressError::Broken`] with what the instance says.
     pub async fn listen(&self, listen: &Listen) -> Result<u32, EgressError> {
-        let asked = match listen {
+        let wish = Wish::new(&self.asked, listen);
+        let port = match listen {
             Listen::Tcp { address, port } => self.handle.tcpip_forward(address, *port).await,
             Listen::Socket(path) => self.handle.streamlocal_forward(path).await.map(|()| 0),
         };
-        asked.map_err(|e| EgressError::Broken(e.to_string()))
+        let port = port.map_err(|e| EgressError::Broken(e.to_string()))?;
+        wish.granted(port);
+        Ok(port)
     }
 
     /// Asks the instance to listen no more.
@@ -278,6 +291,7 @@ impl Upstream {
             Listen::Tcp { address, port } => self.handle.cancel_tcpip_forward(address, *port).await,
             Listen::Socket(path) => self.handle.cancel_streamlocal_forward(path).await,
         };
+        self.asked.listen_no_more(listen);
         asked.map_err(|e| EgressError::Broken(e.to_string()))
     }
 
@@ -323,6 +337,35 @@ pub enum Listen {
     Socket(String),
 }
 
+/// What the instance is being asked for: taken back unless it is granted, also when nobody waits for the answer any more.
+struct Wish<'a> {
+    asked: &'a Asked,
+    listen: Option<&'a Listen>,
+}
+
+impl<'a> Wish<'a> {
+    fn new(asked: &'a Asked, listen: &'a Listen) -> Self {
+        asked.listen(listen);
+        Self { asked, listen: Some(listen) }
+    }
+
+    /// The instance listens, on `port` if it chose one.
+    fn granted(mut self, port: u32) {
+        if let Some(Listen::Tcp { address, port: 0 }) = self.listen.take() {
+            self.asked.listen(&Listen::Tcp { address: address.clone(), port });
+            self.asked.listen_no_more(&Listen::Tcp { address: address.clone(), port: 0 });
+        }
+    }
+}
+
+impl Drop for Wish<'_> {
+    fn drop(&mut self) {
+        if let Some(listen) = self.listen {
+            self.asked.listen_no_more(listen);
+        }
+    }
+}
+
 fn client_config(trust: &trust::Trust, transport: Transport) -> client::Config {
     let mut preferred = preferred(transport);
     trust.narrow(&mut preferred);
@@ -337,6 +380,8 @@ fn client_config(trust: &trust::Trust, transport: Transport) -> client::Config {
     }
 }
 
+/// What `transport.crypto = "strict"` asks of an instance.
+const STRICT: &str = " (strict: mlkem768x25519-sha256 alone, which OpenSSH has from 9.9 on)";
 /// Channels that an instance may offer before one is taken; more are refused.
 const MOST_OFFERS: usize = 64;
 /// How long an instance may take to let go.

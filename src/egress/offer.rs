@@ -1,8 +1,9 @@
 //! What an instance asks of the bastion: that its host key be known, and that its channels towards the user be taken.
 //!
-//! A channel that nobody asked for is refused by whoever takes the [`Offer`]: it is never open before.
+//! A channel that nobody asked for is refused by whoever takes the [`Offer`], who hears that it was not: it is never open
+//! before.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use russh::client::{self, ChannelOpenHandle};
 use russh::keys::PublicKeyOrCertificate;
@@ -10,7 +11,7 @@ use russh::{Channel, ChannelOpenFailure};
 use tokio::sync::mpsc;
 
 use super::channel::{self, FromInstance, ToInstance};
-use super::trust;
+use super::{Listen, trust};
 
 /// What an instance offers a channel for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,10 +33,84 @@ pub enum Offered {
     Agent,
 }
 
+impl std::fmt::Display for Offered {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp { address, port, .. } => write!(f, "{address}:{port}"),
+            Self::Socket(path) => f.write_str(path),
+            Self::Agent => f.write_str("the user's agent"),
+        }
+    }
+}
+
+/// What the user asked an instance for, and is offered with good reason.
+#[derive(Clone, Default)]
+pub(super) struct Asked(Arc<Mutex<Wishes>>);
+
+#[derive(Default)]
+struct Wishes {
+    agent: bool,
+    /// One that was asked for twice stands here twice.
+    places: Vec<Place>,
+}
+
+#[derive(PartialEq, Eq)]
+enum Place {
+    /// Instances name the address in their own way. 0 while it is theirs to choose the port.
+    Port(u32),
+    Socket(String),
+}
+
+impl Place {
+    fn of(listen: &Listen) -> Self {
+        match listen {
+            Listen::Tcp { port, .. } => Self::Port(*port),
+            Listen::Socket(path) => Self::Socket(path.clone()),
+        }
+    }
+}
+
+impl Asked {
+    fn wishes(&self) -> MutexGuard<'_, Wishes> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The user lends the agent.
+    pub(super) fn agent(&self) {
+        self.wishes().agent = true;
+    }
+
+    /// The user wants the instance to listen.
+    pub(super) fn listen(&self, listen: &Listen) {
+        self.wishes().places.push(Place::of(listen));
+    }
+
+    /// The user wants it no more, or it never did.
+    pub(super) fn listen_no_more(&self, listen: &Listen) {
+        let (mut wishes, place) = (self.wishes(), Place::of(listen));
+        if let Some(at) = wishes.places.iter().position(|other| *other == place) {
+            wishes.places.swap_remove(at);
+        }
+    }
+
+    fn covers(&self, what: &Offered) -> bool {
+        let wishes = self.wishes();
+        match what {
+            Offered::Agent => wishes.agent,
+            Offered::Tcp { port, .. } => {
+                wishes.places.iter().any(|place| [Place::Port(*port), Place::Port(0)].contains(place))
+            }
+            Offered::Socket(path) => wishes.places.contains(&Place::Socket(path.clone())),
+        }
+    }
+}
+
 /// A channel that an instance offers; refused when dropped.
 pub struct Offer {
     /// For what.
     pub what: Offered,
+    /// Whether the user asked for it.
+    pub asked: bool,
     channel: Channel<client::Msg>,
     reply: ChannelOpenHandle,
 }
@@ -44,7 +119,7 @@ impl Offer {
     /// Takes the channel.
     pub async fn take(self) -> (FromInstance, ToInstance) {
         self.reply.accept().await;
-        channel::split(self.channel)
+        channel::split(self.channel, Asked::default())
     }
 
     /// Refuses it.
@@ -57,12 +132,14 @@ pub(super) struct Verifier {
     pub(super) trust: trust::Trust,
     pub(super) fault: Arc<Mutex<Option<String>>>,
     pub(super) offered: mpsc::Sender<Offer>,
+    pub(super) asked: Asked,
 }
 
 impl Verifier {
     fn offer(&self, what: Offered, channel: Channel<client::Msg>, reply: ChannelOpenHandle) {
         // With no room, or nobody there, the offer is dropped, which refuses it (RFC 4254 §5.1).
-        if self.offered.try_send(Offer { what, channel, reply }).is_err() {
+        let asked = self.asked.covers(&what);
+        if self.offered.try_send(Offer { what, asked, channel, reply }).is_err() {
             tracing::debug!("instance.offer_refused");
         }
     }

@@ -120,17 +120,30 @@ async fn through(opened: &Opened, visit: &Visit, (target, user): (&Target, Sides
 /// Takes the channels that the instance offers (`ssh -R`, agent) to the user, for as long as the connection lives.
 pub(super) async fn serve_offers(shared: &Arc<Shared>, opened: &Arc<Opened>, handle: Handle) {
     let Some(mut offers) = opened.upstream().take_offers() else { return };
+    let mut told = false;
     while let Some(offer) = offers.recv().await {
         let needed = if offer.what == Offered::Agent { Capability::Agent } else { Capability::Forward };
+        if !offer.asked {
+            // Once, so that nobody fills the trail.
+            if !std::mem::replace(&mut told, true) {
+                opened.forward_denied(&offer.what.to_string(), UNASKED).await;
+            }
+            offer.refuse().await;
+            continue;
+        }
         let room = Arc::clone(&shared.room).try_acquire_owned();
         let (true, Ok(room)) = (opened.authorized().may(needed), room) else {
             offer.refuse().await;
             continue;
         };
         let visit = shared.visit(handle.clone());
-        let opened = Arc::clone(opened);
+        let (opened, mut asking) = (Arc::clone(opened), shared.asking.subscribe());
         tokio::spawn(async move {
-            carry_offer(&opened, visit, offer).await;
+            // A client refuses what comes before the answer to its own request; the agent needs none.
+            let answered = async { drop(asking.wait_for(|asking| !asking).await) };
+            if offer.what == Offered::Agent || visit.while_here(answered).await.is_some() {
+                carry_offer(&opened, visit, offer).await;
+            }
             drop(room);
         });
     }
@@ -262,6 +275,8 @@ impl<W: AsyncWrite + Unpin + Send> Mouth for Outgoing<W> {
     }
 }
 
+/// Why a channel that the instance opens is refused.
+const UNASKED: &str = "the instance offered it, and the user asked for no such thing";
 const NO_FORWARD: &str = "the access rules give no forward";
 const READ: usize = 128 * 1024;
 /// RFC 4254 §5.1.

@@ -16,14 +16,15 @@ use russh::server::{
     self, Auth, AuthRefusal, ChannelOpenHandle, Handle, Msg, PublicKeyOffer, Session, SkSignature,
     VerifiedPublicKey,
 };
-use russh::{Channel, ChannelId, ChannelOpenFailure, MethodKind, MethodSet, Pty, Sig};
+use russh::{Channel, ChannelId, ChannelOpenFailure, MethodKind, MethodSet};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::forward::{self, Target};
 use super::goodbye::Goodbye;
 use super::jump::{Arrival, Within};
+use super::listening::{Asked, Asking};
 use super::outer::sound;
 use super::refusal;
 use super::stream::{Deadlined, Phase};
@@ -73,6 +74,7 @@ where
         handle: OnceLock::new(),
         channels: AtomicU32::new(0),
         room: Arc::new(Semaphore::new(MOST_CHANNELS as usize)),
+        asking: watch::Sender::new(false),
     });
     let handler = Inner {
         shared: Arc::clone(&shared),
@@ -81,7 +83,7 @@ where
         refused: None,
         opening: None,
         terminals: HashSet::new(),
-        listening: Vec::new(),
+        asks: None,
     };
     let mut running = match server::run_stream(config, stream, handler).await {
         Ok(running) => running,
@@ -150,6 +152,8 @@ pub(super) struct Shared {
     pub(super) channels: AtomicU32,
     /// For how many channels there is room.
     pub(super) room: Arc<Semaphore>,
+    /// The instance is being asked to listen, and the user has no answer yet.
+    pub(super) asking: watch::Sender<bool>,
 }
 
 /// russh's callbacks for the inner connection.
@@ -162,8 +166,8 @@ struct Inner {
     opening: Option<tokio::task::JoinHandle<()>>,
     /// Channels that have a terminal.
     terminals: HashSet<ChannelId>,
-    /// Where the instance listens for the user, with the number that each has on the tape.
-    listening: Vec<(Listen, u32)>,
+    /// Where the instance is asked to listen for the user, once it is.
+    asks: Option<mpsc::Sender<Asked>>,
 }
 
 impl Inner {
@@ -202,37 +206,16 @@ impl Inner {
         });
     }
 
-    /// The session, once it is open; waits for it as long as the dial may take.
-    async fn opened(&self) -> Option<Arc<Opened>> {
-        let mut outcome = self.outcome.clone();
-        let known =
-            tokio::time::timeout(OPENING, outcome.wait_for(Option::is_some)).await.ok()?.ok()?.clone();
-        known.and_then(Result::ok)
-    }
-
-    /// Lets the instance listen for the user; the port, if it does. Tape and trail hear of it first.
-    async fn listen(&mut self, listen: Listen) -> Option<u32> {
-        let opened = self.opened().await?;
-        let number = self.shared.channels.fetch_add(1, Ordering::Relaxed);
-        if !opened.listening(number, &listen).await {
-            return None;
+    /// Asks the instance to listen for the user, or to do so no more.
+    fn ask(&mut self, begin: bool, listen: Listen, session: &mut Session) {
+        let reply = session.answer_later();
+        let asks = self.asks.get_or_insert_with(|| {
+            let (shared, outcome) = (Arc::clone(&self.shared), self.outcome.clone());
+            Asking { shared, outcome, handle: session.handle() }.begin()
+        });
+        if asks.try_send(Asked { begin, listen, reply }).is_err() {
+            tracing::debug!("listening.not_asked");
         }
-        let heard = tokio::time::timeout(OPENING, opened.upstream().listen(&listen)).await;
-        let port = heard.ok().and_then(Result::ok);
-        match port {
-            Some(_) if self.listening.len() < MOST_LISTENING => self.listening.push((listen, number)),
-            Some(_) => {}
-            None => opened.listens_no_more(number).await,
-        }
-        port
-    }
-
-    async fn listen_no_more(&mut self, listen: &Listen) -> bool {
-        let Some(opened) = self.opened().await else { return false };
-        if let Some(at) = self.listening.iter().position(|(other, _)| other == listen) {
-            opened.listens_no_more(self.listening.swap_remove(at).1).await;
-        }
-        tokio::time::timeout(OPENING, opened.upstream().listen_no_more(listen)).await.is_ok_and(|r| r.is_ok())
     }
 }
 
@@ -416,145 +399,69 @@ impl server::Handler for Inner {
         Ok(())
     }
 
-    // Whoever asks the instance to listen waits for its answer, and with it this one connection (RFC 4254 §7.1: replies
-    // come in order).
+    // What these return does not count: the answer is given when the instance has given its own (see `listening`).
     async fn tcpip_forward(
         &mut self,
         address: &str,
         port: &mut u32,
-        _session: &mut Session,
+        session: &mut Session,
     ) -> Result<bool, russh::Error> {
-        let listen = Listen::Tcp { address: address.to_owned(), port: *port };
-        let taken = self.listen(listen).await;
-        if let (0, Some(chosen)) = (*port, taken) {
-            *port = chosen;
-        }
-        Ok(taken.is_some())
+        self.ask(true, Listen::Tcp { address: address.to_owned(), port: *port }, session);
+        Ok(false)
     }
     async fn cancel_tcpip_forward(
         &mut self,
         address: &str,
         port: u32,
-        _session: &mut Session,
+        session: &mut Session,
     ) -> Result<bool, russh::Error> {
-        Ok(self.listen_no_more(&Listen::Tcp { address: address.to_owned(), port }).await)
+        self.ask(false, Listen::Tcp { address: address.to_owned(), port }, session);
+        Ok(false)
     }
     async fn streamlocal_forward(
         &mut self,
         socket_path: &str,
-        _session: &mut Session,
+        session: &mut Session,
     ) -> Result<bool, russh::Error> {
-        Ok(self.listen(Listen::Socket(socket_path.to_owned())).await.is_some())
+        self.ask(true, Listen::Socket(socket_path.to_owned()), session);
+        Ok(false)
     }
     async fn cancel_streamlocal_forward(
         &mut self,
         socket_path: &str,
-        _session: &mut Session,
+        session: &mut Session,
     ) -> Result<bool, russh::Error> {
-        Ok(self.listen_no_more(&Listen::Socket(socket_path.to_owned())).await)
-    }
-    async fn agent_request(&mut self, _: ChannelId, _: &mut Session) -> Result<bool, russh::Error> {
-        Ok(self.opened().await.is_some_and(|opened| opened.authorized().may(Capability::Agent)))
+        self.ask(false, Listen::Socket(socket_path.to_owned()), session);
+        Ok(false)
     }
 
-    // Requests are answered here, in order, also those that need no answer but ask for one; the relay reads them from the
-    // channel and decides (see `reception`).
-    async fn break_request(
-        &mut self,
-        channel: ChannelId,
-        _length: u32,
-        session: &mut Session,
-    ) -> Result<(), russh::Error> {
-        // RFC 4335 §3: it means something on a terminal line alone.
-        if self.terminals.contains(&channel) {
-            return session.channel_success(channel);
+    /// Decided at once: a channel is open only where the session is.
+    async fn agent_request(&mut self, _: ChannelId, _: &mut Session) -> Result<bool, russh::Error> {
+        let outcome = self.outcome.borrow();
+        Ok(matches!(&*outcome, Some(Ok(opened)) if opened.authorized().may(Capability::Agent)))
+    }
+
+    /// Requests are answered here, in order; the relay reads them from the channel and decides (see `reception`).
+    fn takes_request(&mut self, channel: ChannelId, kind: &str) -> bool {
+        match kind {
+            "pty-req" => {
+                if self.terminals.len() < MOST_CHANNELS as usize {
+                    self.terminals.insert(channel);
+                }
+                true
+            }
+            // RFC 4335 §3: it means something on a terminal line alone.
+            "break" => self.terminals.contains(&channel),
+            kind => kind != "x11-req",
         }
-        session.channel_failure(channel)
     }
-    async fn signal(
-        &mut self,
-        channel: ChannelId,
-        _signal: Sig,
-        session: &mut Session,
-    ) -> Result<(), russh::Error> {
-        session.channel_success(channel)
-    }
-    async fn window_change_request(
-        &mut self,
-        channel: ChannelId,
-        _cols: u32,
-        _rows: u32,
-        _px_width: u32,
-        _px_height: u32,
-        session: &mut Session,
-    ) -> Result<(), russh::Error> {
-        session.channel_success(channel)
-    }
+
     async fn channel_close(&mut self, channel: ChannelId, _: &mut Session) -> Result<(), russh::Error> {
         self.terminals.remove(&channel);
         Ok(())
     }
-    async fn pty_request(
-        &mut self,
-        channel: ChannelId,
-        _term: &str,
-        _cols: u32,
-        _rows: u32,
-        _px_width: u32,
-        _px_height: u32,
-        _modes: &[(Pty, u32)],
-        session: &mut Session,
-    ) -> Result<(), russh::Error> {
-        if self.terminals.len() < MOST_CHANNELS as usize {
-            self.terminals.insert(channel);
-        }
-        session.channel_success(channel)
-    }
-    async fn env_request(
-        &mut self,
-        channel: ChannelId,
-        _name: &str,
-        _value: &str,
-        session: &mut Session,
-    ) -> Result<(), russh::Error> {
-        session.channel_success(channel)
-    }
-    async fn shell_request(&mut self, channel: ChannelId, session: &mut Session) -> Result<(), russh::Error> {
-        session.channel_success(channel)
-    }
-    async fn exec_request(
-        &mut self,
-        channel: ChannelId,
-        _command: &[u8],
-        session: &mut Session,
-    ) -> Result<(), russh::Error> {
-        session.channel_success(channel)
-    }
-    async fn subsystem_request(
-        &mut self,
-        channel: ChannelId,
-        _name: &str,
-        session: &mut Session,
-    ) -> Result<(), russh::Error> {
-        session.channel_success(channel)
-    }
-    async fn x11_request(
-        &mut self,
-        channel: ChannelId,
-        _single: bool,
-        _protocol: &str,
-        _cookie: &str,
-        _screen: u32,
-        session: &mut Session,
-    ) -> Result<(), russh::Error> {
-        session.channel_failure(channel)
-    }
 }
 
-/// How long a request that needs the session waits for it; a dial takes at most 20 s.
-const OPENING: Duration = Duration::from_secs(25);
-/// Ports and sockets on which an instance listens for one connection, of which the tape hears when they close.
-const MOST_LISTENING: usize = 64;
 /// Sessions in one connection, as OpenSSH's MaxSessions bounds them.
 const MOST_CHANNELS: u32 = 32;
 /// Time for a sentence to reach the user before the connection goes.

@@ -9,6 +9,7 @@ mod forward;
 mod goodbye;
 mod inner;
 mod jump;
+mod listening;
 mod login;
 mod outer;
 mod prompts;

@@ -11,7 +11,7 @@ use russh::server::{
     self, Auth, AuthRefusal, ChannelOpenHandle, Msg, PublicKeyOffer, Response, Session, SkSignature,
     VerifiedPublicKey,
 };
-use russh::{Channel, ChannelId, ChannelOpenFailure, Pty, Sig};
+use russh::{Channel, ChannelId, ChannelOpenFailure};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -242,76 +242,9 @@ impl server::Handler for Outer {
         Ok(())
     }
 
-    async fn pty_request(
-        &mut self,
-        channel: ChannelId,
-        _term: &str,
-        _cols: u32,
-        _rows: u32,
-        _px_width: u32,
-        _px_height: u32,
-        _modes: &[(Pty, u32)],
-        session: &mut Session,
-    ) -> Result<(), russh::Error> {
-        session.channel_success(channel)
-    }
-    async fn window_change_request(
-        &mut self,
-        channel: ChannelId,
-        _cols: u32,
-        _rows: u32,
-        _px_width: u32,
-        _px_height: u32,
-        session: &mut Session,
-    ) -> Result<(), russh::Error> {
-        session.channel_success(channel)
-    }
-    async fn signal(
-        &mut self,
-        channel: ChannelId,
-        _signal: Sig,
-        session: &mut Session,
-    ) -> Result<(), russh::Error> {
-        session.channel_failure(channel)
-    }
-    async fn env_request(
-        &mut self,
-        channel: ChannelId,
-        _name: &str,
-        _value: &str,
-        session: &mut Session,
-    ) -> Result<(), russh::Error> {
-        session.channel_failure(channel)
-    }
-    async fn shell_request(&mut self, channel: ChannelId, session: &mut Session) -> Result<(), russh::Error> {
-        session.channel_success(channel)
-    }
-    async fn exec_request(
-        &mut self,
-        channel: ChannelId,
-        _command: &[u8],
-        session: &mut Session,
-    ) -> Result<(), russh::Error> {
-        session.channel_success(channel)
-    }
-    async fn subsystem_request(
-        &mut self,
-        channel: ChannelId,
-        _name: &str,
-        session: &mut Session,
-    ) -> Result<(), russh::Error> {
-        session.channel_failure(channel)
-    }
-    async fn x11_request(
-        &mut self,
-        channel: ChannelId,
-        _single: bool,
-        _protocol: &str,
-        _cookie: &str,
-        _screen: u32,
-        session: &mut Session,
-    ) -> Result<(), russh::Error> {
-        session.channel_failure(channel)
+    /// The desk shows itself on a terminal, and takes a command; there is nothing to set or to signal.
+    fn takes_request(&mut self, _channel: ChannelId, kind: &str) -> bool {
+        matches!(kind, "pty-req" | "window-change" | "shell" | "exec")
     }
 }
 

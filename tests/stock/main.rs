@@ -38,6 +38,7 @@ mod interop;
 mod jump;
 mod kinds;
 mod leaver;
+mod libraries;
 mod login;
 mod managed;
 mod master_key;
