@@ -276,13 +276,17 @@ async fn upward<E: Ear, N: Mouth>(session: &Ongoing, lane: &Lane, ear: &mut E, m
 async fn downward<F: Ear, M: Mouth>(session: &Ongoing, lane: &Lane, ear: &mut F, mouth: &M) -> End {
     let number = lane.number;
     let mut opening = Opening::of(lane);
-    let mut closed = false;
+    let (mut closed, mut heard_end) = (false, false);
     // A forward has no exit status to wait for.
     let (mut exited, mut ended) = (matches!(lane.carries, Carries::Forward(_)), false);
     let mut held = session.tape().held(number, Direction::ToUser);
     loop {
         let message = match held.turn(ear.next()).await {
             Ok(Turn::Heard(message)) if opening.is_ssh(&message) => return End::Opaque,
+            // A command ends once: what the tape says of it is what the user is told.
+            Ok(Turn::Heard(message)) if is_ending(&message) && std::mem::replace(&mut heard_end, true) => {
+                continue;
+            }
             Ok(Turn::Heard(message)) => match held.take(message).await {
                 Ok(()) => continue,
                 Err(why) => return End::NotRecorded(why.to_string()),
@@ -305,8 +309,7 @@ async fn downward<F: Ear, M: Mouth>(session: &Ongoing, lane: &Lane, ear: &mut F,
                 return End::Sentence(format!("{} refused to start what you asked for.", session.instance()));
             }
             message => {
-                exited |=
-                    matches!(message, ChannelMessage::ExitStatus(_) | ChannelMessage::ExitSignal { .. });
+                exited |= is_ending(&message);
                 let end = (exited && std::mem::take(&mut ended)).then_some(ChannelMessage::Eof);
                 let half_closed = lane.is_forward() && message == ChannelMessage::Eof;
                 for message in std::iter::once(message).chain(end) {
@@ -321,6 +324,11 @@ async fn downward<F: Ear, M: Mouth>(session: &Ongoing, lane: &Lane, ear: &mut F,
         }
     }
     if closed { End::Closed } else { End::Sentence(format!("{} closed the connection.", session.instance())) }
+}
+
+/// How a command ended (RFC 4254 §6.10).
+fn is_ending(message: &ChannelMessage) -> bool {
+    matches!(message, ChannelMessage::ExitStatus(_) | ChannelMessage::ExitSignal { .. })
 }
 
 /// A terminal for what already runs: sshd takes none, and the ledger must not believe in one.

@@ -34,6 +34,7 @@ mod five;
 mod flow;
 mod forward;
 mod greed;
+mod hostile;
 mod interop;
 mod jump;
 mod kinds;
