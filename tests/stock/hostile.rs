@@ -11,7 +11,12 @@ use crate::rig::{Rig, free_port, text, wait_for};
 
 /// A bastion with `db-1`, and `evil`, a made-up sshd that does `program`; alice may do all there that `can` says.
 fn with_evil(program: &str, can: &str) -> (Rig, Ended) {
-    let rig = Rig::with_alice();
+    with_evil_and("", program, can)
+}
+
+/// The same, with more lines in the configuration file.
+pub fn with_evil_and(lines: &str, program: &str, can: &str) -> (Rig, Ended) {
+    let rig = Rig::with_alice_and(lines);
     let port = free_port();
     fs::write(rig.path("evil.py"), format!("{EVIL}{program}\nserve()\n")).unwrap();
     let log = fs::File::create(rig.path("evil.log")).unwrap();
@@ -27,7 +32,7 @@ fn with_evil(program: &str, can: &str) -> (Rig, Ended) {
     (rig, evil)
 }
 
-/// `listen()` serves one connection after another; `act(chan, command)` is what a command does. `said` are the kinds of answers.
+/// `serve()` takes one connection after another; `act(t, chan, command)` is what a command does. `said` are the kinds of answers.
 const EVIL: &str = r#"
 import os, socket, sys, threading, time
 import paramiko
@@ -81,7 +86,7 @@ def wait(done):
 "#;
 
 /// What the Python programs of the user begin with: `evil()` is a connection to the instance, `said` the kinds of what came.
-const USER: &str = r#"
+pub const USER: &str = r#"
 def msg(*parts):
     m = paramiko.Message()
     for p in parts:
@@ -265,7 +270,7 @@ word(chan, 'agent'); print(opened())
     assert!(denied[0]["reason"].as_str().unwrap().contains("asked for no such thing"), "{denied:?}");
 }
 
-fn works(alice: &mut Child) {
+pub fn works(alice: &mut Child) {
     alice.stdin.as_mut().unwrap().write_all(b"word").unwrap();
     let mut back = [0; 4];
     alice.stdout.as_mut().unwrap().read_exact(&mut back).unwrap();
