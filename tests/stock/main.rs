@@ -17,6 +17,7 @@ mod attacks;
 mod auditor;
 mod authorities;
 mod browser;
+mod capabilities;
 mod casefile;
 mod certificates;
 mod channels;
