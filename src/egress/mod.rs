@@ -12,12 +12,13 @@ mod severable;
 mod signal;
 mod trust;
 
+use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use keystore::journal::Receipt;
-use russh::{AlgorithmKind, Disconnect, client};
+use russh::{AlgorithmKind, Disconnect, SshId, client};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -370,6 +371,7 @@ fn client_config(trust: &trust::Trust, transport: Transport) -> client::Config {
     let mut preferred = preferred(transport);
     trust.narrow(&mut preferred);
     client::Config {
+        client_id: SshId::Standard(Cow::Borrowed("SSH-2.0-Keyward")),
         preferred,
         limits: rekey_limits(transport),
         inactivity_timeout: None,
