@@ -209,8 +209,8 @@ async fn enter(
     Ok(Upstream { handle, offers: Mutex::new(Some(offers)), sever, accepted, asked })
 }
 
-/// The fault where both sides' lists do not meet (RFC 4253 §7.1).
-fn nothing_in_common(error: &russh::Error, transport: Transport) -> Option<EgressError> {
+/// The fault where both sides' lists do not meet (RFC 4253 §7.1), in words; for a user's client too.
+pub fn nothing_in_common(error: &russh::Error, transport: Transport) -> Option<EgressError> {
     let russh::Error::NoCommonAlgo { kind, theirs, .. } = error else { return None };
     let hint = match (kind, transport.crypto) {
         (AlgorithmKind::Kex, Crypto::Strict) => STRICT,
