@@ -13,12 +13,13 @@ mod severable;
 mod signal;
 mod trust;
 
+use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use keystore::journal::Receipt;
-use russh::{AlgorithmKind, Disconnect, client};
+use russh::{AlgorithmKind, Disconnect, SshId, client};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
@@ -215,8 +216,8 @@ async fn enter(
     Ok(Upstream { handle, offers, passage, accepted, asked })
 }
 
-/// The fault where both sides' lists do not meet (RFC 4253 §7.1).
-fn nothing_in_common(error: &russh::Error, transport: Transport) -> Option<EgressError> {
+/// The fault where both sides' lists do not meet (RFC 4253 §7.1), in words; for a user's client too.
+pub fn nothing_in_common(error: &russh::Error, transport: Transport) -> Option<EgressError> {
     let russh::Error::NoCommonAlgo { kind, theirs, .. } = error else { return None };
     let hint = match (kind, transport.crypto) {
         (AlgorithmKind::Kex, Crypto::Strict) => STRICT,
@@ -377,6 +378,7 @@ fn client_config(trust: &trust::Trust, transport: Transport) -> client::Config {
     let mut preferred = preferred(transport);
     trust.narrow(&mut preferred);
     client::Config {
+        client_id: SshId::Standard(Cow::Borrowed("SSH-2.0-Keyward")),
         preferred,
         limits: rekey_limits(transport),
         inactivity_timeout: None,
