@@ -13,6 +13,8 @@ use russh::{Channel, ChannelId, Pty};
 pub struct Legs {
     pub open: HashMap<String, usize>,
     pub last_end: Option<Instant>,
+    /// When the last byte of each user came in.
+    pub last_byte: HashMap<String, Instant>,
 }
 
 #[derive(Clone)]
@@ -96,6 +98,9 @@ impl server::Handler for Echo {
         data: &[u8],
         session: &mut Session,
     ) -> Result<(), russh::Error> {
+        if let Some(user) = &self.user {
+            self.legs.lock().unwrap().last_byte.insert(user.clone(), Instant::now());
+        }
         session.data(channel, data.to_vec())
     }
 }

@@ -24,6 +24,7 @@ mod measure;
 mod raw;
 #[path = "../../tests/stock/rig.rs"]
 mod rig;
+mod sockets;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -57,8 +58,9 @@ async fn main() {
     }
     let size = number("KEYWARD_CROWD", 2000);
     let time = Duration::from_secs(number("KEYWARD_CROWD_SECS", 300) as u64);
-    let rig =
-        Rig::bastion_and("[limits]\nmax_startups = 10000\nper_source = 10000\n[mfa]\nremember = \"8h\"\n");
+    let rig = Rig::bastion_and(
+        "[limits]\nmax_startups = 10000\nper_source = 10000\nper_user = 100000\n[mfa]\nremember = \"8h\"\n",
+    );
     rig.keygen("instance_key");
     let (port, legs) =
         Echo::serve(russh::keys::load_secret_key(rig.path("instance_key"), None).unwrap()).await;
@@ -134,7 +136,8 @@ async fn main() {
 
     let mine = legs.lock().unwrap().open["alice"];
     let key = rig.json(&["ssh-keys", "list", "--user", "alice"])[0]["id"].as_str().unwrap().to_owned();
-    let revoked = Instant::now();
+    let watching = sockets::watch((port, rig.port), size - mine);
+    let (revoked, at) = (Instant::now(), jiff::Timestamp::now());
     let told = rig.clone();
     let told =
         tokio::task::spawn_blocking(move || told.ok(&["ssh-keys", "revoke", &key, "--reason", "stolen"]));
@@ -144,8 +147,34 @@ async fn main() {
     let answered = revoked.elapsed();
     wait_async(async || crowd.ends[0].lock().await.len() == mine).await;
     let last = crowd.ends[0].lock().await.iter().max().unwrap().duration_since(revoked);
+    let closed = tokio::task::spawn_blocking(move || watching.join().unwrap()).await.unwrap();
+    let last_byte = legs.lock().unwrap().last_byte["alice"].saturating_duration_since(revoked);
     println!(
-        "revoked a key with {mine} live terminals: the last leg to the instance ended after {:.0} ms, the last user \
+        "revoked a key with {mine} live terminals. Of the bastion: no socket to an instance was open after {:.0} ms, none to a \
+         client after {:.0} ms; the instance read its last byte after {:.0} ms. Load: {}",
+        ms(closed.0.duration_since(revoked)),
+        ms(closed.1.duration_since(revoked)),
+        ms(last_byte),
+        std::fs::read_to_string("/proc/loadavg").unwrap().trim()
+    );
+    // What the bastion itself says, which the processes beside it do not blur.
+    let log = std::fs::read_to_string(rig.path("log")).unwrap();
+    for line in log.lines().filter(|line| line.contains("sessions.cut")) {
+        let over: jiff::Timestamp = line.split_whitespace().next().unwrap().parse().unwrap();
+        let over = over.duration_since(at).as_secs_f64() * 1000.0;
+        let millis = |name: &str| -> f64 {
+            let value = line.split_once(&format!("{name}=")).unwrap().1;
+            value.split_whitespace().next().unwrap().parse::<f64>().unwrap() / 1000.0
+        };
+        let (barred, shut) = (millis("barred_us"), millis("shut_us"));
+        println!(
+            "it says: nothing passed any more after {:.0} ms, every socket to an instance was shut after {over:.0} ms \
+             ({barred:.2} ms and {shut:.1} ms of work)",
+            over - shut + barred,
+        );
+    }
+    println!(
+        "seen from outside: the last leg to the instance ended after {:.0} ms, the last user \
         knew after {:.0} ms, the command answered after {:.0} ms",
         ms(ended),
         ms(last),

@@ -107,6 +107,18 @@ impl Terms {
     }
 }
 
+/// When `key` is to expire, if its owner's terms are stricter than those that it was added under: not before the longest
+/// warning that they know has had its time.
+pub fn shortened(key: &UserKey, (terms, kind): (&Terms, UserKind), now: Timestamp) -> Option<Timestamp> {
+    if !matches!(standing(key, now), KeyStatus::Pending | KeyStatus::Active) {
+        return None;
+    }
+    let by_age = key.added_at.as_second().saturating_add(terms.max_age_of(kind));
+    let notice = terms.warn.iter().copied().max().unwrap_or(DAY);
+    let end = Timestamp::from_second(by_age.max(now.as_second().saturating_add(notice))).ok()?;
+    (end < key.expires_at).then_some(end)
+}
+
 /// When the grace of `key` ends, in Unix seconds.
 pub fn grace_ends(key: &UserKey, grace: i64) -> i64 {
     key.expires_at.as_second().saturating_add(grace)
@@ -235,6 +247,25 @@ mod tests {
             let (earlier, later) = (earlier.min(later), earlier.max(later));
             prop_assert!(age(standing(&key, at(earlier))) <= age(standing(&key, at(later))));
             prop_assert!(age(key.status) <= age(standing(&key, at(earlier))));
+        }
+
+        #[test]
+        fn stricter_terms_shorten_a_life_once_and_never_by_surprise(
+            key in any_key(), max_age in 0..1000_i64, notice in 0..100_i64, when in 0..1000_i64, later in 0..1000_i64,
+        ) {
+            let terms = Terms { max_age, service_max_age: 2 * max_age, warn: vec![notice / 2, notice], ..Terms::default() };
+            let now = at(when);
+            match shortened(&key, (&terms, UserKind::Human), now) {
+                None => {}
+                Some(end) => {
+                    prop_assert!(end < key.expires_at, "no life is made longer");
+                    prop_assert!(end >= at(when + notice), "there is time to exchange it");
+                    prop_assert!(matches!(standing(&key, now), KeyStatus::Pending | KeyStatus::Active));
+                    let short = UserKey { expires_at: end, ..key };
+                    let (same, then) = ((&terms, UserKind::Human), at(when + later));
+                    prop_assert_eq!(shortened(&short, same, then), None);
+                }
+            }
         }
 
         #[test]

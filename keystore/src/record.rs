@@ -17,7 +17,7 @@ use crate::ssh::{HashAlg, PublicKey};
 mod factor;
 mod held;
 
-pub use held::{Accepted, CaKind, CaRotation, Credential, HeldKey, SignsIn};
+pub use held::{Accepted, CaKind, CaProbe, CaRotation, Credential, HeldKey, SignsIn};
 
 pub use factor::{Invitation, NextFactor, Remembered, SecondFactor};
 

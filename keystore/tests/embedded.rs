@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use keystore::backend::{Backend, Embedded, EmbeddedError, Transaction, Write};
+use keystore::backend::{Backend, Embedded, EmbeddedError, Outcome, Transaction, Versioned, Write};
 use keystore::seal::{MasterKey, MasterKeySource};
 use keystore::{Error, Vault};
 
@@ -98,11 +98,38 @@ async fn a_change_that_is_too_large_changes_nothing_and_the_store_goes_on() {
     let store = open(dir.path(), true).unwrap();
     put(&store, "a", "1").await;
     let writes =
-        (0..20).map(|n| Write::Put(Bytes::from(format!("k{n}")), Bytes::from(vec![7; 1 << 20]))).collect();
-    let refused = store.transact(Transaction { guards: vec![], writes }).await.unwrap_err();
+        [1, 20].map(|size| Write::Put(Bytes::from(format!("k{size}")), Bytes::from(vec![7; size << 20])));
+    let refused = store.transact(Transaction { guards: vec![], writes: writes.into() }).await.unwrap_err();
     assert!(refused.to_string().contains("too large"), "{refused}");
     put(&store, "b", "2").await;
     assert_eq!((value(&store, "b").await, value(&store, "k1").await), (Some("2".into()), None));
+}
+
+#[tokio::test]
+async fn a_change_that_is_longer_than_a_line_is_one_change_also_after_a_restart_and_a_compaction() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path(), true).unwrap();
+    put(&store, "a", "1").await;
+    let writes: Vec<_> =
+        (0..20).map(|n| Write::Put(Bytes::from(format!("k{n:02}")), Bytes::from(vec![n; 1 << 20]))).collect();
+    let outcome = store.transact(Transaction { guards: vec![], writes }).await.unwrap();
+    // Seven pieces, the last of which decides.
+    assert_eq!(outcome, Outcome::Committed(8));
+    put(&store, "b", "2").await;
+    let whole = |rows: &[(Bytes, Versioned)]| {
+        let large = rows.iter().filter(|(key, _)| key.starts_with(b"k"));
+        let large: Vec<_> = large.map(|(_, row)| (row.value.len(), row.value[0], row.revision)).collect();
+        assert_eq!(large, (0..20).map(|n| (1 << 20, n, 8)).collect::<Vec<_>>());
+    };
+    whole(&store.range(b"").await.unwrap());
+    drop(store);
+    let store = open(dir.path(), false).unwrap();
+    whole(&store.range(b"").await.unwrap());
+    store.compact().await.unwrap();
+    drop(store);
+    let store = open(dir.path(), false).unwrap();
+    whole(&store.range(b"").await.unwrap());
+    assert_eq!(value(&store, "b").await, Some("2".into()));
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use super::{Access, Caller, Destination, Fault, Output, RuleTerms, instances, re
 use crate::audit::Event;
 use crate::auth;
 use crate::policy::Facts;
-use crate::session::{House, lockdown_sentence, recompile};
+use crate::session::{House, cut, lockdown_sentence, recompile};
 
 pub(super) async fn run(
     house: &House,
@@ -131,11 +131,13 @@ async fn lock_down(house: &House, caller: &Caller, reason: &str, out: &mut Outpu
     }
     let guard = house.guard.clone();
     let why = reason.to_owned();
-    let started = tokio::task::spawn_blocking(move || guard.lockdown().start(&why)).await;
-    let live = house.registry.live();
-    for live in &live {
-        live.cut_by(&caller.name(), &lockdown_sentence(reason));
-    }
+    let started = tokio::task::spawn_blocking(move || guard.lockdown().start(&why));
+    // It holds before the disk has heard of it.
+    house.guard.lockdown().begun().await;
+    let sentence = lockdown_sentence(reason);
+    let live: Vec<_> = house.registry.live().into_iter().map(|live| (live, sentence.clone())).collect();
+    cut(&live, Some(&caller.name()));
+    let started = started.await;
     let event = Event::LockdownStarted { by: caller.name(), reason: reason.to_owned() };
     let noted = trail::note(house, event, Timestamp::now()).await;
     // Whoever comes back after it gives a code again.
@@ -153,7 +155,7 @@ async fn lock_down(house: &House, caller: &Caller, reason: &str, out: &mut Outpu
     if let Some(says) = told_of(failed) {
         return Err(Fault::error(says));
     }
-    let sessions = live.iter().filter(|live| live.info.session.is_some()).count();
+    let sessions = live.iter().filter(|(live, _)| live.info.session.is_some()).count();
     out.note(format!(
         "Lockdown: {sessions} sessions were ended and nobody is let in. End it on the bastion: keyward access deny-all --end"
     ))

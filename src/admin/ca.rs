@@ -3,20 +3,22 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use keystore::{CaKind, CaRotation, Login};
+use keystore::{CaKind, CaProbe, CaRotation, InstanceName, Login};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::instances::line;
-use super::render::short_time;
+use super::render::{plain, short_time, table};
 use super::{Ca, Caller, Fault, Output, access, credentials, users};
 use crate::policy::Facts;
-use crate::rotation::{ca_notice, lagging};
+use crate::rotation::{Asked, ca_notice, lagging};
 use crate::session::House;
 
 pub(super) async fn run(house: &House, caller: &Caller, command: Ca, out: &mut Output) -> Result<(), Fault> {
     match command {
         Ca::Show { which } => out.line(lines(house, which.into())?.join("\n")).await,
         Ca::Rotate { which, overlap } => rotate(house, caller, (which.into(), overlap.0), out).await,
+        Ca::Check => check(house, out).await,
         Ca::Retire { which, yes } => retire(house, caller, (which.into(), yes), out).await,
     }
 }
@@ -53,7 +55,8 @@ async fn rotate(
     let next = match which {
         CaKind::User => format!(
             "1. Until {until}, run on every instance, as root: keyward instances trust-script (it trusts both CAs).\n\
-             2. keyward status names the instances that were not yet seen to accept the new one; a session shows it.\n\
+             2. keyward ca check asks those that were not yet seen to accept the new one, as Keyward does by itself every hour;\n   \
+             keyward status names them.\n\
              3. Then the CA before retires by itself; at once: keyward ca retire user"
         ),
         CaKind::Host => format!(
@@ -64,6 +67,58 @@ async fn rotate(
     };
     let text = format!("The {which} CA has a successor, {}.\n\n{next}", announced.to);
     out.either(&announced, text).await
+}
+
+/// Asks now, and says what each answered that does not accept the new one.
+async fn check(house: &House, out: &mut Output) -> Result<(), Fault> {
+    if house.vault.get::<CaRotation>(CaKind::User.as_str()).await?.is_none() {
+        return Err(Fault::conflict("the user CA has no successor; announce one: keyward ca rotate user"));
+    }
+    let errands = credentials::errands(house);
+    let custody = credentials::custody(house, &errands);
+    let count = custody.probe(&house.signers, Asked::All, Timestamp::now()).await?;
+    let left = unready(house).await?;
+    let value = json!({ "asked": count, "not_seen_on": left });
+    let text = match left.as_slice() {
+        [] => "Every instance was seen to accept the new user CA.".to_owned(),
+        left => {
+            let rows = left.iter().map(|u| vec![u.instance.to_string(), plain(&u.words()).to_string()]);
+            let table = table(&["INSTANCE", "ANSWER"], rows, out.width());
+            format!("{table}\nThere, as root: keyward instances trust-script; then again: keyward ca check")
+        }
+    };
+    out.either(&value, text).await
+}
+
+/// An instance that was not seen to accept the announced user CA.
+#[derive(Serialize)]
+struct Unready {
+    instance: InstanceName,
+    asked_at: Option<Timestamp>,
+    reason: Option<String>,
+}
+
+impl Unready {
+    fn words(&self) -> String {
+        match (&self.reason, self.asked_at) {
+            (Some(reason), Some(at)) => format!("{reason}, asked {}", short_time(at)),
+            _ => "not asked yet".to_owned(),
+        }
+    }
+}
+
+async fn unready(house: &House) -> Result<Vec<Unready>, Fault> {
+    let left = lagging(&house.vault, CaKind::User).await?;
+    let Some(rotation) = house.vault.get::<CaRotation>(CaKind::User.as_str()).await? else {
+        return Ok(Vec::new());
+    };
+    let asked: Vec<CaProbe> = house.vault.list().await?;
+    let of = |instance: InstanceName| {
+        let probe = asked.iter().find(|p| p.instance == instance && p.ca == rotation.to);
+        let (asked_at, reason) = (probe.map(|p| p.asked_at), probe.and_then(|p| p.fault.clone()));
+        Unready { instance, asked_at, reason }
+    };
+    Ok(left.into_iter().map(of).collect())
 }
 
 async fn retire(
@@ -109,7 +164,7 @@ pub(super) async fn state(house: &House) -> Result<(Value, Vec<String>), Fault> 
     let mut warnings = Vec::new();
     for which in CaKind::ALL {
         let rotation = house.vault.get::<CaRotation>(which.as_str()).await?;
-        let left = lagging(&house.vault, which).await?;
+        let left = if which == CaKind::User { unready(house).await? } else { Vec::new() };
         if let Some(rotation) = &rotation {
             let ends = short_time(rotation.ends_at);
             warnings.push(match (which, left.as_slice()) {
@@ -117,15 +172,28 @@ pub(super) async fn state(house: &House) -> Result<(Value, Vec<String>), Fault> 
                 (CaKind::User, []) => format!("the user CA changes {ends}; every instance was seen to accept the new one"),
                 (CaKind::User, left) => format!(
                     "the user CA changes {ends}; not yet seen to accept the new one: {}. There: keyward instances trust-script",
-                    names(left)
+                    told(left)
                 ),
             });
         }
         let lines = lines(house, which)?;
-        let state = json!({ "lines": lines, "rotation": rotation, "not_seen_on": left });
+        let state = json!({
+            "lines": lines, "rotation": rotation,
+            "not_seen_on": left.iter().map(|u| &u.instance).collect::<Vec<_>>(), "asked": left,
+        });
         value.insert(which.to_string(), state);
     }
     Ok((Value::Object(value), warnings))
+}
+
+/// The first of them with what they answered, and how many more there are.
+fn told(left: &[Unready]) -> String {
+    let mut told: Vec<String> =
+        left.iter().take(MOST_TOLD).map(|u| format!("{} ({})", u.instance, plain(&u.words()))).collect();
+    if left.len() > MOST_TOLD {
+        told.push(format!("and {} more (keyward ca check)", left.len() - MOST_TOLD));
+    }
+    told.join(", ")
 }
 
 /// What an engineer is told while the host CA changes.
@@ -134,6 +202,8 @@ pub(super) async fn notice(house: &House, to: &str) -> Result<Option<String>, Fa
     Ok(rotation.map(|rotation| ca_notice(&rotation, Timestamp::now(), to)))
 }
 
+/// Instances that `status` names.
+const MOST_TOLD: usize = 10;
 /// The longest that two CAs are trusted, in seconds.
 const LONGEST_OVERLAP: i64 = 365 * 86_400;
 

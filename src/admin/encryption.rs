@@ -10,7 +10,7 @@ use keystore::Successor;
 use keystore::seal::{MasterKey, MasterKeySource, SealError};
 use serde_json::json;
 
-use super::{Caller, Encryption, Fault, Output};
+use super::{Caller, Encryption, Fault, Output, Progress};
 use crate::config::Config;
 use crate::rotation::{finish_rekeying, rekey};
 use crate::session::House;
@@ -64,7 +64,11 @@ async fn rotate(
         return Err(Fault::usage("both files hold the same key; nothing was changed"));
     }
     let to = Successor { key: new, place: new_file.display().to_string(), by: caller.name() };
-    let done = rekey(&house.vault, &house.trail, to, now).await.map_err(|e| unfinished(&e.to_string()))?;
+    let progress = Progress::default();
+    let counts = |done, all| progress.is(done, all);
+    let rekeyed = rekey(&house.vault, &house.trail, to, (now, &counts));
+    let done = out.meanwhile("sealing anew", &progress, rekeyed).await;
+    let done = done.map_err(|e| unfinished(&e.to_string()))?;
     let records = done.map_or(0, |done| done.records);
     let id = house.vault.master_key_id();
     let value = json!({ "from": current, "to": id, "records": records, "new_key": new_file });

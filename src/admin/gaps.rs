@@ -71,13 +71,20 @@ fn of(summary: &Summary) -> Vec<Value> {
         .flat_map(|c| c.gaps().into_iter().map(move |missing| (c, missing)))
         .map(|(c, (bytes, reason))| gap(Some(c.channel), &c.kind, Some(bytes), reason))
         .collect();
-    if summary.status == SessionStatus::Truncated {
+    if summary.lost {
+        gaps.push(gap(None, "session", None, LOST.to_owned()));
+    }
+    if summary.status == SessionStatus::Truncated
+        && summary.reason.as_deref() != Some(Summary::CAME_TO_ITS_END)
+    {
         let reason =
             "the daemon was stopped in the middle of it: at most the last 250 ms or 64 KiB are missing";
         gaps.push(gap(None, "session", None, reason.to_owned()));
     }
     gaps
 }
+
+const LOST: &str = "its summary was lost, and no identity here opens the tape: what of each channel was kept is on the tape alone";
 
 /// How often each reason stands there, and of how many bytes, the rarest first: the one that matters must not drown in those
 /// that every copy has.

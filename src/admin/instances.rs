@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use keystore::ssh::PublicKey;
 use keystore::{
-    Accepted, Batch, Credential, HostTrust, Instance, InstanceName, Login, Rule, SignsIn, Target,
+    Accepted, Batch, CaProbe, Credential, HostTrust, Instance, InstanceName, Login, Rule, SignsIn, Target,
 };
 
 use super::credentials::{self, Held};
@@ -88,7 +88,10 @@ async fn remove(
 ) -> Result<Vec<Rule>, Fault> {
     let mut rules: Vec<Rule> = house.vault.list().await?;
     rules.retain(|rule| rule.target == Target::Instance(name.clone()));
-    let batch = Batch::default().remove::<Instance>(name.as_str()).remove::<Accepted>(name.as_str());
+    let batch = Batch::default()
+        .remove::<Instance>(name.as_str())
+        .remove::<Accepted>(name.as_str())
+        .remove::<CaProbe>(name.as_str());
     let batch = rules.iter().fold(batch, |batch, rule| batch.remove::<Rule>(&rule.id));
     let mut held: Vec<Credential> = house.vault.list().await?;
     held.retain(|credential| credential.instance == *name);

@@ -88,18 +88,22 @@ pub(super) async fn run(
                 return Err(Fault::conflict(format!("{} is revoked already", key.id)));
             }
             revoke(house, caller, &key, &reason).await?;
+            let successors = revoke_pending(house, caller, &key, now).await?;
             out.note(format!("Revoked {} of {}. Its live sessions were ended.", key.id, key.user)).await?;
             let touched = blast::touched(house, Whose::Key(key.fingerprint.clone()), now).await?;
             let key = find(house, &key.fingerprint).await?;
-            // Whoever held it may have staged a key of their own.
-            let mut successors: Vec<UserKey> = house.vault.list().await?;
-            successors.retain(|k| k.replaces.as_deref() == Some(&key.fingerprint) && k.revoked.is_none());
             let mut text = touched.told(out.width());
             for next in &successors {
-                text.push_str(&format!(
-                    "\n{} ({}) was added with it, to replace it. Unless {} vouches for it: keyward ssh-keys revoke {} --reason TEXT",
-                    next.id, next.status_at(now), key.user, next.id
-                ));
+                text.push_str(&match next.status_at(now) {
+                    KeyStatus::Revoked => format!(
+                        "\n{} waited to replace it and was revoked with it. A new one: keyward users invite {}",
+                        next.id, key.user
+                    ),
+                    status => format!(
+                        "\n{} ({status}) was added with it, to replace it. Unless {} vouches for it: keyward ssh-keys revoke {} --reason TEXT",
+                        next.id, key.user, next.id
+                    ),
+                });
             }
             let successors: Vec<_> = successors.iter().map(|k| shown(k, now)).collect();
             let value = json!({ "key": shown(&key, now), "touched": touched, "successors": successors });
@@ -118,14 +122,63 @@ pub(super) struct NewKey {
 
 async fn add(house: &House, caller: &Caller, new: NewKey) -> Result<UserKey, Fault> {
     let now = Timestamp::now();
-    let key = made(house, new, now).await?;
-    let insert = async { Ok(house.vault.insert(&key).await?) };
-    trail::gives(house, vec![trail::key_added(caller, &key)], now, insert).await?;
+    let claimed = claimed(house, caller, &new).await?;
+    let key = made(house, new, claimed.as_ref(), now).await?;
+    let Some(claimed) = claimed else {
+        let insert = async { Ok(house.vault.insert(&key).await?) };
+        trail::gives(house, vec![trail::key_added(caller, &key)], now, insert).await?;
+        return Ok(key);
+    };
+    let takes_over = house.vault.update(&key.fingerprint, |held: &mut UserKey| {
+        if *held != claimed {
+            return Err(Fault::conflict(format!("{} was used meanwhile; nothing was changed", held.id)));
+        }
+        held.clone_from(&key);
+        Ok(())
+    });
+    let withdrawn = trail::key_revoked(caller, &claimed, "never proven, and another user's");
+    trail::gives(house, vec![withdrawn, trail::key_added(caller, &key)], now, takes_over).await?;
     Ok(key)
 }
 
-/// The record of a key that nobody holds or ever held; not stored yet.
-pub(super) async fn made(house: &House, new: NewKey, now: Timestamp) -> Result<UserKey, Fault> {
+/// Somebody else's record of the key that is given, if they only named it: a public key is public, and whoever names one
+/// as their next must not keep its owner out. An administrator, who vouches for the owner, takes it over.
+async fn claimed(house: &House, caller: &Caller, new: &NewKey) -> Result<Option<UserKey>, Fault> {
+    let Ok(GivenKey { key, .. }) = parse_user_key(&new.text, &house.config().keys.accepted) else {
+        return Ok(None);
+    };
+    let held = house.vault.get::<UserKey>(&UserKey::fingerprint_of(&key)).await?;
+    let only_named =
+        |held: &UserKey| held.user != new.user && held.last_used_at.is_none() && held.replaces.is_some();
+    Ok(held.filter(|held| caller.has_role("admin") && only_named(held)))
+}
+
+/// The keys that were added to replace `key`; those that nobody logged in with yet are revoked with it, since only it
+/// vouched for them.
+async fn revoke_pending(
+    house: &House,
+    caller: &Caller,
+    key: &UserKey,
+    now: Timestamp,
+) -> Result<Vec<UserKey>, Fault> {
+    let mut successors: Vec<UserKey> = house.vault.list().await?;
+    successors.retain(|k| k.replaces.as_deref() == Some(&key.fingerprint) && k.revoked.is_none());
+    for next in &mut successors {
+        if next.status_at(now) == KeyStatus::Pending {
+            revoke(house, caller, next, &format!("waited to replace {}, which was revoked", key.id)).await?;
+            *next = find(house, &next.fingerprint).await?;
+        }
+    }
+    Ok(successors)
+}
+
+/// The record of a key that nobody holds or ever held, but for what is `claimed`; not stored yet.
+pub(super) async fn made(
+    house: &House,
+    new: NewKey,
+    claimed: Option<&UserKey>,
+    now: Timestamp,
+) -> Result<UserKey, Fault> {
     let user = users::found(house, &new.user).await?;
     let rules = Arc::clone(&house.config().keys);
     let faulty = |fault: KeyFault| Fault::error(fault.to_string());
@@ -136,7 +189,7 @@ pub(super) async fn made(house: &House, new: NewKey, now: Timestamp) -> Result<U
         return Err(faulty(KeyFault::NoVerification));
     }
     let fingerprint = UserKey::fingerprint_of(&public);
-    if let Some(held) = house.vault.get::<UserKey>(&fingerprint).await? {
+    if let Some(held) = house.vault.get::<UserKey>(&fingerprint).await?.filter(|held| Some(held) != claimed) {
         return Err(Fault::conflict(match held.status_at(now) {
             KeyStatus::Revoked | KeyStatus::Retired | KeyStatus::Expired => {
                 format!(

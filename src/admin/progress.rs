@@ -39,13 +39,23 @@ impl Progress {
 
 /// One line: what is done, how much of it is, and how long the rest will take at the pace so far. None while nobody can tell.
 pub(super) fn bar(doing: &str, (done, all): (u64, u64), since: Duration) -> Option<String> {
-    if since < PATIENCE || done == 0 || all == 0 {
-        return None;
-    }
-    let share = (done as f64 / all as f64).min(1.0);
-    let left = since.mul_f64((1.0 - share) / share).as_secs();
+    let share = share((done, all), since)?;
     let bar = "#".repeat((share * 20.0) as usize);
-    Some(format!("\r{doing} [{bar:<20}] {:.0} %, {}:{:02} left\u{1b}[K", share * 100.0, left / 60, left % 60))
+    Some(format!("\r{doing} [{bar:<20}] {}\u{1b}[K", left(share, since)))
+}
+
+/// The same, where it is read and not watched: `30 %, 1:30 left`.
+pub(super) fn told(so_far: (u64, u64), since: Duration) -> Option<String> {
+    share(so_far, since).map(|share| left(share, since))
+}
+
+fn share((done, all): (u64, u64), since: Duration) -> Option<f64> {
+    (since >= PATIENCE && done > 0 && all > 0).then(|| (done as f64 / all as f64).min(1.0))
+}
+
+fn left(share: f64, since: Duration) -> String {
+    let left = since.mul_f64((1.0 - share) / share).as_secs();
+    format!("{:.0} %, {}:{:02} left", share * 100.0, left / 60, left % 60)
 }
 
 /// What is over sooner needs no progress.
@@ -62,6 +72,7 @@ mod tests {
             bar("verifying", (25, 100), after).unwrap(),
             "\rverifying [#####               ] 25 %, 1:30 left\u{1b}[K"
         );
+        assert_eq!(told((25, 100), after).unwrap(), "25 %, 1:30 left");
         // More than was foreseen: it is as good as done.
         assert!(bar("verifying", (130, 100), after).unwrap().contains("100 %, 0:00 left"));
     }

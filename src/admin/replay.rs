@@ -35,7 +35,7 @@ pub(super) async fn play(asked: Asked<'_>, speed: f64, from: u64, out: &mut Outp
             place(length)
         )));
     }
-    let playback = shelf.reading(move |tapes| Playback::from(tapes, id, from)).await?;
+    let playback = shelf.reading_of(id, move |tapes| Playback::from(tapes, id, from)).await?;
     viewed(shelf, caller, id).await?;
     if let Some(keyboard) = out.take_keyboard() {
         return player::play(shelf, Wanted { id, speed, from, length }, keyboard, out).await;
@@ -59,8 +59,7 @@ async fn tidied(drawing: &Drawing, out: &mut Output) -> Result<(), Fault> {
 
 /// Milliseconds that a session lasted.
 fn length(summary: &Summary) -> u64 {
-    let end = summary.ended_at.unwrap_or(summary.header.started_at).as_millisecond();
-    u64::try_from(end.saturating_sub(summary.header.started_at.as_millisecond())).unwrap_or(0)
+    summary.lasted().unwrap_or(0)
 }
 
 /// What a playback shows, some events at a time.
@@ -84,7 +83,7 @@ pub(super) async fn transcript(asked: Asked<'_>, commands: bool, out: &mut Outpu
     let id = parsed(id)?;
     let summary = shelf.summary(id).await?;
     let (started, length) = (summary.header.started_at, length(&summary));
-    let frames = shelf.reading(move |tapes| tapes.frames(id, 0)).await?;
+    let frames = shelf.reading_of(id, move |tapes| tapes.frames(id, 0)).await?;
     let mut steps = if commands {
         deeds(frames)
     } else {
@@ -237,11 +236,11 @@ pub(super) async fn export(asked: Asked<'_>, format: Format, out: &mut Output) -
     let summary = shelf.summary(id).await?;
     let mut pieces = match format {
         Format::Asciicast => {
-            let playback = shelf.reading(move |tapes| Playback::from(tapes, id, 0)).await?;
+            let playback = shelf.reading_of(id, move |tapes| Playback::from(tapes, id, 0)).await?;
             as_cast(&summary, playback)
         }
         Format::Json => {
-            let frames = shelf.reading(move |tapes| tapes.frames(id, 0)).await?;
+            let frames = shelf.reading_of(id, move |tapes| tapes.frames(id, 0)).await?;
             as_json(&summary, frames)?
         }
     };

@@ -1,16 +1,17 @@
 //! Retention and holds. A tape is deleted only after the trail says so under a signature, and never while it is live or on
 //! hold; `logs verify` then counts it as deleted, and one that is missing without all that as lost.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use serde_json::json;
 
 use super::render::plain;
 use super::sessions::{parsed, reading};
-use super::{Caller, Fault, Output};
+use super::{Caller, Fault, Output, Progress};
 use crate::audit::{Event, Known, Trail};
-use crate::recording::{Keep, SessionId, Summary, Tapes};
+use crate::recording::{Keep, SessionId, Summary, TapeError, Tapes};
 use crate::session::House;
 
 /// Deletes the tapes whose time is over. Returns how many.
@@ -20,14 +21,39 @@ use crate::session::House;
 pub async fn retire(house: &House, now: Timestamp) -> Result<usize, Fault> {
     let terms = &house.config().recording;
     let keep = Keep { terminal: terms.keep, other: terms.keep_other.or(terms.keep) };
-    retire_from(&house.tapes, &house.trail, keep, now).await
+    let under_way = UnderWay::begun();
+    retire_from((&house.tapes, &house.trail), keep, now, &under_way.0).await
 }
 
+/// How far the deletion is that is under way, in tapes, and for how long it has been.
+pub(super) fn under_way() -> Option<((u64, u64), Duration)> {
+    let now = NOW.lock().unwrap_or_else(PoisonError::into_inner);
+    now.as_ref().map(|(progress, since)| (progress.so_far(), since.elapsed()))
+}
+
+/// One that [`under_way`] tells of until it is dropped.
+struct UnderWay(Progress);
+
+impl UnderWay {
+    fn begun() -> Self {
+        let progress = Progress::default();
+        *NOW.lock().unwrap_or_else(PoisonError::into_inner) = Some((progress.clone(), Instant::now()));
+        Self(progress)
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        *NOW.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+/// `progress` counts each tape twice: as it is told of, and as it is deleted.
 async fn retire_from(
-    tapes: &Arc<Tapes>,
-    trail: &Arc<Trail>,
+    (tapes, trail): (&Arc<Tapes>, &Arc<Trail>),
     keep: Keep,
     now: Timestamp,
+    progress: &Progress,
 ) -> Result<usize, Fault> {
     if keep == Keep::default() {
         return Ok(0);
@@ -40,6 +66,7 @@ async fn retire_from(
     if due.is_empty() {
         return Ok(0);
     }
+    progress.expect(2 * due.len() as u64);
     let unwritten = |e: crate::audit::AuditError| Fault::error(e.to_string());
     for (_, summary, seconds) in &due {
         let event = Event::RecordingDeleted {
@@ -49,11 +76,18 @@ async fn retire_from(
             reason: format!("retention: kept for {}", lasted(*seconds)),
         };
         trail.append(event, now).await.map_err(unwritten)?;
+        progress.did(1);
     }
     trail.checkpoint(now).await.map_err(unwritten)?;
-    let (shelf, count) = (Arc::clone(tapes), due.len());
-    let deleted =
-        tokio::task::spawn_blocking(move || due.iter().try_for_each(|(id, ..)| shelf.delete(*id))).await;
+    let (shelf, count, counts) = (Arc::clone(tapes), due.len(), progress.clone());
+    let delete = move || {
+        due.iter().try_for_each(|(id, ..)| {
+            shelf.delete(*id)?;
+            counts.did(1);
+            Ok::<_, TapeError>(())
+        })
+    };
+    let deleted = tokio::task::spawn_blocking(delete).await;
     deleted.map_err(|e| Fault::error(e.to_string()))??;
     Ok(count)
 }
@@ -175,6 +209,7 @@ fn lasted(seconds: i64) -> String {
     }
 }
 
+static NOW: Mutex<Option<(Progress, Instant)>> = Mutex::new(None);
 static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 #[cfg(test)]
@@ -217,7 +252,12 @@ mod tests {
         let retire = |seconds| {
             let keep = Keep { terminal: Some(seconds), other: Some(seconds) };
             let (tapes, trail) = (Arc::clone(&tapes), Arc::clone(&trail));
-            async move { retire_from(&tapes, &trail, keep, now).await.unwrap() }
+            async move {
+                let progress = Progress::default();
+                let count = retire_from((&tapes, &trail), keep, now, &progress).await.unwrap();
+                assert_eq!(progress.so_far(), (2 * count as u64, 2 * count as u64));
+                count
+            }
         };
         assert_eq!(retire(1000).await, 0);
         // Somebody writes that it ended long ago; the list may have been read before or after.

@@ -65,12 +65,15 @@ pub(super) async fn run(
         return Err(Fault::denied(format!("{} is another user's key; see: ssh-keys list", old.id)));
     }
     rotation(house).may_replace(&old, now).await?;
+    if !caller.has_role("admin") {
+        not_too_many(house, &old.user).await?;
+    }
     let new =
         NewKey { user: old.user.clone(), text, name: wanted.name, expires_at: None, verify_required: false };
     let new = UserKey {
         status: KeyStatus::Pending,
         replaces: Some(old.fingerprint.clone()),
-        ..keys::made(house, new, now).await?
+        ..keys::made(house, new, None, now).await?
     };
     // Keyward cannot see whether a security key is one: who may say so is who vouches for it.
     if new.verify_required && !caller.has_role("admin") {
@@ -90,6 +93,20 @@ pub(super) async fn run(
     let overlap = house.config().keys.of(&users::found(house, &old.user).await?).overlap;
     out.either(&value, told(house, &old, &new, overlap)).await
 }
+
+/// Records of keys are kept for good, so that none comes back. Who stages and withdraws one after the other fills the store.
+async fn not_too_many(house: &House, user: &UserName) -> Result<(), Fault> {
+    let keys: Vec<UserKey> = house.vault.list().await?;
+    if keys.iter().filter(|key| key.user == *user).count() < MOST_KEYS {
+        return Ok(());
+    }
+    Err(Fault::denied(format!(
+        "{MOST_KEYS} keys of yours are on record; ask an administrator: keyward ssh-keys rotate --user {user} --old KEY --file FILE"
+    )))
+}
+
+/// Keys of one user, of any status, up to which the user adds more.
+const MOST_KEYS: usize = 200;
 
 /// What happens when, and what to type next.
 fn told(house: &House, old: &UserKey, new: &UserKey, overlap: i64) -> String {

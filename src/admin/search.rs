@@ -109,7 +109,7 @@ async fn hits(
     pattern: Regex,
     read: Arc<AtomicU64>,
 ) -> Result<Steps<Vec<Line>>, Fault> {
-    let frames = shelf.reading(move |tapes| tapes.frames(id, 0)).await?;
+    let frames = shelf.reading_of(id, move |tapes| tapes.frames(id, 0)).await?;
     let mut lines = Lines::of(frames);
     Ok(Steps::of(move || {
         let mut hits = Vec::new();

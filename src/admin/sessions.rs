@@ -191,8 +191,8 @@ const LONGEST_DEED: usize = 120;
 
 /// `1m07s`; a dash while it is live.
 pub fn lasted(summary: &Summary) -> String {
-    let Some(end) = summary.ended_at else { return "-".to_owned() };
-    let seconds = end.as_second() - summary.header.started_at.as_second();
+    let Some(lasted) = summary.lasted() else { return "-".to_owned() };
+    let seconds = lasted / 1000;
     match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
         (0, 0, s) => format!("{s}s"),
         (0, m, s) => format!("{m}m{s:02}s"),

@@ -38,6 +38,22 @@ impl Shelf<'_> {
         done.map_err(|e| Fault::error(e.to_string()))?.map_err(Fault::from)
     }
 
+    /// The same of one session; if some of it is gone, because it is being deleted, when and why.
+    pub(super) async fn reading_of<T: Send + 'static>(
+        self,
+        id: SessionId,
+        read: impl FnOnce(&Tapes) -> Result<T, TapeError> + Send + 'static,
+    ) -> Result<T, Fault> {
+        let (read, whole) = self.reading(move |tapes| Ok((read(tapes), tapes.lies_whole(id)))).await?;
+        match (&read, self.house) {
+            (Err(error), Some(house)) if error.is_tampering() && !whole => {
+                let told = deleted(house, id).await?.map(Fault::not_found);
+                told.map_or_else(|| read.map_err(Fault::from), Err)
+            }
+            _ => Ok(read?),
+        }
+    }
+
     /// One session; of one that was deleted, when and why.
     pub(super) async fn summary(self, id: SessionId) -> Result<Summary, Fault> {
         match self.reading(move |tapes| Ok(tapes.summary(id))).await? {

@@ -48,7 +48,12 @@ pub(super) async fn status(house: &House, out: &mut Output) -> Result<(), Fault>
             warnings.push(format!("{} {} is {behind} events behind: {}", to.name, to.target, plain(&fault)));
         }
     }
+    let under_way = super::retention::under_way();
+    let retention = under_way.and_then(|(so_far, since)| super::progress::told(so_far, since));
     let value = json!({
+        "retention": under_way.map(|((done, all), since)| json!({
+            "done": done, "of": all, "seconds": since.as_secs(),
+        })),
         "receivers": receivers.iter().map(|(to, behind)| json!({
             "name": to.name, "target": to.target, "delivered": to.delivered(), "behind": behind, "fault": to.fault(),
         })).collect::<Vec<_>>(),
@@ -77,6 +82,9 @@ pub(super) async fn status(house: &House, out: &mut Output) -> Result<(), Fault>
         head.hash,
         if house.tapes.can_read() { "readable here" } else { "readable only with the auditors' identity" },
     );
+    if let Some(left) = &retention {
+        text.push_str(&format!("\nretention          deleting recordings: {left}"));
+    }
     for (to, behind) in &receivers {
         text.push_str(&format!("\n{:<18} {}, {behind} events behind", to.name, to.target));
     }

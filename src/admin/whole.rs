@@ -47,7 +47,7 @@ pub fn verify_session(
         ))),
         (None, None) => Err(TapeError::Missing(session).into()),
     };
-    if let Err(TapeError::Missing(_)) = summary {
+    if summary.is_err() && !tapes.tape_file(session).exists() {
         return gone();
     }
     if !tapes.lies_whole(session)

@@ -226,6 +226,17 @@ pub enum Event {
         /// Fingerprint, `SHA256:…`.
         key: String,
     },
+    /// A key's life was shortened: the terms of its owner are stricter than when it was added.
+    SshKeyShortened {
+        /// The user it is about.
+        user: String,
+        /// Fingerprint, `SHA256:…`.
+        key: String,
+        /// When it would have expired; RFC 3339, UTC.
+        was: String,
+        /// When it expires; RFC 3339, UTC.
+        until: String,
+    },
     /// A replaced key goes on working for a while: its successor is in use.
     SshKeyRetiring {
         /// The user it is about.
@@ -756,6 +767,17 @@ pub enum Event {
         by: String,
         /// Instances that were not yet seen to accept it.
         not_seen_on: Vec<String>,
+    },
+    /// An instance does not trust the CA that is announced, or did not say: found by a login of Keyward's own.
+    CaNotTrusted {
+        /// `user`.
+        ca: String,
+        /// The instance's name.
+        instance: String,
+        /// Fingerprint of the announced CA.
+        key: String,
+        /// Why.
+        reason: String,
     },
     /// The daemon started.
     DaemonStarted {

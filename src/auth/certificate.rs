@@ -91,6 +91,13 @@ impl Certificates {
         Some((format!("{}{until}", named(&certificate)), counts))
     }
 
+    /// Whether the key of a certificate that somebody came in with is of a kind that is `accepted`.
+    pub fn kind_accepted(&self, with: Option<CertificateId>, accepted: &Accepted) -> bool {
+        let certificate =
+            with.and_then(|with| self.used().get(&with).map(|used| Arc::clone(&used.certificate)));
+        certificate.is_some_and(|certificate| accepted.takes(&certified(&certificate)).is_ok())
+    }
+
     /// A certificate that is *offered* is worth a signature. This is no proof of anything.
     ///
     /// # Errors

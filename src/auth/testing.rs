@@ -65,12 +65,17 @@ pub(crate) fn empty_vault() -> Vault {
 /// alice (key 1, enrolled), bob (key 2, not enrolled).
 pub(crate) async fn vault() -> Vault {
     let vault = empty_vault();
+    people(&vault).await;
+    vault
+}
+
+/// The same people, in a vault that there is.
+pub(crate) async fn people(vault: &Vault) {
     for (n, name) in [(1, "alice"), (2, "bob")] {
         vault.insert(&user(name, &["engineer"])).await.unwrap();
         vault.insert(&user_key(name, &public_key(n))).await.unwrap();
     }
-    super::mfa::enroll(&vault, &"alice".parse().unwrap(), at(0)).await.unwrap();
-    vault
+    super::mfa::enroll(vault, &"alice".parse().unwrap(), at(0)).await.unwrap();
 }
 
 /// What the user's authenticator shows at `when`.

@@ -105,9 +105,15 @@ pub async fn remember(vault: &Vault, login: &Authenticated, remember: i64) -> Re
     let same = |m: &Remembered| m.key == memory.key && m.source == memory.source;
     forget(vault, |m| m.at.as_second() <= oldest || same(m)).await?;
     match vault.insert(&memory).await {
-        Err(keystore::Error::Exists { .. }) => Ok(()),
-        other => other,
+        Err(keystore::Error::Exists { .. }) => {}
+        other => other?,
     }
+    // Who suspends forgets what there is, and what came after that is forgotten here: it must not wait for the resumption.
+    let user = vault.get::<User>(memory.user.as_str()).await?;
+    if user.is_none_or(|user| user.suspended.is_some()) {
+        forget_user(vault, &memory.user).await?;
+    }
+    Ok(())
 }
 
 /// Forgets every second factor that `user` gave.
@@ -194,6 +200,27 @@ mod tests {
         let elsewhere = Unauthenticated::new(&elsewhere, &Default::default());
         let key = elsewhere.key_verified(&vault, "alice", &public_key(1), at(1)).await.ok().unwrap();
         assert!(key.without_code(&vault, Some(3600), at(1)).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn what_is_remembered_while_its_user_is_suspended_does_not_wait_for_the_resumption() {
+        let vault = vault().await;
+        let login = logs_in_with_code(&vault).await;
+        let suspended = async |ended: Option<keystore::Ended>| {
+            let set = |user: &mut User| {
+                user.suspended.clone_from(&ended);
+                Ok::<_, keystore::Error>(())
+            };
+            vault.update("alice", set).await.unwrap();
+        };
+        suspended(Some(keystore::Ended { at: at(1), reason: "stolen".to_owned() })).await;
+        forget_user(&vault, &"alice".parse().unwrap()).await.unwrap();
+        // The login was on its way all the time.
+        remember(&vault, &login, 3600).await.unwrap();
+        suspended(None).await;
+        assert!(!unasked(&vault, Some(3600), 2).await);
+        remember(&vault, &login, 3600).await.unwrap();
+        assert!(unasked(&vault, Some(3600), 2).await, "as ever");
     }
 
     #[tokio::test]

@@ -40,11 +40,13 @@ pub struct Limits {
     pub max_startups: usize,
     /// Unauthenticated connections from one source address.
     pub per_source: usize,
+    /// Connections and sessions of one user; `ssh -J` takes one of each.
+    pub per_user: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_startups: 100, per_source: 20 }
+        Self { max_startups: 100, per_source: 20, per_user: 1000 }
     }
 }
 

@@ -240,6 +240,7 @@ impl Raw {
         within("login.login_secs", self.login.login_secs, 5..=600)?;
         within("limits.max_startups", self.limits.max_startups as u64, 1..=100_000)?;
         within("limits.per_source", self.limits.per_source as u64, 1..=100_000)?;
+        within("limits.per_user", self.limits.per_user as u64, 2..=1_000_000)?;
         within("transport.rekey_mb", self.transport.rekey_mb, 1..=65_536)?;
         within("key_max_age_days", self.key_max_age_days.unwrap_or(1).into(), 1..=3650)?;
         self.keys.check(self.key_max_age_days).map_err(|(key, what)| source.fault(&key, what))?;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use axum::body::{Body, Bytes};
 use futures_util::stream;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -66,6 +67,45 @@ pub(super) async fn whole<T: DeserializeOwned>(answer: Answer) -> Result<Whole<T
         Ok(value) => Ok(Whole { value, says, fault }),
         Err(error) => Err(fault.unwrap_or_else(|| Fault::error(error.to_string()))),
     }
+}
+
+/// The beginning of an answer that is a long list.
+pub(super) struct First {
+    pub(super) items: Vec<Value>,
+    /// There was more.
+    pub(super) more: bool,
+    /// What went wrong after the first of them.
+    pub(super) fault: Option<Fault>,
+}
+
+/// The first `most` items of an answer that has one on each line, as far as they are `bytes` together; the rest is not made.
+pub(super) async fn first(answer: Answer, (most, bytes): (usize, usize)) -> Result<First, Fault> {
+    let (mut answer, mut items, mut read) = (answer, Vec::new(), 0);
+    let mut line = Vec::new();
+    while let Some(piece) = answer.next().await {
+        for part in piece.split_inclusive(|byte| *byte == b'\n') {
+            line.extend_from_slice(part);
+            if read + line.len() > bytes || items.len() >= most && item(&line).is_some() {
+                return Ok(First { items, more: true, fault: None });
+            }
+            if part.ends_with(b"\n") {
+                read += line.len();
+                items.extend(item(&std::mem::take(&mut line)));
+            }
+        }
+    }
+    let (_, fault) = answer.ended().await;
+    match fault {
+        Some(fault) if items.is_empty() => Err(fault),
+        fault => Ok(First { items, more: false, fault }),
+    }
+}
+
+/// What stands on a line of a list, between its brackets and commas.
+fn item(line: &[u8]) -> Option<Value> {
+    let text = line.trim_ascii();
+    let text = text.strip_prefix(b",").unwrap_or(text);
+    serde_json::from_slice(text).ok().filter(Value::is_object)
 }
 
 /// The JSON answer to `words`.
@@ -130,3 +170,43 @@ impl Answer {
 
 /// The longest answer that is shown as one page, in bytes.
 const LONGEST: usize = 64 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(pieces: &[&str], code: u8) -> Answer {
+        let (to, from) = mpsc::channel(pieces.len() + 2);
+        for piece in pieces {
+            to.try_send(Chunk::Out(piece.as_bytes().to_vec())).unwrap();
+        }
+        if code != 0 {
+            to.try_send(Chunk::Err(b"keyward: it breaks off\n".to_vec())).unwrap();
+        }
+        Answer { from, code: tokio::spawn(async move { code }), said: Vec::new() }
+    }
+
+    #[tokio::test]
+    async fn of_a_long_list_the_beginning_is_taken_and_no_more() {
+        let pieces = ["[\n{\"n\":1}\n,{\"n\"", ":2}\n,{\"n\":3}\n", "]\n"];
+        for (bounds, count, more) in [
+            ((3, 999), 3, false),
+            ((2, 999), 2, true),
+            ((9, 999), 3, false),
+            ((9, 15), 1, true),
+            ((9, 3), 0, true),
+        ] {
+            let found = first(answer(&pieces, 0), bounds).await.unwrap();
+            assert_eq!((found.items.len(), found.more), (count, more), "{bounds:?}");
+            assert!(found.items.iter().zip(1..).all(|(item, n)| item["n"] == n));
+        }
+        assert!(first(answer(&["[]\n"], 0), (9, 99)).await.unwrap().items.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_broke_off_is_said_with_what_there_was_and_alone_it_is_the_answer() {
+        let found = first(answer(&["[\n{\"n\":1}\n"], 10), (9, 99)).await.unwrap();
+        assert_eq!((found.items.len(), found.fault.unwrap().code), (1, 10));
+        assert_eq!(first(answer(&[], 10), (9, 99)).await.err().unwrap().code, 10);
+    }
+}

@@ -8,7 +8,7 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use serde_json::Value;
 
-use super::asking::{Whole, ask, may, say, whole};
+use super::asking::{First, ask, first, may, say};
 use super::door::{Auditor, with_player};
 use super::live;
 use super::pages::{Asked, verdict};
@@ -124,9 +124,9 @@ pub(super) async fn transcript(
     let words: Vec<String> =
         ["sessions", "transcript"].into_iter().chain(option).map(str::to_owned).collect();
     let words = [words, vec!["--".to_owned(), id.clone()]].concat();
-    let answer = async { whole::<Vec<Value>>(say(&house, &auditor, &words)?).await };
-    let (told, wrong) = match answer.await {
-        Ok(Whole { value, fault, .. }) => (value, fault),
+    let answer = async { first(say(&house, &auditor, &words)?, (MOST_LINES, MOST_TEXT)).await };
+    let First { items: told, more, fault: wrong } = match answer.await {
+        Ok(told) => told,
         Err(wrong) => return fault(&auditor, "sessions", &wrong),
     };
     let line = |told: &Value| {
@@ -140,11 +140,13 @@ pub(super) async fn transcript(
         frame: Frame::of(&auditor, "sessions"),
         id: Text::from(&id),
         commands,
-        more: told.len() > MOST_LINES,
-        lines: told.iter().take(MOST_LINES).map(line).collect(),
+        more,
+        lines: told.iter().map(line).collect(),
         fault: wrong.map(|wrong| Text::from(&wrong.says)).unwrap_or_default(),
     })
 }
 
 /// Lines of a transcript on one page.
 const MOST_LINES: usize = 20_000;
+/// And bytes of them, as JSON.
+const MOST_TEXT: usize = 8 << 20;

@@ -8,19 +8,20 @@ mod algorithms;
 mod channel;
 mod means;
 mod offer;
+mod passage;
 mod severable;
 mod signal;
 mod trust;
 
+use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use keystore::journal::Receipt;
-use russh::{AlgorithmKind, Disconnect, client};
+use russh::{AlgorithmKind, Disconnect, SshId, client};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
 
 use crate::audit::{Event, SessionFacts};
 use crate::config::{Crypto, Transport};
@@ -31,6 +32,7 @@ pub use algorithms::{preferred, rekey_limits};
 pub use channel::{FromInstance, ToInstance};
 pub use means::Means;
 pub use offer::{Offer, Offered};
+pub use passage::{Passage, Passing};
 pub use severable::Severable;
 pub use signal::{signal_of, signal_text};
 
@@ -121,6 +123,8 @@ pub struct Proofs<'a> {
 /// What else a dial needs to know.
 #[derive(Debug, Clone, Copy)]
 pub struct Leg<'a> {
+    /// Through which the connection goes: whoever cuts the session bars it.
+    pub passage: &'a Arc<Passage>,
     /// Id of the session that it is for.
     pub session: &'a str,
     /// What the connection negotiates.
@@ -134,12 +138,12 @@ pub struct Upstream {
     accepted: String,
     asked: Asked,
     /// Ends the stream under the connection.
-    sever: CancellationToken,
+    passage: Arc<Passage>,
 }
 
 impl Drop for Upstream {
     fn drop(&mut self) {
-        self.sever.cancel();
+        self.passage.shut();
     }
 }
 
@@ -165,11 +169,15 @@ pub async fn dial(
 ///
 /// # Errors
 /// [`EgressError::Unreachable`].
-pub async fn dial_plain(proofs: Proofs<'_>, port: u16) -> Result<TcpStream, EgressError> {
+pub async fn dial_plain(
+    proofs: Proofs<'_>,
+    passage: &Arc<Passage>,
+    port: u16,
+) -> Result<Passing, EgressError> {
     let host = proofs.authorized.instance().address.host.as_str();
     let unreachable = |why: String| EgressError::Unreachable { address: format!("{host}:{port}"), why };
     match tokio::time::timeout(DIAL, TcpStream::connect((host, port))).await {
-        Ok(Ok(stream)) => Ok(stream),
+        Ok(Ok(stream)) => passage.through(stream).map_err(|e| unreachable(e.to_string())),
         Ok(Err(error)) => Err(unreachable(error.to_string())),
         Err(_) => Err(unreachable("no answer within 20 seconds".to_owned())),
     }
@@ -194,22 +202,22 @@ async fn enter(
         .await
         .map_err(|e| unreachable(e.to_string()))?;
     tcp.set_nodelay(true).map_err(|e| unreachable(e.to_string()))?;
-    let sever = CancellationToken::new();
-    let mut handle =
-        client::connect_stream(config, Severable::new(tcp, &sever), verifier).await.map_err(|e| {
-            let mismatch = fault.lock().unwrap_or_else(PoisonError::into_inner).take();
-            match mismatch {
-                Some(offered) => EgressError::HostKeyMismatch { offered },
-                None => nothing_in_common(&e, leg.transport).unwrap_or_else(|| unreachable(e.to_string())),
-            }
-        })?;
+    let stream = leg.passage.through(tcp).map_err(|e| unreachable(e.to_string()))?;
+    let mut handle = client::connect_stream(config, stream, verifier).await.map_err(|e| {
+        let mismatch = fault.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match mismatch {
+            Some(offered) => EgressError::HostKeyMismatch { offered },
+            None => nothing_in_common(&e, leg.transport).unwrap_or_else(|| unreachable(e.to_string())),
+        }
+    })?;
 
     let accepted = means.sign_in(&mut handle, proofs, leg.session, now).await?;
-    Ok(Upstream { handle, offers: Mutex::new(Some(offers)), sever, accepted, asked })
+    let (offers, passage) = (Mutex::new(Some(offers)), Arc::clone(leg.passage));
+    Ok(Upstream { handle, offers, passage, accepted, asked })
 }
 
-/// The fault where both sides' lists do not meet (RFC 4253 §7.1).
-fn nothing_in_common(error: &russh::Error, transport: Transport) -> Option<EgressError> {
+/// The fault where both sides' lists do not meet (RFC 4253 §7.1), in words; for a user's client too.
+pub fn nothing_in_common(error: &russh::Error, transport: Transport) -> Option<EgressError> {
     let russh::Error::NoCommonAlgo { kind, theirs, .. } = error else { return None };
     let hint = match (kind, transport.crypto) {
         (AlgorithmKind::Kex, Crypto::Strict) => STRICT,
@@ -319,7 +327,7 @@ impl Upstream {
         if tokio::time::timeout(LEAVE, leave).await.is_err() {
             tracing::debug!("instance.severed");
         }
-        self.sever.cancel();
+        self.passage.shut();
     }
 }
 
@@ -370,6 +378,7 @@ fn client_config(trust: &trust::Trust, transport: Transport) -> client::Config {
     let mut preferred = preferred(transport);
     trust.narrow(&mut preferred);
     client::Config {
+        client_id: SshId::Standard(Cow::Borrowed("SSH-2.0-Keyward")),
         preferred,
         limits: rekey_limits(transport),
         inactivity_timeout: None,

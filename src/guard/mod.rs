@@ -4,6 +4,8 @@
 //! of sources that fail (sshd's `PerSourcePenalties`). Takes an address and mints [`Admitted`], which gives its place
 //! back when it is dropped. Never looks at names, keys or the store, and forgets everything at a restart, but not a
 //! lockdown (see [`lockdown`]).
+//!
+//! A source is what one party holds ([`source`]); the memory for all of them is bounded ([`penalties`]).
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -11,12 +13,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use ipnet::IpNet;
 use jiff::Timestamp;
 
 pub mod lockdown;
+mod penalties;
+mod source;
 
 use lockdown::Lockdown;
+use penalties::Penalties;
+use source::{Source, network_of, source_of};
 
 /// How many strangers, and how much patience with them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +38,13 @@ pub struct Limits {
     pub ban_max: Duration,
 }
 
+impl Limits {
+    /// Unauthenticated connections at one time from an IPv6 /48: a quarter of all, or as many as two sites may have.
+    fn per_network(&self) -> usize {
+        self.per_source.saturating_mul(2).max(self.max_startups / 4)
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -47,7 +59,9 @@ impl Default for Limits {
 
 /// Counts and judges sources. A clone is a handle to the same counts.
 ///
-/// A source is an IPv4 address or an IPv6 /64: a site holds a whole /64 (RFC 6177), so single addresses mean nothing.
+/// A source is an IPv4 address or an IPv6 /64: a site holds a whole /64 (RFC 6177), so single addresses mean nothing. Of a
+/// /48, which one party may hold as well, no more than a quarter of all places are taken; and once many of its /64s fail,
+/// it is one source.
 #[derive(Clone)]
 pub struct Guard {
     shared: Arc<Shared>,
@@ -84,59 +98,46 @@ impl Guard {
         if self.lockdown.reason().is_some() {
             return Err(Refused::Lockdown);
         }
-        let source = source_of(addr.ip());
+        let sources = [Some(source_of(addr.ip())), network_of(addr.ip())];
         let limits = self.shared.limits.load();
         let mut state = self.shared.state();
-        if let Some(until) = state.banned(source, now) {
+        if let Some(until) = state.penalties.banned(addr.ip(), now) {
             return Err(Refused::Banned { until });
         }
         if state.waiting >= limits.max_startups {
             return Err(Refused::TooManyStartups);
         }
-        let from_source = state.by_source.entry(source).or_default();
-        if *from_source >= limits.per_source {
-            // An entry made just now for a limit of zero would otherwise stay for ever.
-            state.by_source.retain(|_, waiting| *waiting > 0);
+        let shares = [limits.per_source, limits.per_network()];
+        let full = sources.iter().zip(shares).any(|(source, share)| {
+            source.is_some_and(|source| state.by_source.get(&source).copied().unwrap_or_default() >= share)
+        });
+        if full {
             return Err(Refused::TooManyFromSource);
         }
-        *from_source += 1;
+        for source in sources.into_iter().flatten() {
+            *state.by_source.entry(source).or_default() += 1;
+        }
         state.waiting += 1;
         drop(state);
-        Ok(Admitted { addr, source, shared: Arc::clone(&self.shared) })
+        Ok(Admitted { addr, sources, shared: Arc::clone(&self.shared) })
     }
 
     /// Counts a failed login against its source. `Some(until)` if this failure is the one that bans it: audit that.
     pub fn failed(&self, ip: IpAddr, now: Timestamp) -> Option<Timestamp> {
         let limits = self.shared.limits.load();
-        let mut state = self.shared.state();
-        state.make_room(now);
-        let now = now.as_millisecond();
-        let penalty = state.penalties.entry(source_of(ip)).or_insert(Penalty { ends: now, banned: false });
-        if penalty.ends <= now {
-            *penalty = Penalty { ends: now, banned: false };
-        }
-        penalty.ends = penalty
-            .ends
-            .saturating_add(millis(limits.penalty))
-            .min(now.saturating_add(millis(limits.ban_max)));
-        let newly = !penalty.banned && penalty.ends.saturating_sub(now) >= millis(limits.ban_from);
-        penalty.banned |= newly;
-        newly.then(|| timestamp(penalty.ends))
+        self.shared.state().penalties.add(ip, &limits, now)
     }
 
     /// A login succeeded: one earlier slip of the same source is forgiven. Not all of them, or whoever has one
     /// account could wash away what he tries on others. A ban stays.
     pub fn succeeded(&self, ip: IpAddr) {
-        let forgiven = millis(self.shared.limits.load().penalty);
-        let mut state = self.shared.state();
-        if let Some(penalty) = state.penalties.get_mut(&source_of(ip)).filter(|p| !p.banned) {
-            penalty.ends = penalty.ends.saturating_sub(forgiven);
-        }
+        let forgiven = self.shared.limits.load().penalty;
+        self.shared.state().penalties.forgive(ip, forgiven);
     }
 
     /// Until when the source is banned, if it is.
     pub fn banned(&self, ip: IpAddr, now: Timestamp) -> Option<Timestamp> {
-        self.shared.state().banned(source_of(ip), now)
+        self.shared.state().penalties.banned(ip, now)
     }
 
     /// How many unauthenticated connections hold a place now.
@@ -162,7 +163,8 @@ impl Guard {
 /// ```
 pub struct Admitted {
     addr: SocketAddr,
-    source: IpNet,
+    /// Where its place is counted.
+    sources: [Option<Source>; 2],
     shared: Arc<Shared>,
 }
 
@@ -177,10 +179,12 @@ impl Drop for Admitted {
     fn drop(&mut self) {
         let mut state = self.shared.state();
         state.waiting = state.waiting.saturating_sub(1);
-        if let Some(waiting) = state.by_source.get_mut(&self.source) {
-            *waiting = waiting.saturating_sub(1);
-            if *waiting == 0 {
-                state.by_source.remove(&self.source);
+        for source in self.sources.into_iter().flatten() {
+            if let Some(waiting) = state.by_source.get_mut(&source) {
+                *waiting = waiting.saturating_sub(1);
+                if *waiting == 0 {
+                    state.by_source.remove(&source);
+                }
             }
         }
     }
@@ -221,60 +225,9 @@ impl Shared {
 #[derive(Default)]
 struct State {
     waiting: usize,
-    by_source: HashMap<IpNet, usize>,
-    penalties: HashMap<IpNet, Penalty>,
-}
-
-#[derive(Clone, Copy)]
-struct Penalty {
-    /// Unix time, milliseconds.
-    ends: i64,
-    /// Once banned, banned to the end, though the remaining time falls below the threshold.
-    banned: bool,
-}
-
-impl State {
-    fn banned(&self, source: IpNet, now: Timestamp) -> Option<Timestamp> {
-        let penalty = self.penalties.get(&source)?;
-        (penalty.banned && penalty.ends > now.as_millisecond()).then(|| timestamp(penalty.ends))
-    }
-
-    /// Keeps the table bounded: first what has ended goes, then what ends soonest.
-    fn make_room(&mut self, now: Timestamp) {
-        if self.penalties.len() < MAX_PENALTIES {
-            return;
-        }
-        self.penalties.retain(|_, penalty| penalty.ends > now.as_millisecond());
-        if self.penalties.len() >= MAX_PENALTIES {
-            let soonest = self.penalties.iter().min_by_key(|(_, p)| p.ends).map(|(source, _)| *source);
-            if let Some(source) = soonest {
-                self.penalties.remove(&source);
-            }
-        }
-    }
-}
-
-/// As sshd's `PerSourcePenalties max-sources`.
-const MAX_PENALTIES: usize = 65_536;
-const IPV6_SITE: u8 = 64;
-
-fn source_of(ip: IpAddr) -> IpNet {
-    // A dual-stack listener sees IPv4 peers as ::ffff:a.b.c.d (RFC 4291 §2.5.5.2): the same source, not one /64.
-    match ip.to_canonical() {
-        IpAddr::V6(v6) => match ipnet::Ipv6Net::new(v6, IPV6_SITE) {
-            Ok(site) => IpNet::V6(site.trunc()),
-            Err(_) => IpNet::from(IpAddr::V6(v6)),
-        },
-        v4 => IpNet::from(v4),
-    }
-}
-
-fn millis(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
-}
-
-fn timestamp(millis: i64) -> Timestamp {
-    Timestamp::from_millisecond(millis).unwrap_or(Timestamp::MAX)
+    /// Of sources and of networks; who holds no place has no entry.
+    by_source: HashMap<Source, usize>,
+    penalties: Penalties,
 }
 
 #[cfg(test)]
@@ -399,11 +352,24 @@ mod tests {
     }
 
     #[test]
-    fn the_table_of_penalties_stays_bounded() {
-        let guard = guard();
-        for n in 0..u32::try_from(MAX_PENALTIES).unwrap() + 3 {
-            guard.failed(IpAddr::from((n + 1).to_be_bytes()), at(i64::from(n) / 100_000));
-        }
-        assert_eq!(guard.shared.state().penalties.len(), MAX_PENALTIES);
+    fn a_network_of_48_bits_takes_a_quarter_of_the_places_and_others_still_get_in() {
+        let guard = Guard::new(Limits { max_startups: 100, per_source: 10, ..Limits::default() });
+        let flood = (0..200).map(|site| guard.admit(addr(&format!("2001:db8:7:{site:x}::1")), at(0)));
+        let held: Vec<_> = flood.filter_map(Result::ok).collect();
+        assert_eq!(held.len(), 25);
+        assert_eq!(guard.admit(addr("2001:db8:7:ffff::1"), at(0)).err(), Some(Refused::TooManyFromSource));
+        let others: Vec<_> =
+            ["2001:db8:8::1", "192.0.2.1"].map(|ip| guard.admit(addr(ip), at(0)).ok()).into();
+        assert!(others.iter().all(Option::is_some));
+        drop((held, others));
+        assert!(guard.shared.state().by_source.is_empty(), "nothing is kept of who has left");
+        assert!(guard.admit(addr("2001:db8:7:ffff::1"), at(0)).is_ok());
+    }
+
+    #[test]
+    fn a_limit_of_zero_keeps_everybody_out_and_no_entry() {
+        let guard = Guard::new(Limits { max_startups: 3, per_source: 0, ..Limits::default() });
+        assert_eq!(guard.admit(addr("192.0.2.1"), at(0)).err(), Some(Refused::TooManyFromSource));
+        assert!(guard.shared.state().by_source.is_empty());
     }
 }

@@ -28,7 +28,7 @@ use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Transport;
-use crate::egress::Severable;
+use crate::egress::{Severable, nothing_in_common};
 use crate::guard::Admitted;
 use crate::session::{Desk, House};
 
@@ -39,7 +39,7 @@ pub async fn serve_connection(house: Arc<House>, desk: Arc<dyn Desk>, admitted: 
         tracing::debug!(%error, "connection.gone");
         return;
     }
-    let settings = house.config();
+    let (settings, source) = (house.config(), admitted.addr());
     let phase = stream::Phase::new();
     let sever = CancellationToken::new();
     let stream = Severable::new(tcp, &sever);
@@ -63,7 +63,11 @@ pub async fn serve_connection(house: Arc<House>, desk: Arc<dyn Desk>, admitted: 
         }
     };
     if let Err(error) = running.await {
-        tracing::debug!(%error, "connection.ended");
+        match nothing_in_common(&error, settings.transport) {
+            // Its client says so too, but to somebody else than the operator who chose what is spoken.
+            Some(why) => tracing::info!(%source, %why, "connection.nothing_in_common"),
+            None => tracing::debug!(%error, "connection.ended"),
+        }
     }
 }
 

@@ -24,7 +24,7 @@ use super::stream::Deadlines;
 use crate::audit::Event;
 use crate::auth::{Authenticated, SignedCertificate, SignedKey};
 use crate::config::Config;
-use crate::session::{Cut, Desk, House, LiveInfo};
+use crate::session::{Cut, Desk, House, LiveInfo, enter};
 
 /// russh's callbacks for the outer connection.
 pub(super) struct Outer {
@@ -155,7 +155,8 @@ impl server::Handler for Outer {
             since: Timestamp::now(),
             only_exchanges: caller.only_exchanges(),
         };
-        let mut registered = self.house.registry.enter(info);
+        // Who was suspended, or whose key was revoked, since it was looked at is cut here, before anything can be asked for.
+        let mut registered = enter(&self.house, info, Timestamp::now()).await;
         self.cut = Some(registered.cut.clone());
         let over = self.over.clone();
         let (room, sever) = (Arc::clone(&self.room), self.sever.clone());

@@ -38,7 +38,7 @@ impl Cast {
     /// The view that begins at this record, if it notes a terminal.
     pub fn begins(record: &Record) -> Option<Self> {
         match &record.what {
-            What::Note(_, Note::Pty { term, cols, rows }) => {
+            What::Note(_, Note::Pty { term, cols, rows, .. }) => {
                 let (cols, rows) = size(*cols, *rows);
                 let (term, channel) = (term.clone(), Some(record.channel));
                 Some(Self { cols, rows, term, channel, ..Self::without_terminal() })
@@ -71,7 +71,7 @@ impl Cast {
             What::Output => ('o', 'o'),
             What::Stderr => ('o', 'e'),
             What::Input => ('i', 'i'),
-            What::Note(Direction::ToInstance, Note::WindowChange { cols, rows }) => {
+            What::Note(Direction::ToInstance, Note::WindowChange { cols, rows, .. }) => {
                 let (cols, rows) = size(*cols, *rows);
                 return Some((record.millis, 'r', format!("{cols}x{rows}")));
             }
@@ -161,10 +161,16 @@ pub fn cast_header(summary: &Summary, cast: &Cast) -> String {
 /// # Errors
 /// If serde_json cannot write it.
 pub fn json_record(record: &Record) -> Result<Value, serde_json::Error> {
+    let mut what = serde_json::to_value(&record.what)?;
+    if let What::Note(_, Note::Pty { modes, .. }) = &record.what
+        && let Some(shown) = what.pointer_mut("/note/1/pty/modes")
+    {
+        *shown = super::modes::named(modes);
+    }
     let mut shown = value!({
         "seconds": std::time::Duration::from_millis(record.millis).as_secs_f64(),
         "channel": record.channel,
-        "what": serde_json::to_value(&record.what)?,
+        "what": what,
     });
     if let (Some(fields), false) = (shown.as_object_mut(), record.payload.is_empty()) {
         match std::str::from_utf8(&record.payload) {

@@ -94,38 +94,85 @@ pub enum What {
 pub enum Note {
     Eof,
     Close,
-    Pty { term: String, cols: u32, rows: u32 },
-    Env { name: String, value: String },
+    Pty {
+        term: String,
+        cols: u32,
+        rows: u32,
+        #[serde(default, skip_serializing_if = "Pixels::are_unknown")]
+        px: Pixels,
+        /// Encoded terminal modes (RFC 4254 §8), each opcode with its argument.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        modes: Vec<(u8, u32)>,
+    },
+    Env {
+        name: String,
+        value: String,
+    },
     Shell,
     Exec(String),
     Subsystem(String),
     Agent,
-    WindowChange { cols: u32, rows: u32 },
+    WindowChange {
+        cols: u32,
+        rows: u32,
+        #[serde(default, skip_serializing_if = "Pixels::are_unknown")]
+        px: Pixels,
+    },
     Signal(String),
     ExitStatus(u32),
-    ExitSignal { signal: String, core_dumped: bool, message: String },
+    ExitSignal {
+        signal: String,
+        core_dumped: bool,
+        message: String,
+    },
     Success,
     Failure,
     Break(u32),
 }
 
+/// Width and height of a terminal in pixels, as the client says; 0 where it does not know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Pixels(pub u32, pub u32);
+
+impl Pixels {
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+    fn are_unknown(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 impl Note {
+    #[cfg(test)]
+    pub(super) fn pty(cols: u32, rows: u32) -> Self {
+        Self::Pty { term: "xterm".to_owned(), cols, rows, px: Pixels::default(), modes: Vec::new() }
+    }
+
+    #[cfg(test)]
+    pub(super) fn window_change(cols: u32, rows: u32) -> Self {
+        Self::WindowChange { cols, rows, px: Pixels::default() }
+    }
+
     /// The note for a message; none for payload.
     pub(super) fn of(message: &ChannelMessage) -> Option<Self> {
         Some(match message {
             ChannelMessage::Data(_) | ChannelMessage::Stderr(_) => return None,
             ChannelMessage::Eof => Self::Eof,
             ChannelMessage::Close => Self::Close,
-            ChannelMessage::Pty { term, cols, rows, .. } => {
-                Self::Pty { term: term.clone(), cols: *cols, rows: *rows }
-            }
+            ChannelMessage::Pty { term, cols, rows, px_width, px_height, modes } => Self::Pty {
+                term: term.clone(),
+                cols: *cols,
+                rows: *rows,
+                px: Pixels(*px_width, *px_height),
+                // There are no more opcodes than that.
+                modes: modes.iter().take(256).copied().collect(),
+            },
             ChannelMessage::Env { name, value } => Self::Env { name: name.clone(), value: value.clone() },
             ChannelMessage::Shell => Self::Shell,
             ChannelMessage::Exec(command) => Self::Exec(String::from_utf8_lossy(command).into_owned()),
             ChannelMessage::Subsystem(name) => Self::Subsystem(name.clone()),
             ChannelMessage::Agent => Self::Agent,
-            ChannelMessage::WindowChange { cols, rows, .. } => {
-                Self::WindowChange { cols: *cols, rows: *rows }
+            ChannelMessage::WindowChange { cols, rows, px_width, px_height } => {
+                Self::WindowChange { cols: *cols, rows: *rows, px: Pixels(*px_width, *px_height) }
             }
             ChannelMessage::Signal(name) => Self::Signal(name.clone()),
             ChannelMessage::ExitStatus(status) => Self::ExitStatus(*status),
@@ -142,13 +189,13 @@ impl Note {
 
     fn message(&self) -> Option<ChannelMessage> {
         Some(match self {
-            Self::Pty { term, cols, rows } => ChannelMessage::Pty {
+            Self::Pty { term, cols, rows, px, modes } => ChannelMessage::Pty {
                 term: term.clone(),
                 cols: *cols,
                 rows: *rows,
-                px_width: 0,
-                px_height: 0,
-                modes: Vec::new(),
+                px_width: px.0,
+                px_height: px.1,
+                modes: modes.clone(),
             },
             Self::Shell => ChannelMessage::Shell,
             Self::Exec(command) => ChannelMessage::Exec(command.clone().into()),

@@ -93,6 +93,8 @@ impl ChannelSummary {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kept {
     Payload,
+    /// So many bytes of it, the first; the rest is counted.
+    Part(usize),
     Count,
     Note,
 }
@@ -147,7 +149,7 @@ impl Ledger {
         why: &str,
     ) {
         self.channel(number).lost(why);
-        if self.observe(number, direction, message) == Kept::Payload {
+        if matches!(self.observe(number, direction, message), Kept::Payload | Kept::Part(_)) {
             tracing::debug!("tape.lost_payload_counted_as_kept");
         }
         // A transfer that turned out to be none would be kept again, if there were a tape.

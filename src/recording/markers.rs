@@ -42,7 +42,8 @@ impl Markers {
             let text = text.to_owned();
             found.push(Marker { millis: record.millis, channel: record.channel, kind, text });
         };
-        if let What::Note(_, Note::Pty { cols, rows, .. } | Note::WindowChange { cols, rows }) = &record.what
+        if let What::Note(_, Note::Pty { cols, rows, .. } | Note::WindowChange { cols, rows, .. }) =
+            &record.what
         {
             let others = self.0.iter().filter(|(channel, _)| **channel != record.channel);
             if !has_room(others.map(|(_, screen)| &screen.terminal), (*cols, *rows)) {
@@ -57,7 +58,7 @@ impl Markers {
                     self.0.insert(record.channel, screen);
                 }
             }
-            What::Note(_, Note::WindowChange { cols, rows }) => {
+            What::Note(_, Note::WindowChange { cols, rows, .. }) => {
                 if let Some(screen) = self.0.get_mut(&record.channel) {
                     let (cols, rows) = within(*cols, *rows);
                     screen.terminal.resize(cols, rows);
@@ -155,7 +156,7 @@ mod tests {
     use crate::recording::Direction;
 
     fn found(output: &[&str]) -> Vec<(u64, &'static str, String)> {
-        let note = Note::Pty { term: "xterm".to_owned(), cols: 30, rows: 5 };
+        let note = Note::pty(30, 5);
         let pty = Record {
             millis: 0,
             channel: 1,

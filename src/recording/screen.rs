@@ -33,7 +33,7 @@ pub(super) struct Screens(BTreeMap<u32, (Terminal, Vec<u8>)>);
 impl Screens {
     /// Draws what the record shows. A channel whose screen has no room beside the others' is not drawn.
     pub(super) fn watch(&mut self, record: &Record) {
-        if let What::Note(_, Note::Pty { cols, rows, .. } | Note::WindowChange { cols, rows })
+        if let What::Note(_, Note::Pty { cols, rows, .. } | Note::WindowChange { cols, rows, .. })
         | What::Screen { cols, rows } = &record.what
         {
             let others = self.0.iter().filter(|(channel, _)| **channel != record.channel);
@@ -54,7 +54,7 @@ impl Screens {
                     self.0.insert(record.channel, (terminal, Vec::new()));
                 }
             }
-            What::Note(_, Note::WindowChange { cols, rows }) => {
+            What::Note(_, Note::WindowChange { cols, rows, .. }) => {
                 if let Some((terminal, _)) = self.0.get_mut(&record.channel) {
                     let (cols, rows) = within(*cols, *rows);
                     terminal.resize(cols, rows);
@@ -100,7 +100,7 @@ mod tests {
         let drawn = |cols, rows| {
             let mut screens = Screens::default();
             for channel in 0..32 {
-                let note = Note::Pty { term: "xterm".to_owned(), cols: 80, rows: 24 };
+                let note = Note::pty(80, 24);
                 let mut record = Record {
                     millis: 0,
                     channel,
@@ -108,7 +108,7 @@ mod tests {
                     payload: Vec::new(),
                 };
                 screens.watch(&record);
-                record.what = What::Note(Direction::ToInstance, Note::WindowChange { cols, rows });
+                record.what = What::Note(Direction::ToInstance, Note::window_change(cols, rows));
                 screens.watch(&record);
             }
             let sizes: Vec<_> = screens.0.values().map(|(terminal, _)| terminal.size()).collect();

@@ -37,6 +37,13 @@ pub struct Summary {
     pub header: Header,
     /// Null while live.
     pub ended_at: Option<Timestamp>,
+    /// How long it was, in milliseconds, whatever was done to the clock meanwhile; none while live.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lasted_ms: Option<u64>,
+    /// The one that was beside the tape was lost, and nobody here could open the tape to tell it again: what it says of
+    /// channels and of the end is on the tape alone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lost: bool,
     /// Where it is in its life.
     pub status: SessionStatus,
     /// Why it ended.
@@ -52,6 +59,10 @@ pub struct Summary {
 }
 
 impl Summary {
+    /// The reason in one that was lost of a tape that was not cut off.
+    pub const CAME_TO_ITS_END: &str =
+        "the tape came to its end, but its summary was lost: how it ended is on the tape alone";
+
     /// SHA-256 of the summary as it lies beside its tape, hex.
     pub fn sha256(&self) -> Option<String> {
         use sha2::Digest as _;
@@ -59,10 +70,19 @@ impl Summary {
         Some(data_encoding::HEXLOWER.encode(&sha2::Sha256::digest(text)))
     }
 
+    /// How long it was, in milliseconds; none while it is live.
+    pub fn lasted(&self) -> Option<u64> {
+        let ended = self.ended_at?;
+        let by_the_clock = ended.as_millisecond().saturating_sub(self.header.started_at.as_millisecond());
+        self.lasted_ms.or_else(|| Some(u64::try_from(by_the_clock).unwrap_or(0)))
+    }
+
     pub(super) fn of(header: Header, channels: Vec<ChannelSummary>) -> Self {
         Self {
             header,
             ended_at: None,
+            lasted_ms: None,
+            lost: false,
             status: SessionStatus::Live,
             reason: None,
             bytes_in: channels.iter().map(|c| c.bytes_in).sum(),

@@ -146,6 +146,8 @@ struct State {
     counted: BTreeSet<u32>,
     failed: Option<String>,
     end: Option<(SessionEnd, Timestamp)>,
+    /// When that was, in milliseconds since the session started.
+    lasted: u64,
     /// The last record is on its way: the ledger says what the tape says, and no more.
     over: bool,
 }
@@ -183,6 +185,7 @@ pub(super) fn start(header: Header, writer: Writer, files: Files, terms: Terms) 
         counted: BTreeSet::new(),
         failed: None,
         end: None,
+        lasted: 0,
         over: false,
     };
     let deck = Arc::new(Deck {

@@ -333,7 +333,8 @@ impl Tapes {
         let text = match small(&path) {
             Ok(text) => text,
             Err(e) if e.kind() == io::ErrorKind::NotFound && !self.path(id, "tape").exists() => {
-                return Err(TapeError::Missing(id));
+                let key = self.path(id, "key");
+                return Err(if key.exists() { self.half(id, &key) } else { TapeError::Missing(id) });
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 return Err(TapeError::damaged(&path, 0, "it is gone"));
@@ -353,11 +354,21 @@ impl Tapes {
         if self.summary(id)?.status == SessionStatus::Live {
             return Err(TapeError::Live(id));
         }
+        let tape = self.path(id, "tape");
+        if !tape.exists() {
+            return Err(self.half(id, &self.path(id, "json")));
+        }
         let mut frames = self.opened(id)?;
         if from > 0 {
             frames.reader.seek(from).map_err(|bad| frames.damaged(bad))?;
         }
         Ok(frames)
+    }
+
+    /// The tape of `id` is gone, and this stayed.
+    fn half(&self, id: SessionId, stayed: &Path) -> TapeError {
+        let stayed = stayed.file_name().unwrap_or_default().to_string_lossy();
+        TapeError::damaged(&self.path(id, "tape"), 0, format!("it is gone, and {stayed} is still here"))
     }
 
     /// Joins a running tape: what was on it so far, then what comes. Whoever is recorded is told by the session.

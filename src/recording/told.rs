@@ -88,7 +88,8 @@ impl Telling {
 pub(super) fn cut_off(header: Header, telling: Telling) -> Summary {
     let lasted = std::time::Duration::from_millis(telling.last);
     let ended = header.started_at.checked_add(lasted).unwrap_or(header.started_at);
-    let mut summary = Summary::of(header, telling.channels());
+    let lasted_ms = Some(telling.last);
+    let mut summary = Summary { lasted_ms, ..Summary::of(header, telling.channels()) };
     summary.ended_at = Some(ended);
     summary.status = SessionStatus::Truncated;
     summary.reason = Some("the daemon was stopped in the middle of it".to_owned());

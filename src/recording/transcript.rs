@@ -94,7 +94,8 @@ impl Transcript {
     /// Takes the next record; lines that are done with go to `done`.
     pub fn feed(&mut self, record: &Record, done: &mut Vec<Line>) {
         let channel = record.channel;
-        if let What::Note(_, Note::Pty { cols, rows, .. } | Note::WindowChange { cols, rows }) = &record.what
+        if let What::Note(_, Note::Pty { cols, rows, .. } | Note::WindowChange { cols, rows, .. }) =
+            &record.what
         {
             let others = self.screens.iter().filter(|(number, _)| **number != channel);
             if !has_room(others.map(|(_, screen)| &screen.terminal), (*cols, *rows)) {
@@ -109,7 +110,7 @@ impl Transcript {
                     self.screens.insert(channel, screen);
                 }
             }
-            What::Note(_, Note::WindowChange { cols, rows }) => {
+            What::Note(_, Note::WindowChange { cols, rows, .. }) => {
                 if let Some(screen) = self.screens.get_mut(&channel) {
                     screen.resize(*cols, *rows);
                 }
@@ -482,7 +483,7 @@ mod tests {
     use crate::recording::Direction;
 
     fn pty() -> Record {
-        let note = Note::Pty { term: "xterm".to_owned(), cols: 40, rows: 4 };
+        let note = Note::pty(40, 4);
         Record { millis: 0, channel: 1, what: What::Note(Direction::ToInstance, note), payload: Vec::new() }
     }
 
@@ -525,7 +526,7 @@ mod tests {
         let mut pty = pty();
         for channel in 1..=5 {
             pty.channel = channel;
-            let note = Note::Pty { term: "xterm".to_owned(), cols: 1000, rows: 1000 };
+            let note = Note::pty(1000, 1000);
             pty.what = What::Note(Direction::ToInstance, note);
             transcript.feed(&pty, &mut done);
         }

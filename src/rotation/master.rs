@@ -10,7 +10,7 @@ use super::RotationFault;
 use crate::audit::{Event, Trail};
 
 /// Seals the store under another master key, while it serves. When this returns, no value that the old one opens is in
-/// the store's files.
+/// the store's files. `so_far` hears how much of how much is done.
 ///
 /// # Errors
 /// The store or the trail. [`finish_rekeying`] goes on with what was begun, if [`Vault::rekeyed`] says that something was.
@@ -18,13 +18,14 @@ pub async fn rekey(
     vault: &Vault,
     trail: &Trail,
     to: Successor,
-    now: Timestamp,
+    (now, so_far): (Timestamp, &(dyn Fn(u64, u64) + Send + Sync)),
 ) -> Result<Option<Rekeyed>, RotationFault> {
     // One that a fault kept from its end is told before the next.
     finish_rekeying(vault, trail, now).await?;
     let (from, by) = (vault.master_key_id(), to.by.clone());
     trail.append(Event::MasterKeyRotationBegun { by, from, to: to.key.id() }, now).await?;
-    vault.rekey(to, now).await?;
+    // To seal them is about half of it; then they are written twice.
+    vault.rekey_counting(to, now, &|done, all| so_far(done, 2 * all)).await?;
     finish_rekeying(vault, trail, now).await
 }
 

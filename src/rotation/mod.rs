@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use keystore::lifecycle::{self, Step, Terms};
-use keystore::{Change, KeyRules, KeyStatus, Record, User, UserKey, Vault};
+use keystore::{Change, KeyRules, KeyStatus, Record, User, UserKey, UserKind, Vault};
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
@@ -19,7 +19,7 @@ mod custody;
 mod master;
 mod notice;
 
-pub use custody::{BY_ITSELF, Custody, Errands, LOOK, Reach, Visit, VisitFault, lagging};
+pub use custody::{Asked, BY_ITSELF, Custody, Errands, LOOK, Probe, Reach, Visit, VisitFault, lagging};
 pub use master::{compact, finish_rekeying, rekey};
 pub use notice::{ca_notice, notice, span};
 
@@ -106,15 +106,34 @@ impl Rotation {
         if let (KeyStatus::Active, Some(old)) = (key.status, &key.replaces) {
             self.succeed(old, &key, now).await?;
         }
-        let terms = self.terms(&key).await?;
+        let (terms, kind) = self.terms(&key).await?;
+        let key = self.shorten(key, (&terms, kind), now).await?;
         self.warn(&key, &terms, now).await?;
         Ok(sooner(lifecycle::next_by_time(&key), lifecycle::next_warning(&key, &terms, now)))
     }
 
     /// Those of the key's owner, as the roles are now.
-    async fn terms(&self, key: &UserKey) -> Result<Terms, RotationFault> {
+    async fn terms(&self, key: &UserKey) -> Result<(Terms, UserKind), RotationFault> {
         let owner = self.vault.get::<User>(key.user.as_str()).await?;
-        Ok(owner.map_or_else(|| self.rules.base.clone(), |owner| self.rules.of(&owner)))
+        Ok(owner.map_or_else(
+            || (self.rules.base.clone(), UserKind::Human),
+            |owner| (self.rules.of(&owner), owner.kind),
+        ))
+    }
+
+    /// Stricter terms than those it was added under hold for a key too, but nobody is locked out by surprise: it lives for
+    /// as long as the first warning comes before an end.
+    async fn shorten(
+        &self,
+        key: UserKey,
+        (terms, kind): (&Terms, UserKind),
+        now: Timestamp,
+    ) -> Result<UserKey, RotationFault> {
+        let Some(until) = lifecycle::shortened(&key, (terms, kind), now) else { return Ok(key) };
+        let (user, print, was) = (key.user.to_string(), key.fingerprint.clone(), key.expires_at.to_string());
+        let event = Event::SshKeyShortened { user, key: print, was, until: until.to_string() };
+        let written = self.write(&key.fingerprint, |record| record.expires_at = record.expires_at.min(until));
+        self.trail.ahead_of(vec![event], now, written).await
     }
 
     async fn take(&self, key: UserKey, step: Step, now: Timestamp) -> Result<UserKey, RotationFault> {
@@ -140,7 +159,7 @@ impl Rotation {
     async fn succeed(&self, old: &str, new: &UserKey, now: Timestamp) -> Result<(), RotationFault> {
         let Some(old) = self.vault.get::<UserKey>(old).await? else { return Ok(()) };
         let (user, key) = (old.user.to_string(), old.fingerprint.clone());
-        let end = Timestamp::from_second(now.as_second().saturating_add(self.terms(&old).await?.overlap));
+        let end = Timestamp::from_second(now.as_second().saturating_add(self.terms(&old).await?.0.overlap));
         let end = end.unwrap_or(old.expires_at).min(old.expires_at);
         let event = match lifecycle::next(old.status, Step::Succeed) {
             Some(KeyStatus::Retiring) => {
@@ -196,6 +215,8 @@ pub async fn keep(of_now: impl Fn() -> Rotation, stop: CancellationToken) {
                 Ok(Change { kind, id }) if kind == UserKey::KIND => {
                     sooner(next, told(of_now().advance(&id, Timestamp::now()).await))
                 }
+                // Who has other roles may have stricter terms.
+                Ok(Change { kind, .. }) if kind == User::KIND => told(of_now().settle(Timestamp::now()).await),
                 Ok(_) => next,
                 Err(RecvError::Lagged(_)) => told(of_now().settle(Timestamp::now()).await),
                 Err(RecvError::Closed) => return,

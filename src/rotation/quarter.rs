@@ -92,7 +92,8 @@ async fn custody(house: &House, dir: &Path, machine: &Machine, day: i64) {
         93 => machine.next(&[Luck::Good, Luck::Good, Luck::Lost]),
         _ => {}
     }
-    custody.settle(&house.signers, 90 * DAY, now).await.unwrap();
+    custody.retire_due(&house.signers, now).await.unwrap();
+    custody.look_after(&house.signers, 90 * DAY, now).await.unwrap();
     let held: Credential = house.vault.get("db-1/ubuntu").await.unwrap().unwrap();
     assert!(machine.accepts(&held.key.public_key), "day {day}: never locked out");
     assert_eq!(held.fault.is_some(), (90..=93).contains(&day), "day {day}: {:?}", held.fault);
@@ -250,6 +251,7 @@ async fn a_quarter_is_lived_through_and_the_trail_tells_it() {
     assert_eq!(of("carol"), "expiring expiring", "revoked, she is warned no more");
     assert_eq!(of("dave"), "expiring expiring expiring expired");
     assert_eq!(of("user"), "ca_rotation_begun ca_rotated");
+    assert_eq!(of("web-2user"), "ca_not_trusted", "it was asked in vain");
     assert_eq!(of("bastion"), "store_compacted checkpoint_signed master_key_rotated");
     assert_eq!(
         of("db-1"),

@@ -148,3 +148,27 @@ async fn a_crash_between_the_two_halves_of_a_rotation_is_made_good_at_the_next_s
     stage.rotation.settle(at(3600)).await.unwrap();
     assert_eq!(stage.events(), ["ssh_key_activated", "ssh_key_retiring"], "and it is told once");
 }
+
+#[tokio::test]
+async fn stricter_terms_shorten_what_lives_and_leave_time_to_exchange_it() {
+    let mut stage = Stage::new().await;
+    stage.rotation.settle(at(0)).await.unwrap();
+    assert_eq!(stage.key(1).await.expires_at, at(90 * DAY), "the terms are those that it was added under");
+    let stricter = |days: i64| {
+        let base = lifecycle::Terms { max_age: days * DAY, ..lifecycle::Terms::default() };
+        Arc::new(KeyRules { base, ..KeyRules::default() })
+    };
+    stage.rotation.rules = stricter(60);
+    stage.rotation.settle(at(10 * DAY)).await.unwrap();
+    assert_eq!(stage.key(1).await.expires_at, at(60 * DAY));
+    stage.rotation.rules = stricter(1);
+    stage.rotation.settle(at(10 * DAY)).await.unwrap();
+    stage.rotation.settle(at(11 * DAY)).await.unwrap();
+    assert_eq!(stage.key(1).await.expires_at, at(24 * DAY), "not before the first warning has had its time");
+    assert_eq!(stage.events(), ["ssh_key_shortened", "ssh_key_shortened", "ssh_key_expiring"]);
+    stage.rotation.rules = stricter(90);
+    stage.rotation.settle(at(12 * DAY)).await.unwrap();
+    assert_eq!(stage.key(1).await.expires_at, at(24 * DAY), "no life is made longer");
+    stage.rotation.settle(at(24 * DAY)).await.unwrap();
+    assert_eq!(stage.key(1).await.status, KeyStatus::Expired);
+}

@@ -7,6 +7,8 @@ mod bootstrap;
 mod reload;
 mod run;
 mod socket;
+#[cfg(test)]
+mod tests;
 mod upkeep;
 mod workers;
 

@@ -104,7 +104,7 @@ pub async fn run(config: Config) -> Result<(), ServeError> {
     Ok(())
 }
 
-/// A session takes four files (two connections, tape and key): the soft limit of most systems, 1024, is 250 sessions.
+/// A session takes five files (two connections, one of them twice, tape and key): the soft limit of most systems, 1024, is 200 sessions.
 fn raise_file_limit() {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, ..limit };
@@ -114,7 +114,7 @@ fn raise_file_limit() {
     }
 }
 
-async fn open(config: Config) -> Result<House, ServeError> {
+pub(super) async fn open(config: Config) -> Result<House, ServeError> {
     let master = MasterKey::load(&config.master_key).map_err(during("loading the master key"))?;
     let place = config.master_key.to_string();
     let vault = Vault::open(&config.store_dir(), master, &place).map_err(|fault| match fault {

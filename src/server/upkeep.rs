@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
@@ -67,23 +69,36 @@ async fn known(house: &House) {
 pub(super) async fn custody(house: Arc<House>, stop: CancellationToken) {
     let mut tick = tokio::time::interval(rotation::LOOK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    // Stopped in the middle, it is gone on with at the next start.
+    let mut visits: BoxFuture<'_, ()> = look_after(&house).boxed();
+    let mut under_way = true;
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            _ = tick.tick() => {}
-        }
-        let errands = admin::errands(&house);
-        let custody = admin::custody(&house, &errands);
-        let max_age = house.config().credentials.max_age;
-        // Stopped in the middle, it is gone on with at the next start.
-        tokio::select! {
-            () = stop.cancelled() => return,
-            settled = custody.settle(&house.signers, max_age, Timestamp::now()) => {
-                if let Err(fault) = settled {
-                    tracing::error!(%fault, "custody.failed: tried again within a minute");
+            () = &mut visits, if under_way => under_way = false,
+            _ = tick.tick() => {
+                // Its time is kept, whatever instances take theirs.
+                let errands = admin::errands(&house);
+                let retired = admin::custody(&house, &errands).retire_due(&house.signers, Timestamp::now()).await;
+                told(retired);
+                if !under_way {
+                    visits = look_after(&house).boxed();
+                    under_way = true;
                 }
             }
         }
+    }
+}
+
+async fn look_after(house: &House) {
+    let errands = admin::errands(house);
+    let max_age = house.config().credentials.max_age;
+    told(admin::custody(house, &errands).look_after(&house.signers, max_age, Timestamp::now()).await);
+}
+
+fn told(done: Result<(), rotation::RotationFault>) {
+    if let Err(fault) = done {
+        tracing::error!(%fault, "custody.failed: tried again within a minute");
     }
 }
 

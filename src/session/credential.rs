@@ -1,23 +1,29 @@
 //! Which credential a session signs in with, and what is remembered of its being accepted.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use keystore::signing::{InstanceKey, UserCa};
 use keystore::{Accepted, Batch, Credential, Instance, SignsIn};
 
 use super::House;
-use crate::egress::{self, EgressError, Leg, Means, Proofs, Upstream};
+use crate::egress::{self, EgressError, Leg, Means, Passage, Proofs, Upstream};
 
 /// Dials with what the instance is to be entered with. Of two user CAs the newer is tried first: an instance that was
 /// not told of it yet is entered with the other.
-pub(super) async fn dial(house: &House, proofs: Proofs<'_>, session: &str) -> Result<Upstream, EgressError> {
+pub(super) async fn dial(
+    house: &House,
+    proofs: Proofs<'_>,
+    way: (&str, &Arc<Passage>),
+) -> Result<Upstream, EgressError> {
     let now = Timestamp::now();
     let instance = proofs.authorized.instance();
     if instance.credential == SignsIn::Managed {
-        return managed(house, proofs, session, now).await;
+        return managed(house, proofs, way, now).await;
     }
     let authorities = house.signers.authorities();
     let newest_first: Vec<&UserCa> = authorities.next_user_ca.iter().chain([&authorities.user_ca]).collect();
-    let upstream = egress::dial(proofs, Means::Certificates(&newest_first), leg(house, session), now).await?;
+    let upstream = egress::dial(proofs, Means::Certificates(&newest_first), leg(house, way), now).await?;
     // What is not remembered is noticed again at the next session.
     if let Err(error) = remember(house, instance, upstream.accepted(), now).await {
         tracing::warn!(%error, "ca.acceptance_not_remembered");
@@ -28,7 +34,7 @@ pub(super) async fn dial(house: &House, proofs: Proofs<'_>, session: &str) -> Re
 async fn managed(
     house: &House,
     proofs: Proofs<'_>,
-    session: &str,
+    way: (&str, &Arc<Passage>),
     now: Timestamp,
 ) -> Result<Upstream, EgressError> {
     let unusable = |e: String| EgressError::Certificate(e);
@@ -36,7 +42,7 @@ async fn managed(
     let held = house.vault.get::<Credential>(&id).await.map_err(|e| unusable(e.to_string()))?;
     let held = held.ok_or_else(|| unusable(format!("Keyward holds no key for {id}")))?;
     let key = InstanceKey::load(&house.vault, &held.key).await.map_err(|e| unusable(e.to_string()))?;
-    let upstream = egress::dial(proofs, Means::Key(&key), leg(house, session), now).await?;
+    let upstream = egress::dial(proofs, Means::Key(&key), leg(house, way), now).await?;
     if held.proven_at.is_none() {
         let proven = house.vault.update(&id, |credential: &mut Credential| {
             if credential.key.fingerprint == upstream.accepted() {
@@ -51,8 +57,9 @@ async fn managed(
     Ok(upstream)
 }
 
-fn leg<'a>(house: &House, session: &'a str) -> Leg<'a> {
-    Leg { session, transport: house.config().transport }
+/// `way`: the session's id, and its passage.
+fn leg<'a>(house: &House, (session, passage): (&'a str, &'a Arc<Passage>)) -> Leg<'a> {
+    Leg { session, passage, transport: house.config().transport }
 }
 
 async fn remember(

@@ -6,15 +6,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use jiff::Timestamp;
 use keystore::journal::Receipt;
 use keystore::{Instance, Login};
-use tokio::net::TcpStream;
 
 use super::credential;
 use super::listening::Listening;
-use super::watch::{LoggedIn, lost_right, still_in};
+use super::watch::{LoggedIn, lost_right, still_in, too_many};
 use super::{Cut, House, LiveInfo, Registered};
 use crate::audit::{Event, FileFacts, SessionFacts};
 use crate::auth::Authenticated;
-use crate::egress::{self, EgressError, FromInstance, Proofs, ToInstance, Upstream};
+use crate::egress::{self, EgressError, FromInstance, Passage, Passing, Proofs, ToInstance, Upstream};
 use crate::policy::Authorized;
 use crate::recording::{ChannelSummary, Deed, Mode, Operation, SessionEnd, SessionId, SessionStatus, Tape};
 
@@ -113,7 +112,7 @@ pub async fn open(
     id: SessionId,
 ) -> Result<Opened, OpenFault> {
     let (ongoing, receipt) = begin(house, caller, wanted, id).await?;
-    match credential::dial(house, ongoing.proofs(&receipt), &ongoing.id).await {
+    match credential::dial(house, ongoing.proofs(&receipt), (&ongoing.id, ongoing.passage())).await {
         Ok(upstream) => Ok(Opened { ongoing, upstream }),
         Err(fault) => Err(ongoing.not_reached(fault).await),
     }
@@ -128,10 +127,10 @@ pub async fn open_plain(
     caller: &Authenticated,
     wanted: &Wanted,
     port: u16,
-) -> Result<(Ongoing, TcpStream), OpenFault> {
+) -> Result<(Ongoing, Passing), OpenFault> {
     let id = SessionId::new(Timestamp::now());
     let (ongoing, receipt) = begin(house, caller, wanted, id).await?;
-    match egress::dial_plain(ongoing.proofs(&receipt), port).await {
+    match egress::dial_plain(ongoing.proofs(&receipt), ongoing.passage(), port).await {
         Ok(stream) => Ok((ongoing, stream)),
         Err(fault) => Err(ongoing.not_reached(fault).await),
     }
@@ -167,7 +166,7 @@ async fn begin(
     // First into the registry, then the question again: what is lost from here on cuts.
     let info = live_info(&authorized, id, now);
     let registered = house.registry.enter(info.clone());
-    if let Some(sentence) = lost_right(house, &info, now).await {
+    if let Some(sentence) = lost_right(house, &info, now).await.or_else(|| too_many(house, &info)) {
         return Err(lost(house, caller, wanted, (id, sentence)).await?);
     }
     let tape = match house.tapes.record(&authorized, (id, wanted.parent.as_deref()), now).await {
@@ -237,9 +236,13 @@ impl Ongoing {
         self.registered.cut.clone()
     }
 
-    /// Waits until nothing runs any more of all that were cut.
-    pub(super) async fn all_are_off(&self) {
-        self.registered.all_are_off().await;
+    /// Whether it was cut: nothing passes any more, though not everybody was told yet.
+    pub(super) fn is_barred(&self) -> bool {
+        self.registered.passage().is_barred()
+    }
+
+    fn passage(&self) -> &Arc<Passage> {
+        self.registered.passage()
     }
 
     fn proofs<'a>(&'a self, receipt: &'a Receipt) -> Proofs<'a> {
@@ -339,7 +342,6 @@ impl Ongoing {
 
     /// Seals the tape and says so in the trail.
     pub async fn close(&self) {
-        self.registered.off_the_instance();
         self.listens_nowhere().await;
         let sentence = self.registered.cut.sentence();
         let ending = Ending {
@@ -370,7 +372,6 @@ impl Opened {
     /// Ends the connection to the instance.
     pub async fn hang_up(&self) {
         self.upstream.hang_up().await;
-        self.ongoing.registered.off_the_instance();
     }
 
     /// Hangs up, seals the tape and says so in the trail.

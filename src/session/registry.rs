@@ -1,10 +1,12 @@
 //! What is live: sessions and logged-in connections, each with a wire that cuts it with a sentence.
+//!
+//! A cut has three steps, each taken for all who are cut before the next: nothing passes any more; the sockets to the
+//! instances are shut; and then each hears its sentence, which takes the time it takes (docs/adr/0015).
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use keystore::{Capability, InstanceName, Login, UserName};
@@ -13,6 +15,7 @@ use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 use crate::auth::CertificateId;
+use crate::egress::Passage;
 
 /// Where a live session leads, and what it may do there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,15 +46,7 @@ pub struct Live {
     /// What it is.
     pub info: Arc<LiveInfo>,
     cut: Arc<watch::Sender<Option<Ended>>>,
-    running: Arc<Running>,
-}
-
-/// Whether something of a session may still run on its instance, and how many there are of which it may though they were
-/// cut.
-#[derive(Debug)]
-struct Running {
-    here: AtomicBool,
-    cut_ones: Arc<watch::Sender<usize>>,
+    passage: Arc<Passage>,
 }
 
 /// Why it was cut, and by whom if somebody did it.
@@ -64,12 +59,7 @@ struct Ended {
 impl Live {
     /// Cuts it with a sentence; the first sentence stands.
     pub fn cut(&self, sentence: &str) {
-        self.end(sentence, None);
-    }
-
-    /// The same, on the word of `by`, whom the trail will name.
-    pub fn cut_by(&self, by: &str, sentence: &str) {
-        self.end(sentence, Some(by.to_owned()));
+        cut(&[(self.clone(), sentence.to_owned())], None);
     }
 
     /// Whether it was cut already and is on its way out.
@@ -77,17 +67,35 @@ impl Live {
         self.cut.borrow().is_some()
     }
 
-    fn end(&self, sentence: &str, by: Option<String>) {
+    /// The first step. Says whether nobody took it before; nobody wakes up.
+    fn bar(&self, sentence: &str, by: Option<&str>) -> bool {
+        let mut first = false;
         self.cut.send_if_modified(|current| {
-            let first = current.is_none();
+            first = current.is_none();
             if first {
-                *current = Some(Ended { sentence: sentence.to_owned(), by });
-                if self.running.here.load(Ordering::SeqCst) {
-                    self.running.cut_ones.send_modify(|count| *count += 1);
-                }
+                *current = Some(Ended { sentence: sentence.to_owned(), by: by.map(str::to_owned) });
             }
-            first
+            false
         });
+        // Whoever finds it barred finds the sentence too.
+        self.passage.bar();
+        first
+    }
+}
+
+/// Cuts all of `whom`, each with its sentence, on the word of `by`, whom the trail will name. When this returns nothing
+/// passes any more in any of them, and no socket to an instance is open; that they are told lies ahead. Waits for nothing.
+pub fn cut(whom: &[(Live, String)], by: Option<&str>) {
+    let begun = Instant::now();
+    let first: Vec<&Live> =
+        whom.iter().filter(|(live, sentence)| live.bar(sentence, by)).map(|(live, _)| live).collect();
+    let barred = begun.elapsed();
+    first.iter().for_each(|live| live.passage.shut());
+    let shut = begun.elapsed();
+    first.iter().for_each(|live| live.cut.send_modify(|_| {}));
+    if !first.is_empty() {
+        let (barred_us, shut_us) = (barred.as_micros(), shut.as_micros());
+        tracing::info!(count = first.len(), barred_us, shut_us, "sessions.cut");
     }
 }
 
@@ -132,29 +140,14 @@ impl Registered {
         self.live.cut(sentence);
     }
 
-    /// Nothing of it runs on the instance any more.
-    pub fn off_the_instance(&self) {
-        // Under the lock of the cut: it is counted there and nowhere else.
-        self.live.cut.send_if_modified(|cut| {
-            if self.live.running.here.swap(false, Ordering::SeqCst) && cut.is_some() {
-                self.live.running.cut_ones.send_modify(|count| *count -= 1);
-            }
-            false
-        });
-    }
-
-    /// Waits until nothing runs any more of all that were cut. A thief's sessions may be a thousand: first they end, and
-    /// then each is told, sealed and audited.
-    pub async fn all_are_off(&self) {
-        let mut cut_ones = self.registry.cut_ones.subscribe();
-        // The registry holds the sender.
-        drop(cut_ones.wait_for(|count| *count == 0).await);
+    /// Its way to the instance.
+    pub fn passage(&self) -> &Arc<Passage> {
+        &self.live.passage
     }
 }
 
 impl Drop for Registered {
     fn drop(&mut self) {
-        self.off_the_instance();
         self.registry.lock().live.remove(&self.number);
     }
 }
@@ -163,8 +156,6 @@ impl Drop for Registered {
 #[derive(Default)]
 pub struct Registry {
     entries: Mutex<Entries>,
-    /// How many were cut while something of them may still run on an instance.
-    cut_ones: Arc<watch::Sender<usize>>,
     tasks: TaskTracker,
 }
 
@@ -184,9 +175,7 @@ impl Registry {
     /// Enters a session or connection; it leaves when the returned guard is dropped.
     pub fn enter(self: &Arc<Self>, info: LiveInfo) -> Registered {
         let (sender, receiver) = watch::channel(None);
-        let here = AtomicBool::new(info.session.is_some());
-        let running = Arc::new(Running { here, cut_ones: Arc::clone(&self.cut_ones) });
-        let live = Live { info: Arc::new(info), cut: Arc::new(sender), running };
+        let live = Live { info: Arc::new(info), cut: Arc::new(sender), passage: Arc::default() };
         let mut entries = self.lock();
         if let Some(sentence) = &entries.draining {
             live.cut(sentence);
@@ -207,6 +196,11 @@ impl Registry {
         self.lock().live.values().filter(|live| wanted(&live.info)).cloned().collect()
     }
 
+    /// How many connections and sessions of `user` are live.
+    pub fn of_user(&self, user: &UserName) -> usize {
+        self.lock().live.values().filter(|live| live.info.user == *user).count()
+    }
+
     /// How many sessions (not connections) are live.
     pub fn sessions(&self) -> usize {
         self.lock().live.values().filter(|l| l.info.session.is_some()).count()
@@ -215,9 +209,9 @@ impl Registry {
     /// Cuts the session with this id, on the word of `by`. Says whether there was one.
     pub fn kill(&self, session: &str, by: &str, reason: &str) -> bool {
         let found = self.live_where(|info| info.session.as_deref() == Some(session));
-        if let Some(live) = found.first() {
-            live.cut_by(by, &format!("Your session was ended by an administrator: {reason}."));
-        }
+        let sentence = format!("Your session was ended by an administrator: {reason}.");
+        let found: Vec<_> = found.into_iter().map(|live| (live, sentence.clone())).collect();
+        cut(&found, Some(by));
         !found.is_empty()
     }
 
@@ -234,9 +228,8 @@ impl Registry {
     /// Says whether all ended.
     pub async fn drain(&self, sentence: &str, patience: Duration) -> bool {
         self.lock().draining = Some(sentence.to_owned());
-        for live in self.live() {
-            live.cut(sentence);
-        }
+        let all: Vec<_> = self.live().into_iter().map(|live| (live, sentence.to_owned())).collect();
+        cut(&all, None);
         self.tasks.close();
         tokio::time::timeout(patience, self.tasks.wait()).await.is_ok()
     }
@@ -284,21 +277,33 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn those_who_were_cut_wait_for_each_other_and_for_nobody_else() {
+    async fn when_a_cut_returns_nothing_passes_in_all_who_were_cut_and_it_does_in_others() {
         let registry = Registry::new();
-        let (a, b, other) =
-            (registry.enter(info("s1")), registry.enter(info("s2")), registry.enter(info("s3")));
-        a.cut("over");
-        b.cut("over");
-        a.off_the_instance();
-        a.off_the_instance();
-        let soon = Duration::from_millis(20);
-        assert!(tokio::time::timeout(soon, a.all_are_off()).await.is_err(), "b still runs");
-        drop(b);
-        a.all_are_off().await;
-        other.off_the_instance();
-        other.cut("over");
-        a.all_are_off().await;
+        let mut crowd: Vec<_> = (0..100).map(|n| registry.enter(info(&format!("s{n}")))).collect();
+        let mut spared = crowd.split_off(99);
+        let cut_ones: Vec<_> = registry
+            .live_where(|info| info.session.as_deref() != Some("s99"))
+            .into_iter()
+            .map(|live| (live, "over".to_owned()))
+            .collect();
+        cut(&cut_ones, None);
+        assert!(crowd.iter().all(|s| s.passage().is_barred() && s.cut.sentence().is_some()));
+        for s in &mut crowd {
+            assert_eq!(s.cut.happened().await, "over");
+        }
+        let spared = spared.pop().unwrap();
+        assert!(!spared.passage().is_barred() && spared.cut.sentence().is_none());
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_the_cut_wakes_up_though_it_was_barred_before() {
+        let registry = Registry::new();
+        let mut s = registry.enter(info("s1"));
+        let mut waiting = s.cut.clone();
+        let waiting = tokio::spawn(async move { waiting.happened().await });
+        tokio::task::yield_now().await;
+        s.cut("over");
+        assert_eq!((waiting.await.unwrap(), s.cut.happened().await), ("over".to_owned(), "over".to_owned()));
     }
 
     #[test]

@@ -128,14 +128,7 @@ pub async fn relay<E: Ear, M: Mouth, F: Ear, N: Mouth>(
         };
         tokio::select! {
             biased;
-            sentence = Cut::happened(&mut cut) => {
-                // The relay of a forward is what there is of it on the instance.
-                let others = async { if !lane.is_forward() { session.all_are_off().await } };
-                if tokio::time::timeout(OTHERS, others).await.is_err() {
-                    tracing::debug!(session.id = %session.id(), "instance.slow_to_hang_up");
-                }
-                End::Sentence(sentence)
-            }
+            sentence = Cut::happened(&mut cut) => End::Sentence(sentence),
             why = beside => End::NotRecorded(why),
             // A cut hangs up on the instance too: that may be seen here before the cut itself is.
             end = flow => cut.sentence().map_or(end, End::Sentence),
@@ -258,6 +251,9 @@ async fn upward<E: Ear, N: Mouth>(session: &Ongoing, lane: &Lane, ear: &mut E, m
             break;
         }
         let half_closed = lane.is_forward() && message == ChannelMessage::Eof;
+        if session.is_barred() {
+            return End::UserLeft;
+        }
         if let Err(why) = mouth.say(message).await {
             return End::Sentence(format!("{} closed the connection ({why}).", session.instance()));
         }
@@ -313,7 +309,7 @@ async fn downward<F: Ear, M: Mouth>(session: &Ongoing, lane: &Lane, ear: &mut F,
                 let end = (exited && std::mem::take(&mut ended)).then_some(ChannelMessage::Eof);
                 let half_closed = lane.is_forward() && message == ChannelMessage::Eof;
                 for message in std::iter::once(message).chain(end) {
-                    if mouth.say(message).await.is_err() {
+                    if session.is_barred() || mouth.say(message).await.is_err() {
                         return End::UserLeft;
                     }
                 }
@@ -433,8 +429,6 @@ const SSH_IN_FORWARD: &str =
     "SSH inside a forward cannot be recorded: jump to an instance that the bastion knows";
 /// Characters of a command that stand in the trail; the whole of it lies on the tape.
 const LONGEST_COMMAND: usize = 4096;
-/// How long the telling waits for the ending of others that were cut too.
-const OTHERS: Duration = Duration::from_secs(1);
 /// How long a side that should be ending is listened to.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 

@@ -10,14 +10,16 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use keystore::lifecycle::in_grace;
+use keystore::ssh::PublicKey;
 use keystore::{
-    CaRotation, Capability, Change, Instance, InstanceName, Login, Record, Role, Rule, User, UserKey,
-    UserName,
+    CaRotation, Capability, Change, Instance, InstanceName, KeyRules, Login, Record, Role, Rule, User,
+    UserKey, UserName,
 };
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
-use super::{House, LiveInfo};
+use super::registry::cut;
+use super::{House, LiveInfo, Registered};
 use crate::auth::CertificateId;
 use crate::policy::{Decision, Facts, Rulebook};
 
@@ -104,18 +106,41 @@ pub async fn recompile(house: &House) {
 
 async fn decide_again(house: &House, whose: &Whose, answers: &mut Answers) {
     let mut round = Round::new(house, answers, Timestamp::now());
+    let mut lost = Vec::new();
     for live in house.registry.live_where(|info| whose.is(info)) {
         if live.is_cut() {
             continue;
         }
         if let Some(sentence) = round.lost(&live.info).await {
-            tracing::info!(user = %live.info.user, "session.right_lost");
-            live.cut(&sentence);
+            lost.push((live, sentence));
         }
     }
+    // All together: the last of a thief's thousand ends as soon as the first.
+    cut(&lost, None);
     if matches!(whose, Whose::Everybodys) {
         round.forget_the_others();
     }
+}
+
+/// Enters what was let in into the registry, then asks once more: what it lost between its proof and now cuts it here, what
+/// it loses from now on the watch sees.
+pub async fn enter(house: &House, info: LiveInfo, now: Timestamp) -> Registered {
+    let registered = house.registry.enter(info.clone());
+    if let Some(sentence) = lost_right(house, &info, now).await.or_else(|| too_many(house, &info)) {
+        registered.cut(&sentence);
+    }
+    registered
+}
+
+/// The sentence for who has more open than one user may. What is asked about is in the registry already, so of two that
+/// come at once neither slips by.
+pub(super) fn too_many(house: &House, info: &LiveInfo) -> Option<String> {
+    let most = house.config().limits.per_user;
+    (house.registry.of_user(&info.user) > most).then(|| {
+        format!(
+            "You have {most} connections and sessions open here, which is as many as you may: close some."
+        )
+    })
 }
 
 /// The sentence that tells why `info` may not go on, or `None` if it may.
@@ -288,19 +313,29 @@ pub async fn still_in(house: &House, by: LoggedIn<'_>, now: Timestamp) -> Result
     if user.expires_at.is_some_and(|end| end <= now) {
         return Err("Your account has expired.".to_owned());
     }
+    let rules = Arc::clone(&house.config().keys);
     match house.vault.get::<UserKey>(by.key).await {
-        Ok(Some(key)) if key.user == *by.user && key.usable(now) => Ok(user),
-        Ok(Some(key)) if by.only_exchanges && in_grace(&key, house.config().keys.of(&user).grace, now) => {
-            Ok(user)
+        Ok(Some(key)) if !accepts(&rules, &key) => {
+            Err(format!("Keys of the kind {} are no longer accepted, and {} is one.", key.algorithm, key.id))
         }
+        Ok(Some(key)) if key.user == *by.user && key.usable(now) => Ok(user),
+        Ok(Some(key)) if by.only_exchanges && in_grace(&key, rules.of(&user).grace, now) => Ok(user),
         Ok(Some(key)) => Err(format!("Your key {} is {}.", key.id, key.status_at(now))),
         Ok(None) => match house.certificates.standing(by.user, by.certificate, now) {
+            Some((_, true)) if !house.certificates.kind_accepted(by.certificate, &rules.accepted) => {
+                Err("Keys of your certificate's kind are no longer accepted.".to_owned())
+            }
             Some((_, true)) => Ok(user),
             Some((_, false)) => Err("Your certificate has expired or was revoked.".to_owned()),
             None => Err("Your key was removed.".to_owned()),
         },
         Err(_) => Err(UNDECIDED.to_owned()),
     }
+}
+
+/// Whether the rules of now still take a key of this kind: stricter ones end what lives by others, as they end logins.
+fn accepts(rules: &KeyRules, key: &UserKey) -> bool {
+    PublicKey::from_openssh(&key.public_key).is_ok_and(|key| rules.accepted.takes(&key).is_ok())
 }
 
 /// Whether it lives on this instance, and not on one that was removed and whose name this one has.

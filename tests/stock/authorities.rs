@@ -73,6 +73,80 @@ fn an_instance_is_entered_with_the_user_ca_that_it_knows_until_the_old_one_retir
 }
 
 #[test]
+fn instances_are_asked_whether_they_trust_the_new_user_ca_before_the_old_one_retires() {
+    let mut rig = Rig::bastion();
+    rig.start_sshd();
+    rig.add_instance("old-1");
+    // Another one, whose list of authorities is its own; and one that is not there.
+    let port = crate::rig::free_port();
+    let config = fs::read_to_string(rig.path("sshd_config")).unwrap();
+    let config = config
+        .replace(&rig.instance_port.to_string(), &port.to_string())
+        .replace("user_ca.pub", "both_ca.pub");
+    let config = config.replace("sshd.pid", "both.pid");
+    fs::write(rig.path("both_config"), config).unwrap();
+    fs::write(rig.path("both_ca.pub"), rig.ok(&["ca", "show", "user"])).unwrap();
+    let mut sshd = std::process::Command::new("/usr/sbin/sshd");
+    let mut sshd = sshd.args(["-D", "-f"]).arg(rig.path("both_config")).spawn().unwrap();
+    let _stop = scopeguard(move || {
+        sshd.kill().ok();
+        sshd.wait().ok();
+    });
+    crate::rig::wait_for("the other sshd", || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
+    let (key, login) = (rig.path("instance_key.pub"), rig.login.clone());
+    for (name, port) in [("both-1", port), ("down-1", crate::rig::free_port())] {
+        let address = format!("127.0.0.1:{port}");
+        let words = ["instances", "add", name, "--address", &address, "--login", &login, "--host-key"];
+        rig.ok(&[words.as_slice(), &[key.to_str().unwrap()]].concat());
+    }
+    assert_eq!(rig.run(&["ca", "check"]).status.code(), Some(5), "there is no new one to ask for");
+    announce(&rig, "user");
+    let part = rig.path("both.part");
+    fs::write(&part, rig.ok(&["ca", "show", "user"])).unwrap();
+    fs::rename(part, rig.path("both_ca.pub")).unwrap();
+
+    let told = rig.ok(&["ca", "check"]);
+    assert!(told.contains("old-1") && told.contains("it trusts the one before alone"), "{told}");
+    assert!(
+        told.contains("down-1") && told.contains("does not answer") && !told.contains("both-1"),
+        "{told}"
+    );
+    let status = rig.json(&["status"]);
+    let user = &status["ca"]["user"];
+    assert_eq!(user["not_seen_on"], serde_json::json!(["down-1", "old-1"]), "{user}");
+    assert_eq!(user["asked"][1]["reason"], "it trusts the one before alone");
+    let warnings = status["warnings"].to_string();
+    assert!(warnings.contains("old-1 (it trusts the one before alone, asked "), "{warnings}");
+    let events = rig.events("ca_not_trusted");
+    let mut named: Vec<_> = events.iter().map(|e| e["instance"].as_str().unwrap()).collect();
+    named.sort_unstable();
+    assert_eq!(named, ["down-1", "old-1"]);
+    // Each of these logins is recorded and sealed, like anybody's.
+    let logins = rig.json(&["sessions", "list", "--user", "_keyward"]);
+    let logins = logins.as_array().unwrap();
+    assert!(logins.len() >= 3 && logins.iter().all(|s| s["status"] == "closed"), "{logins:?}");
+
+    // The line comes to the one that lacked it; asked again it is no longer named, and its neighbour still is.
+    trust(&rig, &rig.ok(&["ca", "show", "user"]));
+    let told = rig.ok(&["ca", "check"]);
+    assert!(told.contains("down-1") && !told.contains("old-1"), "{told}");
+    rig.ok(&["ca", "retire", "user", "--yes"]);
+    assert_eq!(rig.events("ca_rotated")[0]["not_seen_on"], serde_json::json!(["down-1"]));
+    rig.ok(&["logs", "verify"]);
+}
+
+/// Does `last` when it is dropped, also when the test fails.
+fn scopeguard(last: impl FnMut()) -> impl Drop {
+    struct Last<F: FnMut()>(F);
+    impl<F: FnMut()> Drop for Last<F> {
+        fn drop(&mut self) {
+            (self.0)();
+        }
+    }
+    Last(last)
+}
+
+#[test]
 fn an_overlap_ends_by_itself_also_while_the_bastion_was_down() {
     let mut rig = Rig::with_alice();
     let old = rig.ok(&["ca", "show", "user"]);

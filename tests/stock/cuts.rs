@@ -252,3 +252,21 @@ fn who_leaves_while_the_instance_answers_nothing_leaves_no_session_behind() {
     wait_for("the session to end", || session_of(&rig, "alice")["status"] == "closed");
     signal("-KILL");
 }
+
+#[test]
+fn one_user_opens_no_more_than_a_share_and_is_told_so_and_the_neighbour_is_served() {
+    let rig = Rig::with_alice_and("[limits]\nper_user = 3\n");
+    rig.add_user("bob");
+    let login = rig.login.clone();
+    rig.ok(&["access", "allow", "--user", "bob", "--instance", "db-1", "--login", &login]);
+    // A connection and a session.
+    let mut alice = Live::start(&rig, "alice");
+    let refused = rig.client("ssh", "alice").args(["db-1", "echo more"]).output().unwrap();
+    let told = text(refused.stderr);
+    assert!(told.contains("You have 3 connections and sessions open here"), "{told}");
+    assert!(refused.stdout.is_empty() && alice.lives());
+    assert_eq!(text(rig.ssh("bob", "echo served").stdout), "served\n");
+    drop(alice);
+    wait_for("alice's to end", || rig.json(&["status"])["connections"] == 0);
+    assert_eq!(text(rig.ssh("alice", "echo again").stdout), "again\n");
+}

@@ -7,7 +7,7 @@ use std::process::{Child, Stdio};
 use crate::rig::{Rig, wait_for};
 
 /// alice works on `db-1` while mallory, who may enter it too, does `program` with paramiko.
-fn while_alice_works(program: &str) -> String {
+pub fn while_alice_works(program: &str) -> String {
     let rig = Rig::with_alice();
     rig.add_user("mallory");
     let may = ["--login", &rig.login, "--can", "shell,exec,sftp,forward"];
@@ -65,14 +65,17 @@ def msg(*parts):
         elif isinstance(p, int): m.add_int(p)
         else: m.add_string(p)
     return m
+READ = paramiko.packet.Packetizer.read_message
+# Answers to what paramiko did not ask would end it.
+SWALLOWED = {81, 82, 91, 92, 99, 100}
+def reads(self):
+    kind, m = READ(self)
+    if not hasattr(self, 'said'): return kind, m
+    self.said.append(kind)
+    return (2, paramiko.Message()) if kind in SWALLOWED else (kind, m)
+paramiko.packet.Packetizer.read_message = reads
 def tap(t):
-    said = []; read = t.packetizer.read_message
-    def reads():
-        kind, m = read(); said.append(kind)
-        # Answers to what paramiko did not ask would end it.
-        return (2, paramiko.Message()) if kind in (81, 82, 91, 92, 99, 100) else (kind, m)
-    t.packetizer.read_message = reads
-    return said
+    t.packetizer.said = []; return t.packetizer.said
 def deaf(t):
     stop = threading.Event(); read = t.packetizer.read_message
     def reads():
@@ -86,6 +89,11 @@ def gone(t):
     while t.is_active():
         if time.time() > end: sys.exit('still connected')
         time.sleep(0.05)
+def wait(done):
+    end = time.time() + 20
+    while not done():
+        if time.time() > end: return
+        time.sleep(0.02)
 def both():
     t = inner(); yield 'inner', t
     yield 'outer', OUTER[-1]

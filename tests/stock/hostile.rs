@@ -11,7 +11,12 @@ use crate::rig::{Rig, free_port, text, wait_for};
 
 /// A bastion with `db-1`, and `evil`, a made-up sshd that does `program`; alice may do all there that `can` says.
 fn with_evil(program: &str, can: &str) -> (Rig, Ended) {
-    let rig = Rig::with_alice();
+    with_evil_and("", program, can)
+}
+
+/// The same, with more lines in the configuration file.
+pub fn with_evil_and(lines: &str, program: &str, can: &str) -> (Rig, Ended) {
+    let rig = Rig::with_alice_and(lines);
     let port = free_port();
     fs::write(rig.path("evil.py"), format!("{EVIL}{program}\nserve()\n")).unwrap();
     let log = fs::File::create(rig.path("evil.log")).unwrap();
@@ -27,7 +32,7 @@ fn with_evil(program: &str, can: &str) -> (Rig, Ended) {
     (rig, evil)
 }
 
-/// `listen()` serves one connection after another; `act(chan, command)` is what a command does. `said` are the kinds of answers.
+/// `serve()` takes one connection after another; `act(t, chan, command)` is what a command does. `said` are the kinds of answers.
 const EVIL: &str = r#"
 import os, socket, sys, threading, time
 import paramiko
@@ -81,7 +86,7 @@ def wait(done):
 "#;
 
 /// What the Python programs of the user begin with: `evil()` is a connection to the instance, `said` the kinds of what came.
-const USER: &str = r#"
+pub const USER: &str = r#"
 def msg(*parts):
     m = paramiko.Message()
     for p in parts:
@@ -265,7 +270,7 @@ word(chan, 'agent'); print(opened())
     assert!(denied[0]["reason"].as_str().unwrap().contains("asked for no such thing"), "{denied:?}");
 }
 
-fn works(alice: &mut Child) {
+pub fn works(alice: &mut Child) {
     alice.stdin.as_mut().unwrap().write_all(b"word").unwrap();
     let mut back = [0; 4];
     alice.stdout.as_mut().unwrap().read_exact(&mut back).unwrap();
@@ -328,6 +333,86 @@ fn whatever_an_instance_sends_ends_its_own_session_at_most() {
     assert!(!log.contains("panicked"), "{log}");
     rig.ok(&["logs", "verify"]);
 }
+
+#[test]
+fn whatever_an_instance_answers_to_a_login_lets_nobody_in_and_disturbs_nobody() {
+    let (rig, _evil) = with_evil(ANSWERS, "exec");
+    let mut ssh = rig.shared("ssh", "alice");
+    let mut alice = ssh.args(["db-1", "cat"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    works(&mut alice);
+    let config = rig.config("alice", &rig.master("bastion"));
+    let modes = [
+        "ok",
+        "gone",
+        "pk-ok",
+        "question",
+        "failures",
+        "partial",
+        "banners",
+        "open",
+        "global",
+        "accept",
+        "kexinit",
+        "nonsense",
+        "disconnect",
+    ];
+    for mode in modes {
+        fs::write(rig.path("mode"), mode).unwrap();
+        let mut ssh = Command::new("timeout");
+        ssh.args(["--foreground", "30", "ssh", "-F"]).arg(&config).args(["-J", "bastion", "-o"]);
+        ssh.arg(format!("User={}", rig.login)).args(["evil", "x"]).stdin(Stdio::null());
+        let output = ssh.output().unwrap();
+        let (code, err) = (output.status.code(), text(output.stderr));
+        match mode {
+            "ok" => assert_eq!((code, text(output.stdout)), (Some(7), "in".to_owned()), "{err}"),
+            _ => {
+                assert_eq!((code, output.stdout.len()), (Some(255), 0), "{mode}: {err}");
+                assert!(err.contains("keyward: evil "), "{mode}: {err}");
+            }
+        }
+        assert!(!err.contains('\u{1b}') && !err.contains('\u{7}') && err.len() < 1000, "{mode}: {err:?}");
+        works(&mut alice);
+    }
+    // What the bastion calls itself there gives no version away.
+    assert_eq!(fs::read_to_string(rig.path("version")).unwrap(), "SSH-2.0-Keyward");
+    drop(alice.stdin.take());
+    assert!(alice.wait().unwrap().success());
+    rig.shared("ssh", "alice").args(["-O", "exit", "bastion"]).stderr(Stdio::null()).status().unwrap();
+    assert_eq!(rig.ended_sessions().len(), modes.len() + 1);
+    assert_eq!(rig.events("instance_unreachable").len(), modes.len() - 1);
+    let log = fs::read_to_string(rig.path("log")).unwrap();
+    assert!(!log.contains("panicked") && !log.contains('\u{1b}'), "{log}");
+    rig.ok(&["logs", "verify"]);
+}
+
+const ANSWERS: &str = r#"
+def act(t, chan, command):
+    chan.sendall(b'in'); chan.send_exit_status(7); chan.close()
+def prepare(t):
+    mode = open('mode').read(); read = t.packetizer.read_message
+    def reads():
+        kind, m = read()
+        if kind != 50 or mode == 'ok': open('version', 'w').write(t.remote_version); return kind, m
+        evil = '\x1b]0;evil\x07\x1b[2J'
+        if mode == 'pk-ok': send(t, b'\x3c', 'ssh-ed25519', 'x' * 51)
+        if mode == 'question': send(t, b'\x3c', evil, evil, '', 1, evil, True)
+        if mode == 'failures':
+            for _ in range(200): send(t, b'\x33', 'publickey,' * 100, False)
+        if mode == 'partial':
+            for _ in range(20): send(t, b'\x33', 'publickey', True)
+        if mode == 'banners':
+            for _ in range(200): send(t, b'\x35', evil * 2000, 'en')
+        if mode == 'open': send(t, b'\x5a', 'session', 0, 1 << 20, 32768)
+        if mode == 'global': send(t, b'\x50', 'tcpip-forward', True, '0.0.0.0', 0)
+        if mode == 'accept':
+            for _ in range(20): send(t, b'\x06', 'ssh-userauth'); send(t, b'\x06', 'ssh-connection')
+        if mode == 'kexinit': send(t, b'\x14', 'x')
+        if mode == 'nonsense': send(t, b'\xc8', 'x' * 30000)
+        if mode == 'disconnect': send(t, b'\x01', 2, evil * 1000, 'en')
+        t.sock.close()
+        return 2, paramiko.Message()
+    t.packetizer.read_message = reads
+"#;
 
 const MISBEHAVES: &str = r#"
 def end(t, chan, status):

@@ -90,17 +90,6 @@ fn a_new_key_that_never_completes_a_login_replaces_nothing() {
 }
 
 #[test]
-fn revoking_a_key_names_the_one_that_was_staged_with_it() {
-    let rig = Rig::with_alice();
-    rig.keygen("id_new");
-    assert!(rotate(&rig, "alice", "id_new", &[]).status.success());
-    let told = rig.ok(&["ssh-keys", "revoke", "K1", "--reason", "laptop stolen"]);
-    assert!(told.contains("K2 (pending) was added with it"), "{told}");
-    rig.ok(&["ssh-keys", "revoke", "K2", "--reason", "laptop stolen"]);
-    assert_eq!(ssh_with(&rig, "alice", "id_new", &["bastion"]).status.code(), Some(255));
-}
-
-#[test]
 fn what_cannot_be_a_successor_is_refused_and_changes_nothing() {
     let rig = Rig::with_alice();
     rig.add_user("mallory");
@@ -212,4 +201,56 @@ fn after_its_grace_an_expired_key_opens_nothing_at_all() {
     assert_eq!(status(&rig, "K1"), "expired");
     let file = rig.path("id_new.pub");
     rig.ok(&["ssh-keys", "rotate", "--user", "alice", "--old", "K1", "--file", file.to_str().unwrap()]);
+}
+
+#[test]
+fn who_names_somebody_elses_key_keeps_its_owner_out_only_until_an_administrator_vouches() {
+    let rig = Rig::with_alice();
+    rig.add_user("mallory");
+    rig.keygen("id_next");
+    // A public key is public.
+    assert!(rotate(&rig, "mallory", "id_next", &[]).status.success());
+    let taken = rotate(&rig, "alice", "id_next", &[]);
+    assert!(text(taken.stderr).contains("belongs to another user"), "she cannot tell who of them it is");
+    rig.keygen("id_proven");
+    assert!(rotate(&rig, "mallory", "id_proven", &[]).status.code() == Some(5), "one at a time");
+    let mut withdraw = rig.client("ssh", "mallory");
+    assert!(withdraw.args(["bastion", "ssh-keys revoke K3 --reason spite"]).status().unwrap().success());
+    assert!(!rotate(&rig, "alice", "id_next", &[]).status.success(), "revoked for good, by who never had it");
+
+    let file = |name: &str| rig.path(&format!("{name}.pub")).to_str().unwrap().to_owned();
+    let added = rig.json(&["ssh-keys", "add", "--user", "alice", "--file", &file("id_next")]);
+    assert_eq!((&added["user"], &added["status"]), (&"alice".into(), &"active".into()));
+    let output = ssh_with(&rig, "alice", "id_next", &["db-1", "echo mine"]);
+    assert_eq!(text(output.stdout), "mine\n", "{}", text(output.stderr));
+    let told = rig.events("ssh_key_revoked");
+    assert_eq!(told.last().unwrap()["reason"], "never proven, and another user's");
+
+    // What somebody has logged in with is theirs, also for an administrator.
+    let id = |name: &str| ["ssh-keys", "add", "--user", name, "--file"].map(str::to_owned);
+    let words = [&id("mallory")[..], &[file("id_next")]].concat();
+    assert_eq!(rig.run(&words.iter().map(String::as_str).collect::<Vec<_>>()).status.code(), Some(5));
+    let words = [&id("alice")[..], &[file("id_mallory")]].concat();
+    assert_eq!(rig.run(&words.iter().map(String::as_str).collect::<Vec<_>>()).status.code(), Some(5));
+}
+
+#[test]
+fn a_successor_that_waits_is_revoked_with_the_key_that_vouched_for_it_and_one_in_use_is_named() {
+    let rig = Rig::with_alice();
+    rig.add_user("bob");
+    for (user, new) in [("alice", "id_waits"), ("bob", "id_used")] {
+        rig.keygen(new);
+        assert!(rotate(&rig, user, new, &[]).status.success());
+    }
+    let used = ssh_with(&rig, "bob", "id_used", &["bastion", "ssh-keys list --user bob"]);
+    assert!(used.status.success(), "{}", text(used.stderr));
+    wait_for("bob's new key", || status(&rig, "K4") == "active");
+    let told = rig.ok(&["ssh-keys", "revoke", "K1", "--reason", "stolen"]);
+    assert!(told.contains("K3 waited to replace it and was revoked with it"), "{told}");
+    assert_eq!(status(&rig, "K3"), "revoked");
+    let late = ssh_with(&rig, "alice", "id_waits", &["db-1", "echo in"]);
+    assert!(!late.status.success() && late.stdout.is_empty(), "a thief's next key opens nothing");
+    let told = rig.ok(&["ssh-keys", "revoke", "K2", "--reason", "stolen"]);
+    assert!(told.contains("K4 (active) was added with it"), "{told}");
+    assert_eq!(status(&rig, "K4"), "active");
 }

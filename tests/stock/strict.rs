@@ -8,7 +8,7 @@ use russh::server::{self, Auth, Server as _};
 use russh::{Channel, ChannelId, Preferred, kex};
 
 use crate::raw::Raw;
-use crate::rig::{Rig, text};
+use crate::rig::{Rig, text, wait_for};
 
 const STRICT: &str = "[transport]\ncrypto = \"strict\"\n";
 
@@ -100,6 +100,11 @@ async fn strict_takes_post_quantum_key_exchange_alone_from_users_and_to_instance
     let mut ssh = rig.client("ssh", "alice");
     let refused = ssh.args(["-o", "KexAlgorithms=curve25519-sha256", "db-1", "true"]).output().unwrap();
     assert!(text(refused.stderr).contains("no matching key exchange method found"));
+    let told = || std::fs::read_to_string(rig.path("log")).unwrap();
+    wait_for("the operator to be told", || told().contains("connection.nothing_in_common"));
+    for words in ["source=127.0.0.1:", "which OpenSSH has from 9.9 on", "it offers curve25519-sha256"] {
+        assert!(told().contains(words), "{words}: {}", told());
+    }
     let unreachable = rig.events("instance_unreachable");
     assert!(
         unreachable.iter().any(|e| e["reason"].as_str().unwrap().contains("key exchange")),

@@ -111,6 +111,26 @@ impl fmt::Display for CaKind {
     }
 }
 
+/// What an instance answered when it was asked whether it trusts the announced user CA.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CaProbe {
+    /// The instance.
+    pub instance: InstanceName,
+    /// Fingerprint of the CA.
+    pub ca: String,
+    /// When it was asked last.
+    pub asked_at: Timestamp,
+    /// Why it does not, or why that is not known; none if it does.
+    pub fault: Option<String>,
+}
+
+impl Record for CaProbe {
+    const KIND: &'static str = "ca-probe";
+    fn record_id(&self) -> String {
+        self.instance.to_string()
+    }
+}
+
 /// A CA has a successor that is announced, and has not retired yet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CaRotation {

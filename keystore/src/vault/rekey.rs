@@ -51,6 +51,19 @@ impl Vault {
     /// # Errors
     /// A value that does not open now, or the backend; the store is then still sealed under the key before.
     pub async fn rekey(&self, to: Successor, now: Timestamp) -> Result<Rekeyed, Error> {
+        self.rekey_counting(to, now, &|_, _| {}).await
+    }
+
+    /// The same; `so_far` hears how many values of how many are sealed.
+    ///
+    /// # Errors
+    /// As [`Vault::rekey`].
+    pub async fn rekey_counting(
+        &self,
+        to: Successor,
+        now: Timestamp,
+        so_far: &(dyn Fn(u64, u64) + Send + Sync),
+    ) -> Result<Rekeyed, Error> {
         let _alone = self.turn.write().await;
         let (old, new) = (self.keys().current.clone(), Arc::new(to.key));
         // Who sealed before it was our turn may have gone away with its transaction still on its way: it is decided
@@ -59,7 +72,7 @@ impl Vault {
         self.backend.transact(flush).await?;
         failpoint::reach("rekey.begun");
         self.set_keys(Keys { current: old.clone(), other: Some(new.clone()) });
-        let mut transaction = self.sealed_anew(&old, &new).await?;
+        let mut transaction = self.sealed_anew((&old, &new), so_far).await?;
         let records = transaction.writes.len() as u64;
         let done = Rekeyed { from: old.id(), to: new.id(), records, by: to.by, at: now };
         let needed = Needed { id: new.id(), place: to.place };
@@ -80,9 +93,20 @@ impl Vault {
         Ok(done)
     }
 
-    async fn sealed_anew(&self, old: &MasterKey, new: &MasterKey) -> Result<Transaction, Error> {
+    async fn sealed_anew(
+        &self,
+        (old, new): (&MasterKey, &MasterKey),
+        so_far: &(dyn Fn(u64, u64) + Send + Sync),
+    ) -> Result<Transaction, Error> {
         let mut transaction = Transaction::default();
-        for (key, row) in self.backend.range(b"").await? {
+        let rows = self.backend.range(b"").await?;
+        let all = rows.len() as u64;
+        for (number, (key, row)) in (0..).zip(rows) {
+            if number % AT_ONCE == 0 {
+                so_far(number, all);
+                // Readers go on meanwhile, also those that this thread serves; and whoever waits may want to say how far it is.
+                tokio::task::yield_now().await;
+            }
             let name = String::from_utf8_lossy(&key).into_owned();
             if PLAIN.contains(&name.as_str()) {
                 continue;
@@ -216,6 +240,8 @@ impl Needed {
     }
 }
 
+/// Values that are sealed before anybody else has a turn.
+const AT_ONCE: u64 = 32;
 pub(super) const NEEDED: &str = "mark/key";
 const REKEYED: &str = "mark/rekeyed";
 /// What is not sealed.

@@ -102,6 +102,8 @@ pub enum Ca {
         #[arg(long, default_value = "7d")]
         overlap: Span,
     },
+    /// Ask the instances that were not yet seen to accept the announced user CA, by a login each
+    Check,
     /// End the overlap now
     Retire {
         /// Which one

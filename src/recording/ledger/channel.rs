@@ -213,6 +213,11 @@ impl Channel {
             let before = self.summary.reason.take().map(|why| format!("{why}; ")).unwrap_or_default();
             let why = format!("over {limit} bytes from {from}: the rest is counted and hashed, not stored");
             self.summary.reason = Some(format!("{before}{why}"));
+            // What still fits is the evidence of how it began; whoever wrote it chose where one message ends.
+            let part = limit.saturating_sub(way.stored);
+            way.stored += part;
+            self.summary.captured_bytes += part;
+            return usize::try_from(part).ok().filter(|part| *part > 0).map_or(Kept::Count, Kept::Part);
         }
         if !way.storing {
             return Kept::Count;

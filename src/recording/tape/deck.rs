@@ -155,23 +155,25 @@ impl Deck {
             let typed = Record { millis, channel, what: What::Input, payload: Vec::new() };
             self.append(&mut state, typed, &line);
         }
+        if matches!(kept, Kept::Count | Kept::Part(_)) {
+            state.counted.insert(channel);
+        }
+        let most = if let Kept::Part(most) = kept { most } else { size };
+        let bytes = message.payload().map(|bytes| bytes.get(..most).unwrap_or(bytes));
         let (what, payload) = match (kept, direction, message) {
-            (Kept::Count, ..) => {
-                state.counted.insert(channel);
-                return Ok(Some(Taken(None)));
+            (Kept::Count, ..) => return Ok(Some(Taken(None))),
+            (Kept::Payload | Kept::Part(_), Direction::ToInstance, _) => (What::Input, bytes),
+            (Kept::Payload | Kept::Part(_), Direction::ToUser, ChannelMessage::Stderr(_)) => {
+                (What::Stderr, bytes)
             }
-            (Kept::Payload, Direction::ToInstance, _) => (What::Input, message.payload()),
-            (Kept::Payload, Direction::ToUser, ChannelMessage::Stderr(_)) => {
-                (What::Stderr, message.payload())
-            }
-            (Kept::Payload, Direction::ToUser, _) => (What::Output, message.payload()),
+            (Kept::Payload | Kept::Part(_), Direction::ToUser, _) => (What::Output, bytes),
             (Kept::Note, ..) => match Note::of(message) {
                 Some(note) => (What::Note(direction, note), None),
                 None => return Ok(Some(Taken(None))),
             },
         };
         let record = Record { millis, channel, what, payload: Vec::new() };
-        self.append(&mut state, record, payload.map_or(&[], |bytes| bytes.as_ref()));
+        self.append(&mut state, record, payload.unwrap_or_default());
         Ok(Some(state.taken(channel, payload.map_or(0, |bytes| bytes.len() as u64))))
     }
 
@@ -187,7 +189,15 @@ impl Deck {
     }
 
     pub(super) fn end(&self, end: SessionEnd, now: Timestamp) {
-        self.lock().end.get_or_insert((end, now));
+        let mut state = self.lock();
+        if state.end.is_none() {
+            state.lasted = self.millis();
+            // The clock may have been set back meanwhile: then the tape's own time counts.
+            let began = self.header.started_at;
+            let lasted = std::time::Duration::from_millis(state.lasted);
+            state.end = Some((end, began.checked_add(lasted).map_or(now, |ended| ended.max(now))));
+        }
+        drop(state);
         self.wake.notify_one();
         self.now.notify_one();
     }
@@ -200,7 +210,7 @@ impl Deck {
             self.close_operations(&channels);
         }
         let mut state = self.lock();
-        let millis = self.millis();
+        let millis = if ending { state.lasted } else { self.millis() };
         let note = |channel, what| Record { millis, channel, what, payload: Vec::new() };
         for channel in std::mem::take(&mut state.counted) {
             if let Some(summary) = state.ledger.summary(channel) {

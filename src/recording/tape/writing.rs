@@ -177,7 +177,11 @@ async fn finish(
         let reason = Some(format!("recording failed: {why}"));
         end = SessionEnd { status: SessionStatus::Killed, reason };
     }
-    let mut summary = Summary::of(deck.header.clone(), deck.lock().ledger.summaries());
+    let mut summary = {
+        let state = deck.lock();
+        let summary = Summary::of(deck.header.clone(), state.ledger.summaries());
+        Summary { lasted_ms: Some(state.lasted.max(state.latest)), ..summary }
+    };
     summary.ended_at = Some(at);
     summary.status = end.status;
     summary.reason = end.reason;

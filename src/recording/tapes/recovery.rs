@@ -6,6 +6,8 @@ use std::fs::{self, File};
 use std::io::{self, BufReader};
 use std::path::Path;
 
+use jiff::Timestamp;
+
 use super::super::format::{Header, What};
 use super::super::frames;
 use super::super::message::SessionId;
@@ -78,12 +80,15 @@ impl Tapes {
     pub(super) fn told_up_to(&self, id: SessionId) -> Result<(Summary, u64), TapeError> {
         let mut frames = self.opened(id)?;
         let mut telling = Telling::default();
-        let mut end = None;
+        let (mut end, mut lasted) = (None, None);
         let mut closed = BTreeMap::new();
         while let Some(records) = frames.next_frame()? {
             for record in &records {
                 match &record.what {
-                    What::End(how, at, channels) => end = Some((how.clone(), *at, channels.clone())),
+                    What::End(how, at, channels) => {
+                        end = Some((how.clone(), *at, channels.clone()));
+                        lasted = Some(record.millis);
+                    }
                     what => {
                         if let What::Closed(channel) = what {
                             closed.insert(record.channel, channel.clone());
@@ -103,6 +108,7 @@ impl Tapes {
         closed.extend(channels.into_iter().map(|channel| (channel.channel, channel)));
         let mut summary = Summary::of(header, closed.into_values().collect());
         (summary.status, summary.reason, summary.ended_at) = (status, reason, Some(at));
+        summary.lasted_ms = lasted;
         Ok((summary, frames.reader.offset()))
     }
 
@@ -113,11 +119,24 @@ impl Tapes {
         let header = Header { packed: false, ..header };
         // Without the identity, or with a frame that does not open, the ledger is not known. Verification tells. A tape
         // that ended and whose summary was not written any more ended as it says.
-        let mut summary = self.told(id).unwrap_or_else(|_| cut_off(header, Telling::default()));
+        let mut summary = self.told(id).or_else(|_| self.untellable(id, header))?;
         summary.digest = Some(self.digest(id)?);
         File::open(&path).and_then(|f| f.sync_all()).map_err(|e| TapeError::file(&path, e))?;
         write_beside(&self.path(id, "json"), &summary)?;
         Ok(Some(summary))
+    }
+
+    /// What can be said of a tape that does not open here: who, where, since when, and whether it came to its end.
+    fn untellable(&self, id: SessionId, header: Header) -> Result<Summary, TapeError> {
+        let written = fs::metadata(self.path(id, "tape")).and_then(|file| file.modified());
+        let written = written.ok().and_then(|at| Timestamp::try_from(at).ok());
+        let ended_at = written.max(Some(header.started_at));
+        let mut summary =
+            Summary { lost: true, lasted_ms: None, ended_at, ..cut_off(header, Telling::default()) };
+        if frames::looks_complete(self.file(id)?) {
+            summary.reason = Some(Summary::CAME_TO_ITS_END.to_owned());
+        }
+        Ok(summary)
     }
 
     /// Removes what a crash left half written: a tape without its header, and a key whose tape never was. The trail hears

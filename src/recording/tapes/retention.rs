@@ -25,7 +25,12 @@ impl Keep {
     /// Whether the time of an ended session's tape is over, and how long it was.
     pub fn over(&self, summary: &Summary, now: Timestamp) -> Option<i64> {
         let terminal = summary.channels.iter().any(|channel| channel.terminal);
-        let seconds = if terminal { self.terminal } else { self.other }?;
+        let seconds = match summary.lost {
+            // It may have had a terminal: whoever takes a summary away must not shorten the tape's time.
+            true => self.terminal?.max(self.other?),
+            false if terminal => self.terminal?,
+            false => self.other?,
+        };
         let ended = summary.ended_at?;
         (now.as_second().saturating_sub(ended.as_second()) >= seconds).then_some(seconds)
     }

@@ -40,10 +40,13 @@ impl Tapes {
                 let edited = TapeError::damaged(&path, at, "from here on it does not open: it was changed");
                 return Err(if at < length(&path) { edited } else { end(at) });
             }
-            let own = Summary { digest: summary.digest.clone(), ..told };
+            let lasted_ms = summary.lasted_ms.and(told.lasted_ms);
+            let own = Summary { digest: summary.digest.clone(), lasted_ms, ..told };
             // What killed a session may be that its tape could not be written: then only the summary tells.
             let failed = summary.status == SessionStatus::Killed && own.status == SessionStatus::Truncated;
             let same = match own.status {
+                // It claims no more than the tape says; that it is the one that the trail heard of says its digest.
+                _ if summary.lost => own.header == summary.header && summary.channels.is_empty(),
                 SessionStatus::Truncated => plainly(&own) == plainly(&summary),
                 _ => own == summary,
             };

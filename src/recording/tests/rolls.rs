@@ -14,7 +14,7 @@ fn transcript(records: &[Record], plodding: bool) -> Vec<Line> {
 }
 
 fn size(cols: u32, rows: u32) -> What {
-    let note = Note::Pty { term: "xterm".to_owned(), cols, rows };
+    let note = Note::pty(cols, rows);
     What::Note(Direction::ToInstance, note)
 }
 
@@ -149,7 +149,7 @@ proptest! {
             let (from, to) = (pair[0], pair[1]);
             millis += from.1;
             if let Some(((cols, rows), at)) = resized && at == index {
-                let what = What::Note(Direction::ToInstance, Note::WindowChange { cols, rows });
+                let what = What::Note(Direction::ToInstance, Note::window_change(cols, rows));
                 records.push(Record { millis, channel: 1, what, payload: Vec::new() });
             }
             let payload = text[from.0..to.0].to_vec();

@@ -53,6 +53,8 @@ impl Custody<'_> {
         (which, by): (CaKind, &str),
         now: Timestamp,
     ) -> Result<Vec<InstanceName>, RotationFault> {
+        // An administrator and the clock may want it at the same moment; it is told and done once.
+        let _turn = RETIRING.lock().await;
         if self.vault.get::<CaRotation>(which.as_str()).await?.is_none() {
             return Err(RotationFault::NotNow(format!(
                 "the {which} CA has no successor; announce one: keyward ca rotate {which}"
@@ -76,12 +78,19 @@ impl Custody<'_> {
     }
 
     /// Retires every CA whose time has come.
-    pub(super) async fn retire_due(&self, signers: &Signers, now: Timestamp) -> Result<(), RotationFault> {
+    ///
+    /// # Errors
+    /// The store or the trail.
+    pub async fn retire_due(&self, signers: &Signers, now: Timestamp) -> Result<(), RotationFault> {
         for which in CaKind::ALL {
             let rotation = self.vault.get::<CaRotation>(which.as_str()).await?;
             if rotation.is_some_and(|rotation| rotation.ends_at <= now) {
-                let left = self.retire(signers, (which, super::BY_ITSELF), now).await?;
-                tracing::info!(ca = %which, not_seen_on = left.len(), "ca.retired");
+                match self.retire(signers, (which, super::BY_ITSELF), now).await {
+                    Ok(left) => tracing::info!(ca = %which, not_seen_on = left.len(), "ca.retired"),
+                    // Somebody was faster.
+                    Err(RotationFault::NotNow(why)) => tracing::debug!(%why, "ca.retired_already"),
+                    Err(fault) => return Err(fault),
+                }
             }
         }
         Ok(())
@@ -104,3 +113,5 @@ pub async fn lagging(vault: &Vault, which: CaKind) -> Result<Vec<InstanceName>, 
     let trusting = all.into_iter().filter(|i| i.credential == SignsIn::Certificate).map(|i| i.name);
     Ok(trusting.filter(|name| !ready(name)).collect())
 }
+
+static RETIRING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());

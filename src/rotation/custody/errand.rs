@@ -3,15 +3,19 @@
 //! The same doors in the same order: tape, durable receipt, dial. What cannot be recorded does not happen; in a lockdown
 //! nothing does.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use keystore::Vault;
+use jiff::Timestamp;
 use keystore::signing::InstanceKey;
+use keystore::ssh::HashAlg;
+use keystore::{Instance, Login, Vault};
 
 use super::managed::{Reach, Visit, VisitFault};
+use super::probe::Probe;
 use super::script::SHELL;
 use crate::audit::{Event, SessionFacts, Trail};
 use crate::config::Transport;
@@ -38,6 +42,10 @@ impl Reach for Errands<'_> {
     fn visit<'a>(&'a self, visit: Visit<'a>) -> BoxFuture<'a, Result<String, VisitFault>> {
         self.run(visit).boxed()
     }
+
+    fn probe<'a>(&'a self, probe: Probe<'a>) -> BoxFuture<'a, Result<String, VisitFault>> {
+        self.ask(probe).boxed()
+    }
 }
 
 fn failed(why: impl std::fmt::Display) -> VisitFault {
@@ -46,48 +54,76 @@ fn failed(why: impl std::fmt::Display) -> VisitFault {
 
 impl Errands<'_> {
     async fn run(&self, visit: Visit<'_>) -> Result<String, VisitFault> {
-        if self.guard.lockdown().reason().is_some() {
-            return Err(failed("there is a lockdown: nothing is entered"));
-        }
         let key = InstanceKey::load(self.vault, visit.key).await.map_err(failed)?;
-        let authorized = Authorized::housekeeping(visit.instance, visit.login, &visit.key.fingerprint);
-        let authorized = authorized.map_err(failed)?;
-        let id = SessionId::new(visit.now);
-        let tape = self.tapes.record(&authorized, (id, None), visit.now).await;
-        let tape = tape.map_err(|e| failed(format!("it cannot be recorded: {e}")))?;
-        let session = Errand { errands: self, authorized: &authorized, id: id.to_string(), tape: &tape };
+        let account = (visit.instance, visit.login);
+        let session = self.begin(account, &visit.key.fingerprint, visit.now).await?;
         let outcome = tokio::select! {
             outcome = session.go(&key, visit) => outcome,
             // The connection goes with what is dropped here.
             () = self.guard.lockdown().begun() => Err(failed("a lockdown began")),
         };
-        let reason = match &outcome {
-            Ok(_) => "looked after its key".to_owned(),
-            Err(fault) => fault.to_string(),
+        session.end("looked after its key", outcome).await
+    }
+
+    /// Which user CA is accepted: its fingerprint.
+    async fn ask(&self, probe: Probe<'_>) -> Result<String, VisitFault> {
+        let first = probe.authorities.first().ok_or_else(|| failed("there is no user CA"))?;
+        let key = first.public_key().fingerprint(HashAlg::Sha256).to_string();
+        let session = self.begin((probe.instance, probe.login), &key, probe.now).await?;
+        let outcome = tokio::select! {
+            entered = session.enter(Means::Certificates(probe.authorities), probe.now) => match entered {
+                Ok(upstream) => {
+                    upstream.hang_up().await;
+                    Ok(upstream.accepted().to_owned())
+                }
+                Err(fault) => Err(fault),
+            },
+            () = self.guard.lockdown().begun() => Err(failed("a lockdown began")),
         };
-        session.end(reason).await?;
-        outcome
+        session.end("asked which user CA it trusts", outcome).await
+    }
+
+    async fn begin(
+        &self,
+        (instance, login): (&Instance, &Login),
+        key: &str,
+        now: Timestamp,
+    ) -> Result<Errand<'_>, VisitFault> {
+        if self.guard.lockdown().reason().is_some() {
+            return Err(failed("there is a lockdown: nothing is entered"));
+        }
+        let authorized = Authorized::housekeeping(instance, login, key).map_err(failed)?;
+        let id = SessionId::new(now);
+        let tape = self.tapes.record(&authorized, (id, None), now).await;
+        let tape = tape.map_err(|e| failed(format!("it cannot be recorded: {e}")))?;
+        Ok(Errand { errands: self, authorized, id: id.to_string(), tape })
     }
 }
 
 struct Errand<'a> {
     errands: &'a Errands<'a>,
-    authorized: &'a Authorized,
+    authorized: Authorized,
     id: String,
-    tape: &'a Tape,
+    tape: Tape,
 }
 
 impl Errand<'_> {
-    async fn go(&self, key: &InstanceKey, visit: Visit<'_>) -> Result<String, VisitFault> {
+    /// Tells of it, then signs in.
+    async fn enter(&self, means: Means<'_>, now: Timestamp) -> Result<Upstream, VisitFault> {
         let opened = Event::SessionOpened { facts: self.facts(), rules: Vec::new(), recording: None };
-        let receipt = self.errands.trail.append(opened, visit.now).await;
+        let receipt = self.errands.trail.append(opened, now).await;
         let receipt = receipt.map_err(|e| failed(format!("it cannot be audited: {e}")))?;
-        let proofs = Proofs { authorized: self.authorized, tape: self.tape, receipt: &receipt };
-        let leg = Leg { session: &self.id, transport: self.errands.transport };
-        let upstream = match egress::dial(proofs, Means::Key(key), leg, visit.now).await {
-            Ok(upstream) => upstream,
-            Err(fault) => return Err(self.not_reached(fault, visit).await?),
-        };
+        let proofs = Proofs { authorized: &self.authorized, tape: &self.tape, receipt: &receipt };
+        let transport = self.errands.transport;
+        let leg = Leg { session: &self.id, transport, passage: &Arc::default() };
+        match egress::dial(proofs, means, leg, now).await {
+            Ok(upstream) => Ok(upstream),
+            Err(fault) => Err(self.not_reached(fault, now).await?),
+        }
+    }
+
+    async fn go(&self, key: &InstanceKey, visit: Visit<'_>) -> Result<String, VisitFault> {
+        let upstream = self.enter(Means::Key(key), visit.now).await?;
         let said = match visit.script {
             None => Ok(String::new()),
             Some(script) => match tokio::time::timeout(PATIENCE, self.exec(&upstream, script, visit)).await {
@@ -135,18 +171,19 @@ impl Errand<'_> {
         recorded.map_err(|e| failed(format!("it cannot be recorded: {e}")))
     }
 
-    async fn not_reached(&self, fault: EgressError, visit: Visit<'_>) -> Result<VisitFault, VisitFault> {
+    async fn not_reached(&self, fault: EgressError, now: Timestamp) -> Result<VisitFault, VisitFault> {
         let event = fault.event(self.facts());
-        self.errands.trail.append(event, visit.now).await.map_err(failed)?;
+        self.errands.trail.append(event, now).await.map_err(failed)?;
         Ok(match fault {
-            EgressError::KeyNotAccepted(_) => VisitFault::NotAccepted,
+            EgressError::KeyNotAccepted(_) | EgressError::NotAccepted => VisitFault::NotAccepted,
             other => failed(other),
         })
     }
 
-    /// Seals the tape, then appends the close that carries its digest.
-    async fn end(&self, reason: String) -> Result<(), VisitFault> {
-        let now = jiff::Timestamp::now();
+    /// Seals the tape, then appends the close that carries its digest, and why it ended; then what came of it counts.
+    async fn end<T>(&self, purpose: &str, outcome: Result<T, VisitFault>) -> Result<T, VisitFault> {
+        let now = Timestamp::now();
+        let reason = outcome.as_ref().map_or_else(ToString::to_string, |_| purpose.to_owned());
         if let Some(ledger) = self.tape.channel_closed(CHANNEL) {
             let event = Event::ChannelClosed {
                 user: self.authorized.user().to_string(),
@@ -168,7 +205,8 @@ impl Errand<'_> {
             reason: summary.reason,
             digest: summary.digest.unwrap_or_default(),
         };
-        self.errands.trail.append(event, now).await.map(drop).map_err(failed)
+        self.errands.trail.append(event, now).await.map_err(failed)?;
+        outcome
     }
 
     fn facts(&self) -> SessionFacts {

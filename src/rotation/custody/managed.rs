@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use keystore::signing::InstanceKey;
 use keystore::{Batch, Credential, HeldKey, Instance, InstanceName, Login, Vault, failpoint};
 
+use super::probe::Probe;
 use super::{Custody, RotationFault, script};
 use crate::audit::Event;
 
@@ -20,6 +21,10 @@ pub trait Reach: Send + Sync {
     /// Signs in with `visit.key`, runs `visit.script` if there is one, and gives back what it printed. Audited and
     /// recorded, or it does not happen.
     fn visit<'a>(&'a self, visit: Visit<'a>) -> BoxFuture<'a, Result<String, VisitFault>>;
+
+    /// Signs in with a certificate, and leaves at once; the fingerprint of the user CA whose certificate was accepted.
+    /// Audited and recorded, or it does not happen.
+    fn probe<'a>(&'a self, probe: Probe<'a>) -> BoxFuture<'a, Result<String, VisitFault>>;
 }
 
 /// One login of Keyward's own.

@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use jiff::Timestamp;
 use keystore::signing::Signers;
 use keystore::{Credential, Instance, Vault};
@@ -15,6 +17,7 @@ use crate::audit::Trail;
 mod ca;
 mod errand;
 mod managed;
+mod probe;
 mod script;
 #[cfg(test)]
 pub(super) mod testing;
@@ -24,6 +27,7 @@ mod tests;
 pub use ca::lagging;
 pub use errand::Errands;
 pub use managed::{Reach, Visit, VisitFault};
+pub use probe::{Asked, Probe};
 
 /// The workflows, over the store, the trail, and a way to the instances.
 pub struct Custody<'a> {
@@ -36,29 +40,58 @@ pub struct Custody<'a> {
 }
 
 impl Custody<'_> {
-    /// Takes what is due at `now`: CAs retire, keys of `max_age` seconds are rotated, rotations that stopped are gone on with.
+    /// Looks after what lies on instances: keys of `max_age` seconds are rotated, rotations that stopped are gone on with,
+    /// and whether an announced user CA is trusted is asked. Some at a time: one that does not answer delays nobody.
     ///
     /// # Errors
     /// The store or the trail. What stands in the way on an instance is written down with its credential instead.
-    pub async fn settle(&self, signers: &Signers, max_age: i64, now: Timestamp) -> Result<(), RotationFault> {
-        self.retire_due(signers, now).await?;
-        for credential in self.vault.list::<Credential>().await? {
+    pub async fn look_after(
+        &self,
+        signers: &Signers,
+        max_age: i64,
+        now: Timestamp,
+    ) -> Result<(), RotationFault> {
+        let (rotated, asked) =
+            tokio::join!(self.rotate_due(max_age, now), self.probe(signers, Asked::Due, now));
+        rotated.and(asked.map(drop))
+    }
+
+    async fn rotate_due(&self, max_age: i64, now: Timestamp) -> Result<(), RotationFault> {
+        let mut due: Vec<Credential> = self.vault.list().await?;
+        due.retain(|credential| {
             let waits = credential.fault.is_some()
                 && credential.tried_at.is_some_and(|at| now.as_second() - at.as_second() < PAUSE);
             let due = credential.is_rotating() || credential.due_at(max_age).is_some_and(|due| due <= now);
-            if !due || waits {
-                continue;
+            due && !waits
+        });
+        // What did not answer the last time may not do so now: the others are not kept waiting.
+        due.sort_by_key(|credential| credential.fault.is_some());
+        let (mut due, mut under_way) = (due.into_iter(), FuturesUnordered::new());
+        let mut failed = None;
+        loop {
+            while under_way.len() < AT_ONCE
+                && let Some(credential) = due.next()
+            {
+                under_way.push(self.rotate_one(credential, now));
             }
-            let Some(instance) = self.vault.get::<Instance>(credential.instance.as_str()).await? else {
-                continue;
-            };
-            match self.rotate((&instance, &credential.login), BY_ITSELF, now).await {
-                Ok(_) => {
-                    tracing::info!(instance = %instance.name, login = %credential.login, "credential.rotated")
-                }
-                Err(RotationFault::NotNow(why)) => tracing::warn!(%why, "credential.not_rotated"),
-                Err(fault) => return Err(fault),
+            match under_way.next().await {
+                None => break,
+                Some(Ok(())) => {}
+                Some(Err(fault)) => failed = failed.or(Some(fault)),
             }
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    async fn rotate_one(&self, credential: Credential, now: Timestamp) -> Result<(), RotationFault> {
+        let found = self.vault.get::<Instance>(credential.instance.as_str()).await?;
+        let Some(instance) = found else { return Ok(()) };
+        match self.rotate((&instance, &credential.login), BY_ITSELF, now).await {
+            Ok(_) => {
+                tracing::info!(instance = %instance.name, login = %credential.login, "credential.rotated")
+            }
+            Err(RotationFault::NotNow(why)) => tracing::warn!(%why, "credential.not_rotated"),
+            Err(fault) => return Err(fault),
         }
         Ok(())
     }
@@ -68,5 +101,7 @@ impl Custody<'_> {
 pub const BY_ITSELF: &str = "keyward";
 /// How often what is due is looked for.
 pub const LOOK: Duration = Duration::from_secs(60);
-/// Seconds before a rotation that failed is tried again by itself.
+/// Instances that are visited at one time.
+const AT_ONCE: usize = 8;
+/// Seconds before what failed is tried again by itself.
 const PAUSE: i64 = 3600;

@@ -1,14 +1,19 @@
 //! A machine to practise on: an `authorized_keys` in a folder, a real shell, and a way for visits to go wrong.
 
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, ready};
+use keystore::ssh::HashAlg;
 use keystore::{Instance, SignsIn};
+use tokio::sync::watch;
 
 use super::managed::{Reach, Visit, VisitFault};
+use super::probe::Probe;
 use crate::auth::testing::at;
 
 /// How the next visits go.
@@ -25,6 +30,8 @@ pub(in crate::rotation) enum Luck {
 pub(in crate::rotation) struct Machine {
     home: tempfile::TempDir,
     luck: Mutex<Vec<Luck>>,
+    /// Fingerprints of the user CAs that it trusts.
+    authorities: Mutex<Vec<String>>,
 }
 
 impl Machine {
@@ -32,7 +39,7 @@ impl Machine {
     pub(in crate::rotation) fn new() -> Self {
         let home = tempfile::tempdir().unwrap();
         std::fs::create_dir(home.path().join(".ssh")).unwrap();
-        let machine = Self { home, luck: Mutex::default() };
+        let machine = Self { home, luck: Mutex::default(), authorities: Mutex::default() };
         machine.trust("ssh-ed25519 AAAAtheirs theirs");
         machine
     }
@@ -54,6 +61,11 @@ impl Machine {
     pub(in crate::rotation) fn trust(&self, line: &str) {
         let mut file = std::fs::File::options().create(true).append(true).open(self.file()).unwrap();
         writeln!(file, "{line}").unwrap();
+    }
+
+    /// Certificates of these user CAs let in, and no others.
+    pub(in crate::rotation) fn trust_authorities(&self, keys: &[String]) {
+        *self.authorities.lock().unwrap() = keys.to_vec();
     }
 
     /// Somebody writes the file anew.
@@ -103,5 +115,68 @@ impl Machine {
 impl Reach for Machine {
     fn visit<'a>(&'a self, visit: Visit<'a>) -> BoxFuture<'a, Result<String, VisitFault>> {
         ready(self.go(visit)).boxed()
+    }
+
+    fn probe<'a>(&'a self, probe: Probe<'a>) -> BoxFuture<'a, Result<String, VisitFault>> {
+        if self.luck.lock().unwrap().pop() == Some(Luck::Down) {
+            return ready(Err(VisitFault::Failed("it does not answer".to_owned()))).boxed();
+        }
+        let offered =
+            probe.authorities.iter().map(|ca| ca.public_key().fingerprint(HashAlg::Sha256).to_string());
+        let taken = offered.into_iter().find(|ca| self.authorities.lock().unwrap().contains(ca));
+        ready(taken.ok_or(VisitFault::NotAccepted)).boxed()
+    }
+}
+
+/// Machines by name, of which one may hang; counts who is visited, and how many at once.
+pub(super) struct Many {
+    pub(super) machines: BTreeMap<String, Machine>,
+    hangs: watch::Sender<String>,
+    visited: Mutex<Vec<String>>,
+    inside: AtomicUsize,
+    most: AtomicUsize,
+}
+
+impl Many {
+    pub(super) fn of(machines: BTreeMap<String, Machine>) -> Self {
+        let (visited, hangs) = (Mutex::default(), watch::Sender::default());
+        Self { machines, hangs, visited, inside: AtomicUsize::new(0), most: AtomicUsize::new(0) }
+    }
+
+    /// Only this one does from now on.
+    pub(super) fn hangs(&self, name: &str) {
+        self.hangs.send_replace(name.to_owned());
+    }
+
+    /// In order.
+    pub(super) fn visited(&self) -> Vec<String> {
+        self.visited.lock().unwrap().clone()
+    }
+
+    pub(super) fn most(&self) -> usize {
+        self.most.load(Ordering::SeqCst)
+    }
+
+    async fn inside(&self, name: &str) -> &Machine {
+        self.visited.lock().unwrap().push(name.to_owned());
+        let inside = self.inside.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most.fetch_max(inside, Ordering::SeqCst);
+        // Long enough for everybody else who may come in.
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        self.hangs.subscribe().wait_for(|hangs| hangs != name).await.unwrap();
+        self.inside.fetch_sub(1, Ordering::SeqCst);
+        &self.machines[name]
+    }
+}
+
+impl Reach for Many {
+    fn visit<'a>(&'a self, visit: Visit<'a>) -> BoxFuture<'a, Result<String, VisitFault>> {
+        async move { self.inside(visit.instance.name.as_str()).await.visit(visit).await }.boxed()
+    }
+
+    fn probe<'a>(&'a self, probe: Probe<'a>) -> BoxFuture<'a, Result<String, VisitFault>> {
+        async move { self.inside(probe.instance.name.as_str()).await.probe(probe).await }.boxed()
     }
 }

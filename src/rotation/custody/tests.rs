@@ -1,10 +1,11 @@
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use keystore::seal::{MasterKey, MasterKeySource};
 use keystore::signing::Signers;
 use keystore::{Batch, SignsIn};
 
-use super::testing::{Luck, Machine};
+use super::testing::{Luck, Machine, Many};
 use super::*;
 use crate::audit::Filter;
 use crate::auth::testing::at;
@@ -104,18 +105,18 @@ async fn what_was_never_installed_is_left_alone_and_what_is_due_is_tried_every_h
     house.0.insert(&instance).await.unwrap();
     let custody = Custody { vault: &house.0, trail: &house.1, reach: &machine };
     let (max_age, day) = (90 * 86_400, 86_400);
-    custody.settle(&signers, max_age, at(91 * day)).await.unwrap();
+    custody.look_after(&signers, max_age, at(91 * day)).await.unwrap();
     let waiting = held(&house.0).await;
     assert!(waiting.proven_at.is_none() && waiting.tried_at.is_none(), "nobody said that it is installed");
     rotate(&house, &machine, &instance).await.unwrap();
     let first = held(&house.0).await.key;
-    custody.settle(&signers, max_age, at(89 * day)).await.unwrap();
+    custody.look_after(&signers, max_age, at(89 * day)).await.unwrap();
     assert_eq!(held(&house.0).await.key, first, "not due");
     machine.next(&[Luck::Down]);
-    custody.settle(&signers, max_age, at(91 * day)).await.unwrap();
-    custody.settle(&signers, max_age, at(91 * day + 3599)).await.unwrap();
+    custody.look_after(&signers, max_age, at(91 * day)).await.unwrap();
+    custody.look_after(&signers, max_age, at(91 * day + 3599)).await.unwrap();
     assert_eq!(held(&house.0).await.key, first, "not yet again");
-    custody.settle(&signers, max_age, at(91 * day + 3600)).await.unwrap();
+    custody.look_after(&signers, max_age, at(91 * day + 3600)).await.unwrap();
     assert_ne!(held(&house.0).await.key, first);
     let told = house.1.query(&Filter::default()).unwrap();
     let names: Vec<_> = told.iter().map(|e| e["event"].as_str().unwrap()).collect();
@@ -127,4 +128,124 @@ async fn what_was_never_installed_is_left_alone_and_what_is_due_is_tried_every_h
         "credential_retired",
     ];
     assert_eq!(names, [["credential_proven"].as_slice(), &once, &failed].concat());
+}
+
+/// `many` machines with a proven key each, `db-0` and on.
+async fn machines(vault: &Vault, many: usize) -> Many {
+    let machines = (0..many).map(|n| (format!("db-{n}"), Machine::new())).collect();
+    let many = Many::of(machines);
+    for (name, machine) in &many.machines {
+        let instance = Machine::instance(name, SignsIn::Managed);
+        let account = (&instance.name, instance.logins.first().unwrap());
+        let (mut credential, batch) = Custody::fresh(account, Batch::default(), at(0)).unwrap();
+        credential.proven_at = Some(at(0));
+        vault.commit(batch.put(&credential).unwrap().insert(&instance).unwrap()).await.unwrap();
+        machine.trust(&credential.key.public_key);
+    }
+    many
+}
+
+#[tokio::test]
+async fn one_instance_that_hangs_delays_nobody_and_no_more_than_eight_are_visited_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let house = open(dir.path()).await;
+    let signers = Signers::load(&house.0).await.unwrap();
+    let many = machines(&house.0, 20).await;
+    many.hangs("db-3");
+    let custody = Custody { vault: &house.0, trail: &house.1, reach: &many };
+    let now = at(91 * 86_400);
+    let begun: Vec<Credential> = house.0.list().await.unwrap();
+    let rotated = async |name: &str| {
+        let before = begun.iter().find(|c| c.instance.as_str() == name).unwrap();
+        house.0.get::<Credential>(&format!("{name}/ubuntu")).await.unwrap().unwrap().key != before.key
+    };
+    let look = custody.look_after(&signers, 90 * 86_400, now);
+    tokio::pin!(look);
+    loop {
+        tokio::select! {
+            biased;
+            done = &mut look => panic!("it waits for db-3: {done:?}"),
+            () = tokio::task::yield_now() => {}
+        }
+        let mut left = Vec::new();
+        for name in many.machines.keys().filter(|name| *name != "db-3") {
+            if !rotated(name).await {
+                left.push(name);
+            }
+        }
+        if left.is_empty() {
+            break;
+        }
+    }
+    assert!(!rotated("db-3").await);
+    assert_eq!(many.most(), 8);
+    many.hangs("nobody");
+    look.await.unwrap();
+    assert!(rotated("db-3").await, "it was only slow");
+}
+
+#[tokio::test]
+async fn who_did_not_answer_the_last_time_comes_last() {
+    let dir = tempfile::tempdir().unwrap();
+    let house = open(dir.path()).await;
+    let signers = Signers::load(&house.0).await.unwrap();
+    let many = machines(&house.0, 12).await;
+    let fault = |credential: &mut Credential| {
+        (credential.fault, credential.tried_at) = (Some("it does not answer".to_owned()), Some(at(0)));
+        Ok::<_, keystore::Error>(())
+    };
+    for n in 0..9 {
+        house.0.update(&format!("db-{n}/ubuntu"), fault).await.unwrap();
+    }
+    let custody = Custody { vault: &house.0, trail: &house.1, reach: &many };
+    custody.look_after(&signers, 90 * 86_400, at(91 * 86_400)).await.unwrap();
+    let first: BTreeSet<String> = many.visited().into_iter().take(3).collect();
+    assert_eq!(first, ["db-10", "db-11", "db-9"].map(str::to_owned).into());
+}
+
+#[tokio::test]
+async fn instances_are_asked_whether_they_trust_the_announced_authority_and_what_each_says_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let house = open(dir.path()).await;
+    let signers = Signers::load(&house.0).await.unwrap();
+    let many = Many::of(["both", "old", "none", "down"].map(|name| (name.to_owned(), Machine::new())).into());
+    for name in many.machines.keys() {
+        house.0.insert(&Machine::instance(name, SignsIn::Certificate)).await.unwrap();
+    }
+    let custody = Custody { vault: &house.0, trail: &house.1, reach: &many };
+    assert_eq!(custody.probe(&signers, Asked::All, at(0)).await.unwrap(), 0, "there is nothing to ask for");
+    let hour = 3600;
+    let ends = at(24 * hour);
+    let begun = custody.announce(&signers, (keystore::CaKind::User, "root"), ends, at(0)).await.unwrap();
+    many.machines["both"].trust_authorities(&[begun.from.clone(), begun.to.clone()]);
+    many.machines["old"].trust_authorities(std::slice::from_ref(&begun.from));
+    many.machines["down"].next(&[Luck::Down, Luck::Down]);
+    custody.look_after(&signers, 90 * 86_400, at(60)).await.unwrap();
+    let said = async |name: &str| {
+        house.0.get::<keystore::CaProbe>(name).await.unwrap().unwrap().fault.unwrap_or_default()
+    };
+    assert_eq!(
+        [said("both").await, said("old").await, said("none").await, said("down").await],
+        ["", "it trusts the one before alone", "it trusts neither", "it does not answer"]
+    );
+    let left = lagging(&house.0, keystore::CaKind::User).await.unwrap();
+    assert_eq!(left.iter().map(ToString::to_string).collect::<Vec<_>>(), ["down", "none", "old"]);
+    // Soon again nobody is, an hour later all who are left; the same answer is not told twice.
+    let visits = many.visited().len();
+    custody.look_after(&signers, 90 * 86_400, at(120)).await.unwrap();
+    assert_eq!(many.visited().len(), visits);
+    many.machines["old"].trust_authorities(std::slice::from_ref(&begun.to));
+    custody.look_after(&signers, 90 * 86_400, at(60 + hour)).await.unwrap();
+    assert_eq!(many.visited().len(), visits + 3);
+    assert_eq!(said("old").await, "");
+    let told = house.1.query(&Filter::default()).unwrap();
+    let mut told: Vec<_> = told
+        .iter()
+        .filter(|event| event["event"] == "ca_not_trusted")
+        .map(|event| event["instance"].as_str().unwrap())
+        .collect();
+    told.sort_unstable();
+    assert_eq!(told, ["down", "none", "old"]);
+    let retired = custody.retire(&signers, (keystore::CaKind::User, "root"), at(2 * hour)).await.unwrap();
+    assert_eq!(retired.iter().map(ToString::to_string).collect::<Vec<_>>(), ["down", "none"]);
 }

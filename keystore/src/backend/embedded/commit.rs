@@ -11,14 +11,15 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
 use super::index::Index;
-use super::mark::Kind;
+use super::mark::{Draft, Kind};
 use super::{ended, line};
 use crate::backend::leases::Leases;
 use crate::backend::watchers::Watchers;
 use crate::backend::{
     BackendError, Changed, Compacted, Guard, Lease, Outcome, Revision, Transaction, Versioned, Write,
 };
-use crate::journal::{Answer, Journal};
+use crate::failpoint;
+use crate::journal::{Answer, Journal, Position};
 use crate::seal::LineKey;
 
 pub(super) enum Job {
@@ -178,11 +179,14 @@ impl Committer {
         if !alive {
             return Ok(None);
         }
-        let line = line::encode(&transaction.writes).map_err(std::io::Error::from)?;
-        if !line.fits() {
+        let mut lines = line::encode(&transaction.writes).map_err(std::io::Error::from)?;
+        if !lines.iter().all(Draft::fits) {
             return Err(BackendError::TooLarge);
         }
-        let revision = batch.next;
+        let count = lines.len() as Revision;
+        let Some(last) = lines.pop() else { return Ok(None) };
+        // Of several lines the last one decides: what it writes is written by it.
+        let revision = batch.next + count - 1;
         let mut changes: BTreeMap<Bytes, Option<Versioned>> = BTreeMap::new();
         for write in &transaction.writes {
             leases.note(write);
@@ -194,16 +198,43 @@ impl Committer {
             };
         }
         drop(leases);
+        self.hold(lines)?;
         let kind = if to.is_some() { Kind::To } else { Kind::By };
         let key = to.map_or_else(|| Arc::clone(&self.key), Arc::new);
         self.key = Arc::clone(&key);
-        let answer = self.journal.submit(move |at| line.marked(kind, &key, at)).map_err(|e| {
-            self.broken = true;
-            std::io::Error::other(e)
-        })?;
+        let answer = self.submit(move |at| last.marked(kind, &key, at))?;
         batch.rows.extend(changes.clone());
-        batch.next += 1;
+        batch.next = revision + 1;
         Ok(Some(Staged { answer, revision, rows: changes.into_iter().collect() }))
+    }
+
+    /// Puts the pieces of a transaction before its last one on the disk, where they count for nothing yet.
+    fn hold(&mut self, pieces: Vec<Draft>) -> Result<(), BackendError> {
+        let mut answers = Vec::new();
+        for piece in pieces {
+            let key = Arc::clone(&self.key);
+            answers.push(self.submit(move |at| piece.marked(Kind::By, &key, at))?);
+        }
+        if let Some(last) = answers.pop() {
+            let kept =
+                last.blocking_recv().map_err(|_| ended()).map(|kept| kept.map_err(std::io::Error::other));
+            if let Err(error) = kept.and_then(|kept| kept.map_err(BackendError::from)) {
+                self.broken = true;
+                return Err(error);
+            }
+            failpoint::reach("store.pieces.held");
+        }
+        Ok(())
+    }
+
+    fn submit(
+        &mut self,
+        line: impl FnOnce(Position<'_>) -> Vec<u8> + Send + 'static,
+    ) -> Result<Answer, BackendError> {
+        self.journal.submit(line).map_err(|e| {
+            self.broken = true;
+            std::io::Error::other(e).into()
+        })
     }
 
     fn finish(&mut self, decided: Decided) {
