@@ -342,6 +342,11 @@ impl Ongoing {
 
     /// Seals the tape and says so in the trail.
     pub async fn close(&self) {
+        self.end(BY_USER).await;
+    }
+
+    /// The same, with the reason unless the session was cut.
+    async fn end(&self, otherwise: &str) {
         self.listens_nowhere().await;
         let sentence = self.registered.cut.sentence();
         let ending = Ending {
@@ -349,7 +354,7 @@ impl Ongoing {
             parent: self.parent.clone(),
             killed: sentence.is_some(),
             by: self.registered.cut.by(),
-            reason: sentence.as_deref().unwrap_or("closed by the user"),
+            reason: sentence.as_deref().unwrap_or(otherwise),
         };
         finish(&self.house, &self.authorized, &self.tape, ending).await;
     }
@@ -376,10 +381,15 @@ impl Opened {
 
     /// Hangs up, seals the tape and says so in the trail.
     pub async fn close(&self) {
+        let reason = if self.upstream.is_closed() { BY_INSTANCE } else { BY_USER };
         self.hang_up().await;
-        self.ongoing.close().await;
+        self.ongoing.end(reason).await;
     }
 }
+
+/// Why a session that was not cut is over.
+const BY_USER: &str = "closed by the user";
+const BY_INSTANCE: &str = "the instance closed the connection";
 
 struct Ending<'a> {
     id: &'a str,

@@ -48,7 +48,7 @@ def msg(*parts):
 class Evil(paramiko.ServerInterface):
     def __init__(self, t): self.t = t
     def get_allowed_auths(self, user): return 'publickey'
-    def check_auth_publickey(self, user, key): return paramiko.AUTH_SUCCESSFUL
+    def check_auth_publickey(self, user, key): open('in', 'w').close(); return paramiko.AUTH_SUCCESSFUL
     def check_channel_request(self, kind, number): return paramiko.OPEN_SUCCEEDED
     def check_channel_forward_agent_request(self, chan): return True
     def check_channel_exec_request(self, chan, command):
@@ -332,6 +332,50 @@ fn whatever_an_instance_sends_ends_its_own_session_at_most() {
     let log = fs::read_to_string(rig.path("log")).unwrap();
     assert!(!log.contains("panicked"), "{log}");
     rig.ok(&["logs", "verify"]);
+}
+
+#[test]
+fn a_connection_on_which_nothing_runs_ends_with_its_instance() {
+    // It hangs up when there is a file.
+    let (rig, _evil) = with_evil(
+        r#"
+def prepare(t):
+    def watch():
+        while not os.path.exists('go'): time.sleep(0.05)
+        t.close()
+    threading.Thread(target=watch, daemon=True).start()
+"#,
+        "exec,forward",
+    );
+    let mut idle = rig.client("ssh", "alice");
+    idle.args(["-J", "bastion", "-N", "-o", &format!("User={}", rig.login), "evil"]);
+    let mut idle = idle.stderr(Stdio::piped()).spawn().unwrap();
+    wait_for("the login there", || rig.path("in").exists());
+    fs::write(rig.path("go"), "").unwrap();
+    wait_for("the client to end", || idle.try_wait().unwrap().is_some());
+    let output = idle.wait_with_output().unwrap();
+    let said = text(output.stderr);
+    assert_eq!(output.status.code(), Some(255), "{said}");
+    assert!(said.contains("evil closed the connection"), "{said}");
+    let sessions = rig.ended_sessions();
+    assert_eq!(sessions[0]["reason"], "the instance closed the connection", "{sessions:?}");
+    // Who leaves by herself is told so.
+    assert!(rig.ssh("alice", "true").status.success());
+    let sessions = rig.ended_sessions();
+    let other = sessions.iter().find(|s| s["instance"] == "db-1").unwrap();
+    assert_eq!(other["reason"], "closed by the user", "{other}");
+}
+
+#[test]
+fn a_connection_on_which_nothing_runs_ends_where_the_instance_is_not_reached() {
+    let (rig, _evil) = with_evil("def greet(sock): sock.close()", "exec,forward");
+    let mut idle = Command::new("timeout");
+    idle.args(["30", "ssh", "-F"]).arg(rig.config("alice", "")).args(["-J", "bastion", "-N", "-o"]);
+    idle.arg(format!("User={}", rig.login)).arg("evil").stdin(Stdio::null());
+    let output = rig.asked(&mut idle, "alice");
+    let said = text(output.stderr);
+    assert_eq!(output.status.code(), Some(255), "{said}");
+    assert!(said.contains("evil does not answer"), "{said}");
 }
 
 #[test]
