@@ -151,6 +151,31 @@ print([kind for kind in said if kind in (81, 82)])
 }
 
 #[test]
+fn who_asks_on_and_on_behind_an_answer_that_does_not_come_is_disconnected() {
+    let silent =
+        "def prepare(t): on(t, 80, lambda self, m: None)\ndef act(t, chan, command): chan.sendall(b'up')";
+    let (rig, _evil) = with_evil(silent, "exec,forward");
+    let out = rig.paramiko(
+        "alice",
+        &format!(
+            "{USER}{}",
+            r#"
+t = evil(); print(run(t, 'x').recv(2).decode())
+t._send_message(msg(b'\x50', 'tcpip-forward', True, '127.0.0.1', 4444))
+def asks(count):
+    try:
+        for _ in range(count): t._send_message(msg(b'\x50', 'nonsense@example.com', True))
+    except Exception: pass
+# As many as a client may have under way, and then more.
+asks(500); print(word(run(t, 'y'), '')); asks(2000)
+wait(lambda: not t.is_active()); print(t.is_active(), OUTER[-1].is_active())
+"#
+        ),
+    );
+    assert_eq!(out, "up\nup\nFalse True\n");
+}
+
+#[test]
 fn an_instance_that_never_answers_a_dial_stalls_no_other_channel_of_its_connections() {
     let (rig, _evil) = with_evil("def greet(sock): time.sleep(60)", "exec,forward");
     let mute = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -297,6 +322,7 @@ fn whatever_an_instance_sends_ends_its_own_session_at_most() {
         "window",
         "kexinit",
         "newkeys",
+        "requests",
         "auth",
         "confirm",
         "garbage",
@@ -499,6 +525,10 @@ def act(t, chan, command):
         for _ in range(10): send(t, b'\x5d', n, 0xffffffff)
         send(t, b'\x5e', n, 'fine'); end(t, chan, 5)
     if command == 'kexinit': send(t, b'\x14', 'no key exchange')
+    if command == 'requests':
+        for _ in range(20000):
+            send(t, b'\x62', n, 'xon-xoff', False, True); send(t, b'\x62', n, 'nonsense@example.com', True, 'x' * 1000)
+        end(t, chan, 0)
     if command == 'newkeys': send(t, b'\x15'); end(t, chan, 0)
     if command == 'auth':
         send(t, b'\x34'); send(t, b'\x33', 'publickey', False); send(t, b'\x35', 'late', 'en'); send(t, b'\x06', 'ssh-userauth'); end(t, chan, 0)
