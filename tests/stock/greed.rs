@@ -95,7 +95,7 @@ def gone(t):
         if time.time() > end: sys.exit('still connected')
         time.sleep(0.05)
 def wait(done):
-    end = time.time() + 20
+    end = time.time() + 45
     while not done():
         if time.time() > end: return
         time.sleep(0.02)
