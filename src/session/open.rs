@@ -333,6 +333,11 @@ impl Ongoing {
 
     /// The instance was not reached: says so in the trail and ends the session.
     async fn not_reached(self, fault: EgressError) -> OpenFault {
+        // Who is cut on the way there is shut off from the instance, which is no fault of the instance's.
+        if let Some(sentence) = self.registered.cut.sentence() {
+            self.close().await;
+            return OpenFault::Lost(sentence);
+        }
         not_reached(&self.house, &self.authorized, &self.id, &fault).await;
         let (parent, reason) = (self.parent.clone(), &fault.to_string());
         let ending = Ending { id: &self.id, parent, killed: false, by: None, reason };
