@@ -22,6 +22,7 @@ use keystore::journal::Receipt;
 use russh::{AlgorithmKind, Disconnect, SshId, client};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use crate::audit::{Event, SessionFacts};
 use crate::config::{Crypto, Transport};
@@ -137,6 +138,8 @@ pub struct Upstream {
     offers: Mutex<Option<mpsc::Receiver<Offer>>>,
     accepted: String,
     asked: Asked,
+    /// Cancelled when the connection is over.
+    gone: CancellationToken,
     /// Ends the stream under the connection.
     passage: Arc<Passage>,
 }
@@ -195,7 +198,9 @@ async fn enter(
     let fault = Arc::new(Mutex::new(None));
     let (offered, offers) = mpsc::channel(MOST_OFFERS);
     let asked = Asked::default();
-    let verifier = Verifier { trust, fault: Arc::clone(&fault), offered, asked: asked.clone() };
+    let gone = CancellationToken::new();
+    let _alive = gone.clone().drop_guard();
+    let verifier = Verifier { trust, fault: Arc::clone(&fault), offered, asked: asked.clone(), _alive };
     let unreachable = |why: String| EgressError::Unreachable { address: instance.address.to_string(), why };
 
     let tcp = TcpStream::connect((instance.address.host.as_str(), instance.address.port))
@@ -213,7 +218,7 @@ async fn enter(
 
     let accepted = means.sign_in(&mut handle, proofs, leg.session, now).await?;
     let (offers, passage) = (Mutex::new(Some(offers)), Arc::clone(leg.passage));
-    Ok(Upstream { handle, offers, passage, accepted, asked })
+    Ok(Upstream { handle, offers, passage, accepted, asked, gone })
 }
 
 /// The fault where both sides' lists do not meet (RFC 4253 §7.1), in words; for a user's client too.
@@ -311,6 +316,11 @@ impl Upstream {
     /// Whether the connection is gone.
     pub fn is_closed(&self) -> bool {
         self.handle.is_closed()
+    }
+
+    /// Resolves when the connection is gone, whoever ended it. Cancel-safe.
+    pub async fn gone(&self) {
+        self.gone.cancelled().await;
     }
 
     /// Says goodbye and closes, whatever the instance does: it has a second. One that is gone already is no fault.

@@ -9,6 +9,7 @@ use russh::client::{self, ChannelOpenHandle};
 use russh::keys::PublicKeyOrCertificate;
 use russh::{Channel, ChannelOpenFailure};
 use tokio::sync::mpsc;
+use tokio_util::sync::DropGuard;
 
 use super::channel::{self, FromInstance, ToInstance};
 use super::{Listen, trust};
@@ -133,6 +134,8 @@ pub(super) struct Verifier {
     pub(super) fault: Arc<Mutex<Option<String>>>,
     pub(super) offered: mpsc::Sender<Offer>,
     pub(super) asked: Asked,
+    /// Dropped with the connection, which tells that it is gone.
+    pub(super) _alive: DropGuard,
 }
 
 impl Verifier {

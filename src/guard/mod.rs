@@ -5,7 +5,7 @@
 //! back when it is dropped. Never looks at names, keys or the store, and forgets everything at a restart, but not a
 //! lockdown (see [`lockdown`]).
 //!
-//! A source is what one party holds ([`source`]); the memory for all of them is bounded ([`penalties`]).
+//! A source is what one party holds (`source`); the memory for all of them is bounded (`penalties`).
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};

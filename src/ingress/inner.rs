@@ -95,27 +95,55 @@ where
     let handle = running.handle();
     shared.handle.get_or_init(|| handle.clone());
     let goodbye = Goodbye { handle, room: Arc::clone(&shared.room), places: MOST_CHANNELS, sever };
+    let id = shared.id;
     drop(shared);
-    tokio::select! {
-        ended = &mut running => if let Err(error) = ended {
-            tracing::debug!(%error, "inner.ended");
-        },
-        sentence = cut(outcome.clone()) => {
-            // The channels say the sentence first; then the connection goes.
-            goodbye.say(sentence, SENTENCE, &mut running).await;
+    let sentence = tokio::select! {
+        biased;
+        ended = &mut running => {
+            if let Err(error) = ended {
+                tracing::debug!(%error, "inner.ended");
+            }
+            return;
         }
-    }
+        sentence = cut(outcome.clone()) => sentence,
+        sentence = left_alone(outcome.clone(), &goodbye.room) => sentence,
+    };
+    // The channels say the sentence first; then the connection goes.
+    goodbye.say(format!("{sentence} (session {id})"), SENTENCE, &mut running).await;
 }
 
 /// Resolves when the session has opened and is then cut.
-async fn cut(mut outcome: watch::Receiver<Option<Outcome>>) -> String {
-    let known = outcome.wait_for(Option::is_some).await.ok().and_then(|outcome| outcome.clone());
-    // What this waits with must not keep the session from closing.
-    drop(outcome);
-    match known {
+async fn cut(outcome: watch::Receiver<Option<Outcome>>) -> String {
+    match known(outcome).await {
         Some(Ok(opened)) => opened.cut().happened().await,
         Some(Err(_)) | None => std::future::pending().await,
     }
+}
+
+/// Resolves when the instance has gone, or was never reached, and the last words were taken, however long that takes: a
+/// connection to nowhere would look alive (`ssh -N`).
+async fn left_alone(outcome: watch::Receiver<Option<Outcome>>, room: &Semaphore) -> String {
+    let sentence = match known(outcome).await {
+        Some(Ok(opened)) => {
+            opened.upstream().gone().await;
+            // A cut shuts the socket first.
+            opened.cut().sentence().unwrap_or_else(|| format!("{} closed the connection.", opened.instance()))
+        }
+        // Whoever asks for a channel is told there.
+        Some(Err(sentence)) => {
+            tokio::time::sleep(ASK).await;
+            sentence
+        }
+        None => std::future::pending().await,
+    };
+    drop(room.acquire_many(MOST_CHANNELS).await);
+    sentence
+}
+
+/// How the opening of the session went.
+async fn known(mut outcome: watch::Receiver<Option<Outcome>>) -> Option<Outcome> {
+    // Dropped at the end: what waits with it must not keep the session from closing.
+    outcome.wait_for(Option::is_some).await.ok().and_then(|outcome| outcome.clone())
 }
 
 fn host_config(jump: &Jump) -> Result<server::Config, String> {
@@ -464,5 +492,7 @@ impl server::Handler for Inner {
 
 /// Sessions in one connection, as OpenSSH's MaxSessions bounds them.
 const MOST_CHANNELS: u32 = 32;
+/// How long a client whose session did not open may take to ask for a channel.
+const ASK: Duration = Duration::from_secs(3);
 /// Time for a sentence to reach the user before the connection goes.
 const SENTENCE: Duration = Duration::from_secs(1);

@@ -30,8 +30,8 @@ const MAX_HEADER: u64 = 64 << 10;
 /// Compression looks back so far: over a frame while a session runs, over the tape's last mebibyte when packed.
 const LIVE_WINDOW: u32 = 17;
 const PACKED_WINDOW: u32 = 20;
-/// Encoders that are kept for the next frame of whichever tape.
-const MOST_SPARE: usize = 4;
+/// Frames of live tapes that are compressed at one time.
+const MOST_ENCODERS: usize = 4;
 
 /// zstd's levels for packed tapes: the whole effort for what people typed, and not for bulk.
 const PACKED_LEVEL: i32 = 15;
@@ -218,21 +218,21 @@ fn encoder(level: i32, window: u32) -> io::Result<Encoder<'static>> {
     Ok(encoder)
 }
 
-/// Encoders of live tapes. One takes hundreds of kibibytes, and thousands of sessions may run: none keeps its own.
-static SPARE: Mutex<Vec<Encoder<'static>>> = Mutex::new(Vec::new());
+/// Encoders of live tapes. One takes hundreds of kibibytes, and thousands of sessions may run: none keeps its own, and where
+/// the disk held up many they wait for one, or the memory of so many would stay in pieces.
+static ENCODERS: [Mutex<Option<Encoder<'static>>>; MOST_ENCODERS] =
+    [const { Mutex::new(None) }; MOST_ENCODERS];
 
 fn squeeze_live(parts: &[&[u8]], out: &mut Vec<u8>) -> io::Result<()> {
-    let spare = || SPARE.lock().unwrap_or_else(PoisonError::into_inner);
-    let kept = spare().pop();
-    let mut encoder = match kept {
+    let [first, ..] = &ENCODERS;
+    let free = ENCODERS.iter().find_map(|slot| slot.try_lock().ok());
+    let mut slot = free.unwrap_or_else(|| first.lock().unwrap_or_else(PoisonError::into_inner));
+    let mut encoder = match slot.take() {
         Some(encoder) => encoder,
         None => encoder(1, LIVE_WINDOW)?,
     };
     squeeze(&mut encoder, parts, out)?;
-    let mut spare = spare();
-    if spare.len() < MOST_SPARE {
-        spare.push(encoder);
-    }
+    *slot = Some(encoder);
     Ok(())
 }
 

@@ -8,6 +8,7 @@ use super::frames::{Plain, Reader, Writer};
 use super::tape::{Files, start};
 use super::*;
 
+mod amplified;
 mod bounds;
 mod held;
 mod hostile;

@@ -77,6 +77,8 @@ struct Screen {
     /// The terminal draws everything.
     plodding: bool,
     halves: Vec<u8>,
+    /// What is drawn later: few bytes may fill many screens.
+    waits: String,
     primary: Vec<Row>,
     alternate: Vec<Row>,
     /// When the screen was last looked at, and when it last changed.
@@ -93,6 +95,21 @@ struct Stream {
 impl Transcript {
     /// Takes the next record; lines that are done with go to `done`.
     pub fn feed(&mut self, record: &Record, done: &mut Vec<Line>) {
+        self.begin(record, done);
+        while self.goes_on(done) {}
+    }
+
+    /// Goes on with what few bytes of the last record made of much; whether there was any.
+    fn goes_on(&mut self, done: &mut Vec<Line>) -> bool {
+        let waits = self.screens.iter_mut().find(|(_, screen)| !screen.waits.is_empty());
+        let Some((channel, screen)) = waits else { return false };
+        let text = std::mem::take(&mut screen.waits);
+        screen.shown(&text, (screen.changed, *channel), done);
+        true
+    }
+
+    /// Takes the next record, or as much of it as fits in memory: the rest is for [`Self::goes_on`], before anything else.
+    fn begin(&mut self, record: &Record, done: &mut Vec<Line>) {
         let channel = record.channel;
         if let What::Note(_, Note::Pty { cols, rows, .. } | Note::WindowChange { cols, rows, .. }) =
             &record.what
@@ -180,6 +197,8 @@ impl Transcript {
 /// The lines of a tape, a frame's at a time.
 pub struct Lines {
     frames: Frames,
+    /// Of the last frame, those that nobody looked at yet.
+    records: std::vec::IntoIter<Record>,
     transcript: Option<Transcript>,
     /// Bytes of payload that were read so far.
     pub read: u64,
@@ -188,30 +207,43 @@ pub struct Lines {
 impl Lines {
     /// The lines of what `frames` hold.
     pub fn of(frames: Frames) -> Self {
-        Self { frames, transcript: Some(Transcript::default()), read: 0 }
+        let (records, transcript) = (Vec::new().into_iter(), Some(Transcript::default()));
+        Self { frames, records, transcript, read: 0 }
     }
 
-    /// Those that are done with after the next frame; none at the end. Reads files.
+    /// Those that are done with after the next frame, or a part of it that tells much; none at the end. Reads files.
     ///
     /// # Errors
     /// [`TapeError::Damaged`].
     pub fn more(&mut self) -> Result<Option<Vec<Line>>, TapeError> {
         let mut done = Vec::new();
         let Some(transcript) = &mut self.transcript else { return Ok(None) };
-        match self.frames.next_frame()? {
-            Some(records) => {
-                for record in records {
-                    self.read += record.payload.len() as u64;
-                    transcript.feed(&record, &mut done);
-                }
-            }
-            None => {
-                if let Some(transcript) = self.transcript.take() {
-                    transcript.finish(&mut done);
+        if self.records.as_slice().is_empty() && !transcript.goes_on(&mut done) {
+            match self.frames.next_frame()? {
+                Some(records) => self.records = records.into_iter(),
+                None => {
+                    if let Some(transcript) = self.transcript.take() {
+                        transcript.finish(&mut done);
+                    }
+                    return Ok(Some(done));
                 }
             }
         }
-        Ok(Some(done))
+        let (mut size, mut seen) = (0, 0);
+        loop {
+            let new = done.get(seen..).unwrap_or_default();
+            size += new.iter().map(|line| line.text.len() + size_of::<Line>()).sum::<usize>();
+            seen = done.len();
+            if size >= ENOUGH {
+                return Ok(Some(done));
+            }
+            if transcript.goes_on(&mut done) {
+                continue;
+            }
+            let Some(record) = self.records.next() else { return Ok(Some(done)) };
+            self.read += record.payload.len() as u64;
+            transcript.begin(&record, &mut done);
+        }
     }
 }
 
@@ -238,6 +270,7 @@ impl Screen {
             shy: 0,
             plodding: false,
             halves: Vec::new(),
+            waits: String::new(),
             primary: Vec::new(),
             alternate: Vec::new(),
             looked: 0,
@@ -257,25 +290,28 @@ impl Screen {
             self.look(record.channel, done);
             self.looked = record.millis;
         }
-        let alternate = self.alternate();
         self.halves.extend_from_slice(&record.payload);
         let text = take_text(&mut self.halves);
-        let gone = self.show(&text);
         self.changed = record.millis;
-        for text in gone {
-            let since = self.was_there(&text).unwrap_or(record.millis);
+        self.shown(&text, (record.millis, record.channel), done);
+    }
+
+    fn shown(&mut self, text: &str, (millis, channel): (u64, u32), done: &mut Vec<Line>) {
+        let alternate = self.alternate();
+        for text in self.show(text) {
+            let since = self.was_there(&text).unwrap_or(millis);
             if !text.is_empty() {
-                done.push(Line { millis: since, channel: record.channel, source: Source::Output, text });
+                done.push(Line { millis: since, channel, source: Source::Output, text });
             }
         }
         if alternate && !self.alternate() {
             // What filled the whole screen is gone at once.
             let rows = std::mem::take(&mut self.alternate);
-            done.extend(rows.into_iter().map(|row| told(row, record.channel)));
+            done.extend(rows.into_iter().map(|row| told(row, channel)));
         }
     }
 
-    /// Shows `text`; returns the lines that scrolled away.
+    /// Shows `text`, as far as that is not too much at once; returns the lines that scrolled away.
     fn show(&mut self, text: &str) -> Vec<String> {
         let mut gone = Vec::new();
         let cut = self.roll.as_mut().map(|roll| std::mem::take(&mut roll.cut)).unwrap_or_default();
@@ -291,8 +327,13 @@ impl Screen {
                 self.unroll();
             }
             let (drawn, more) = rest.split_at(self.drawn_first(rest));
-            self.shy = self.shy.saturating_sub(drawn.len());
-            gone.extend(self.emulate(drawn));
+            let (lines, taken) = self.emulate(drawn);
+            self.shy = self.shy.saturating_sub(taken);
+            gone.extend(lines);
+            if taken < drawn.len() {
+                self.waits = rest.get(taken..).unwrap_or_default().to_owned();
+                break;
+            }
             rest = more;
             if !rest.is_empty() && self.parser.state == State::Ground {
                 self.roll = Roll::begin(&self.terminal, &self.modes);
@@ -311,10 +352,24 @@ impl Screen {
         after.iter().position(|byte| *byte == b'\n').map_or(text.len(), |at| self.shy + at + 1)
     }
 
-    fn emulate(&mut self, text: &str) -> Vec<String> {
-        let parser = &mut self.parser;
-        let functions = text.chars().filter_map(|c| parser.feed(c));
-        self.terminal.execute_with(functions, (&mut self.evicted, &mut self.modes)).0
+    /// Draws `text`, or its beginning if that alone fills many screens. Returns the lines that scrolled away, and how much
+    /// was drawn, in bytes.
+    fn emulate(&mut self, text: &str) -> (Vec<String>, usize) {
+        let (parser, size) = (&mut self.parser, self.terminal.size());
+        let (mut chars, mut filled, mut taken) = (text.chars(), 0, 0);
+        let functions = std::iter::from_fn(|| {
+            while filled < MOST_FILLED {
+                let c = chars.next()?;
+                taken += c.len_utf8();
+                if let Some(function) = parser.feed(c) {
+                    filled += fills(&function, size);
+                    return Some(function);
+                }
+            }
+            None
+        });
+        let (gone, _) = self.terminal.execute_with(functions, (&mut self.evicted, &mut self.modes));
+        (gone, taken)
     }
 
     /// Goes on with the terminal: it is drawn as the roll stands.
@@ -412,6 +467,18 @@ impl Screen {
     }
 }
 
+/// Cells that a function fills beyond those that its own bytes pay for. No line can leave the screen that nobody filled.
+fn fills(function: &Function, (cols, rows): (usize, usize)) -> usize {
+    match function {
+        Function::Rep(times) => usize::from(*times),
+        Function::Decaln | Function::Ris => cols * rows,
+        Function::Su(lines) | Function::Sd(lines) | Function::Il(lines) | Function::Dl(lines) => {
+            usize::from(*lines)
+        }
+        _ => 0,
+    }
+}
+
 /// The lines that leave the screen at its top, those that were wrapped whole: as far as memory goes, for a program may
 /// print for hours without a line end.
 #[derive(Default)]
@@ -472,6 +539,9 @@ const SETTLED: u64 = 300;
 /// A screen that never stands still is looked at this often, in milliseconds.
 const LONGEST_UNSEEN: u64 = 1000;
 const LONGEST_LINE: usize = 64 << 10;
+/// Bytes of lines that are told at once, and cells that are filled at once by functions that fill many.
+const ENOUGH: usize = 1 << 20;
+const MOST_FILLED: usize = if cfg!(test) { 4096 } else { 1 << 20 };
 /// A roll is begun for this many bytes at least, and after one that took fewer than [`SHY`] not at once again: to begin and to
 /// end one costs as much as drawing a screen.
 const WORTH_A_ROLL: usize = if cfg!(test) { 64 } else { 1024 };

@@ -333,6 +333,11 @@ impl Ongoing {
 
     /// The instance was not reached: says so in the trail and ends the session.
     async fn not_reached(self, fault: EgressError) -> OpenFault {
+        // Who is cut on the way there is shut off from the instance, which is no fault of the instance's.
+        if let Some(sentence) = self.registered.cut.sentence() {
+            self.close().await;
+            return OpenFault::Lost(sentence);
+        }
         not_reached(&self.house, &self.authorized, &self.id, &fault).await;
         let (parent, reason) = (self.parent.clone(), &fault.to_string());
         let ending = Ending { id: &self.id, parent, killed: false, by: None, reason };
@@ -342,6 +347,11 @@ impl Ongoing {
 
     /// Seals the tape and says so in the trail.
     pub async fn close(&self) {
+        self.end(BY_USER).await;
+    }
+
+    /// The same, with the reason unless the session was cut.
+    async fn end(&self, otherwise: &str) {
         self.listens_nowhere().await;
         let sentence = self.registered.cut.sentence();
         let ending = Ending {
@@ -349,7 +359,7 @@ impl Ongoing {
             parent: self.parent.clone(),
             killed: sentence.is_some(),
             by: self.registered.cut.by(),
-            reason: sentence.as_deref().unwrap_or("closed by the user"),
+            reason: sentence.as_deref().unwrap_or(otherwise),
         };
         finish(&self.house, &self.authorized, &self.tape, ending).await;
     }
@@ -376,10 +386,15 @@ impl Opened {
 
     /// Hangs up, seals the tape and says so in the trail.
     pub async fn close(&self) {
+        let reason = if self.upstream.is_closed() { BY_INSTANCE } else { BY_USER };
         self.hang_up().await;
-        self.ongoing.close().await;
+        self.ongoing.end(reason).await;
     }
 }
+
+/// Why a session that was not cut is over.
+const BY_USER: &str = "closed by the user";
+const BY_INSTANCE: &str = "the instance closed the connection";
 
 struct Ending<'a> {
     id: &'a str,

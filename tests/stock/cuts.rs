@@ -95,6 +95,25 @@ fn a_suspended_user_is_cut_and_stays_out_until_resumed() {
 }
 
 #[test]
+fn who_is_cut_on_the_way_to_an_instance_hears_why_and_the_instance_is_not_blamed() {
+    let rig = Rig::with_alice();
+    let mute = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (address, key) = (mute.local_addr().unwrap().to_string(), rig.path("instance_key.pub"));
+    let add = ["instances", "add", "db-9", "--address", &address, "--login", &rig.login, "--host-key"];
+    rig.ok(&[&add[..], &[key.to_str().unwrap()]].concat());
+    rig.ok(&["access", "allow", "--user", "alice", "--instance", "db-9", "--login", &rig.login]);
+    let mut ssh = rig.client("ssh", "alice");
+    let alice = Live(ssh.args(["db-9", "true"]).stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap());
+    // The bastion has dialled, and waits for a word of the instance.
+    let _dialled = mute.accept().unwrap();
+    rig.ok(&["users", "suspend", "alice"]);
+    let told = alice.told();
+    assert!(told.contains("Your account was suspended.") && !told.contains("db-9 does not"), "{told}");
+    killed(&rig, "suspended");
+    assert_eq!(rig.events("instance_unreachable").len(), 0);
+}
+
+#[test]
 fn a_removed_rule_cuts_what_lived_by_it() {
     let (rig, alice, mut bob) = rig();
     rig.ok(&["access", "remove", "R1"]);

@@ -8,7 +8,12 @@ use crate::rig::{Rig, wait_for};
 
 /// alice works on `db-1` while mallory, who may enter it too, does `program` with paramiko.
 pub fn while_alice_works(program: &str) -> String {
-    let rig = Rig::with_alice();
+    while_alice_works_with("", program)
+}
+
+/// The same, with more lines in the configuration file.
+fn while_alice_works_with(lines: &str, program: &str) -> String {
+    let rig = Rig::with_alice_and(lines);
     rig.add_user("mallory");
     let may = ["--login", &rig.login, "--can", "shell,exec,sftp,forward"];
     rig.ok(&[&["access", "allow", "--user", "mallory", "--instance", "db-1"][..], &may].concat());
@@ -90,7 +95,7 @@ def gone(t):
         if time.time() > end: sys.exit('still connected')
         time.sleep(0.05)
 def wait(done):
-    end = time.time() + 20
+    end = time.time() + 45
     while not done():
         if time.time() > end: return
         time.sleep(0.02)
@@ -219,6 +224,28 @@ for where, t in both():
     except Exception: pass
     gone(t)
     inner()
+"#,
+    );
+}
+
+#[test]
+fn who_opens_channels_instead_of_answering_a_wish_for_new_keys_is_disconnected() {
+    while_alice_works_with(
+        "[transport]\nrekey_mb = 1\n",
+        r#"
+for where, t in both():
+    chan = t.open_session(); chan.exec_command('cat > /dev/null' if where == 'inner' else 'ssh-keys list')
+    asked = threading.Event(); read = t.packetizer.read_message
+    def reads():
+        kind, m = read()
+        if kind == 20: asked.set()
+        # What comes of the opens is nothing to it either.
+        return (2, paramiko.Message()) if kind in (20, 91, 92, 99, 100) else (kind, m)
+    t.packetizer.read_message = reads
+    while not asked.is_set() and send(t, b'\x02', 'x' * 30000): pass
+    for n in range(400000):
+        if not send(t, b'\x5a', 'session', n, 1 << 20, 32768): break
+    gone(t)
 "#,
     );
 }

@@ -48,7 +48,7 @@ def msg(*parts):
 class Evil(paramiko.ServerInterface):
     def __init__(self, t): self.t = t
     def get_allowed_auths(self, user): return 'publickey'
-    def check_auth_publickey(self, user, key): return paramiko.AUTH_SUCCESSFUL
+    def check_auth_publickey(self, user, key): open('in', 'w').close(); return paramiko.AUTH_SUCCESSFUL
     def check_channel_request(self, kind, number): return paramiko.OPEN_SUCCEEDED
     def check_channel_forward_agent_request(self, chan): return True
     def check_channel_exec_request(self, chan, command):
@@ -81,7 +81,7 @@ def send(t, *parts):
     try: t._send_message(msg(*parts)); return True
     except Exception: return False
 def wait(done):
-    end = time.time() + 20
+    end = time.time() + 45
     while not done() and time.time() < end: time.sleep(0.02)
 "#;
 
@@ -112,7 +112,7 @@ def run(t, command):
 def word(chan, text):
     chan.sendall(text); return chan.recv(100).decode()
 def wait(done):
-    end = time.time() + 20
+    end = time.time() + 45
     while not done() and time.time() < end: time.sleep(0.02)
 "#;
 
@@ -148,6 +148,31 @@ print([kind for kind in said if kind in (81, 82)])
         ),
     );
     assert_eq!(out, "before0\nanother1 []\n[81, 82]\n");
+}
+
+#[test]
+fn who_asks_on_and_on_behind_an_answer_that_does_not_come_is_disconnected() {
+    let silent =
+        "def prepare(t): on(t, 80, lambda self, m: None)\ndef act(t, chan, command): chan.sendall(b'up')";
+    let (rig, _evil) = with_evil(silent, "exec,forward");
+    let out = rig.paramiko(
+        "alice",
+        &format!(
+            "{USER}{}",
+            r#"
+t = evil(); print(run(t, 'x').recv(2).decode())
+t._send_message(msg(b'\x50', 'tcpip-forward', True, '127.0.0.1', 4444))
+def asks(count):
+    try:
+        for _ in range(count): t._send_message(msg(b'\x50', 'nonsense@example.com', True))
+    except Exception: pass
+# As many as a client may have under way, and then more.
+asks(500); print(word(run(t, 'y'), '')); asks(2000)
+wait(lambda: not t.is_active()); print(t.is_active(), OUTER[-1].is_active())
+"#
+        ),
+    );
+    assert_eq!(out, "up\nup\nFalse True\n");
 }
 
 #[test]
@@ -297,6 +322,7 @@ fn whatever_an_instance_sends_ends_its_own_session_at_most() {
         "window",
         "kexinit",
         "newkeys",
+        "requests",
         "auth",
         "confirm",
         "garbage",
@@ -305,7 +331,7 @@ fn whatever_an_instance_sends_ends_its_own_session_at_most() {
     ];
     for command in commands {
         let mut ssh = Command::new("timeout");
-        ssh.args(["--foreground", "20", "ssh", "-F"]).arg(&config).args(["-J", "bastion", "-o"]);
+        ssh.args(["--foreground", "60", "ssh", "-F"]).arg(&config).args(["-J", "bastion", "-o"]);
         ssh.arg(format!("User={}", rig.login)).args(["evil", command]).stdin(Stdio::null());
         let output = ssh.output().unwrap();
         let (code, out) = (output.status.code(), text(output.stdout));
@@ -335,6 +361,50 @@ fn whatever_an_instance_sends_ends_its_own_session_at_most() {
 }
 
 #[test]
+fn a_connection_on_which_nothing_runs_ends_with_its_instance() {
+    // It hangs up when there is a file.
+    let (rig, _evil) = with_evil(
+        r#"
+def prepare(t):
+    def watch():
+        while not os.path.exists('go'): time.sleep(0.05)
+        t.close()
+    threading.Thread(target=watch, daemon=True).start()
+"#,
+        "exec,forward",
+    );
+    let mut idle = rig.client("ssh", "alice");
+    idle.args(["-J", "bastion", "-N", "-o", &format!("User={}", rig.login), "evil"]);
+    let mut idle = idle.stderr(Stdio::piped()).spawn().unwrap();
+    wait_for("the login there", || rig.path("in").exists());
+    fs::write(rig.path("go"), "").unwrap();
+    wait_for("the client to end", || idle.try_wait().unwrap().is_some());
+    let output = idle.wait_with_output().unwrap();
+    let said = text(output.stderr);
+    assert_eq!(output.status.code(), Some(255), "{said}");
+    assert!(said.contains("evil closed the connection"), "{said}");
+    let sessions = rig.ended_sessions();
+    assert_eq!(sessions[0]["reason"], "the instance closed the connection", "{sessions:?}");
+    // Who leaves by herself is told so.
+    assert!(rig.ssh("alice", "true").status.success());
+    let sessions = rig.ended_sessions();
+    let other = sessions.iter().find(|s| s["instance"] == "db-1").unwrap();
+    assert_eq!(other["reason"], "closed by the user", "{other}");
+}
+
+#[test]
+fn a_connection_on_which_nothing_runs_ends_where_the_instance_is_not_reached() {
+    let (rig, _evil) = with_evil("def greet(sock): sock.close()", "exec,forward");
+    let mut idle = Command::new("timeout");
+    idle.args(["30", "ssh", "-F"]).arg(rig.config("alice", "")).args(["-J", "bastion", "-N", "-o"]);
+    idle.arg(format!("User={}", rig.login)).arg("evil").stdin(Stdio::null());
+    let output = rig.asked(&mut idle, "alice");
+    let said = text(output.stderr);
+    assert_eq!(output.status.code(), Some(255), "{said}");
+    assert!(said.contains("evil does not answer"), "{said}");
+}
+
+#[test]
 fn whatever_an_instance_answers_to_a_login_lets_nobody_in_and_disturbs_nobody() {
     let (rig, _evil) = with_evil(ANSWERS, "exec");
     let mut ssh = rig.shared("ssh", "alice");
@@ -359,7 +429,7 @@ fn whatever_an_instance_answers_to_a_login_lets_nobody_in_and_disturbs_nobody() 
     for mode in modes {
         fs::write(rig.path("mode"), mode).unwrap();
         let mut ssh = Command::new("timeout");
-        ssh.args(["--foreground", "30", "ssh", "-F"]).arg(&config).args(["-J", "bastion", "-o"]);
+        ssh.args(["--foreground", "60", "ssh", "-F"]).arg(&config).args(["-J", "bastion", "-o"]);
         ssh.arg(format!("User={}", rig.login)).args(["evil", "x"]).stdin(Stdio::null());
         let output = ssh.output().unwrap();
         let (code, err) = (output.status.code(), text(output.stderr));
@@ -420,13 +490,15 @@ def end(t, chan, status):
     send(t, b'\x60', chan.remote_chanid); send(t, b'\x61', chan.remote_chanid)
 def act(t, chan, command):
     n = chan.remote_chanid
-    # Far beyond the window.
+    # Far beyond the window, unless all of it is taken at once and more granted.
     if command == 'flood':
         for _ in range(4000):
             if not send(t, b'\x5e', n, b'x' * 32000): break
+        end(t, chan, 0)
     if command == 'stderr':
         for _ in range(4000):
             if not send(t, b'\x5f', n, 1, b'x' * 32000): break
+        end(t, chan, 0)
     if command == 'globals':
         for _ in range(50000):
             if not send(t, b'\x50', 'nonsense@example.com', True): break
@@ -455,6 +527,10 @@ def act(t, chan, command):
         for _ in range(10): send(t, b'\x5d', n, 0xffffffff)
         send(t, b'\x5e', n, 'fine'); end(t, chan, 5)
     if command == 'kexinit': send(t, b'\x14', 'no key exchange')
+    if command == 'requests':
+        for _ in range(20000):
+            send(t, b'\x62', n, 'xon-xoff', False, True); send(t, b'\x62', n, 'nonsense@example.com', True, 'x' * 1000)
+        end(t, chan, 0)
     if command == 'newkeys': send(t, b'\x15'); end(t, chan, 0)
     if command == 'auth':
         send(t, b'\x34'); send(t, b'\x33', 'publickey', False); send(t, b'\x35', 'late', 'en'); send(t, b'\x06', 'ssh-userauth'); end(t, chan, 0)
