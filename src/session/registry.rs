@@ -92,11 +92,11 @@ pub fn cut(whom: &[(Live, String)], by: Option<&str>) {
     let barred = begun.elapsed();
     first.iter().for_each(|live| live.passage.shut());
     let shut = begun.elapsed();
-    first.iter().for_each(|live| live.cut.send_modify(|_| {}));
     if !first.is_empty() {
         let (barred_us, shut_us) = (barred.as_micros(), shut.as_micros());
         tracing::info!(count = first.len(), barred_us, shut_us, "sessions.cut");
     }
+    first.iter().for_each(|live| live.cut.send_modify(|_| {}));
 }
 
 /// The receiving end of the wire: resolves when the session is cut.
