@@ -122,7 +122,7 @@ pub(super) struct NewKey {
 
 async fn add(house: &House, caller: &Caller, new: NewKey) -> Result<UserKey, Fault> {
     let now = Timestamp::now();
-    let claimed = claimed(house, caller, &new).await?;
+    let claimed = claimed(house, caller, &new, now).await?;
     let key = made(house, new, claimed.as_ref(), now).await?;
     let Some(claimed) = claimed else {
         let insert = async { Ok(house.vault.insert(&key).await?) };
@@ -142,14 +142,19 @@ async fn add(house: &House, caller: &Caller, new: NewKey) -> Result<UserKey, Fau
 }
 
 /// Somebody else's record of the key that is given, if they only named it: a public key is public, and whoever names one
-/// as their next must not keep its owner out. An administrator, who vouches for the owner, takes it over.
-async fn claimed(house: &House, caller: &Caller, new: &NewKey) -> Result<Option<UserKey>, Fault> {
+/// as their next must not keep its owner out. An administrator, who vouches for the owner, takes it over while it waits: one
+/// that was revoked, by whomever, never comes back.
+async fn claimed(
+    house: &House,
+    caller: &Caller,
+    new: &NewKey,
+    now: Timestamp,
+) -> Result<Option<UserKey>, Fault> {
     let Ok(GivenKey { key, .. }) = parse_user_key(&new.text, &house.config().keys.accepted) else {
         return Ok(None);
     };
     let held = house.vault.get::<UserKey>(&UserKey::fingerprint_of(&key)).await?;
-    let only_named =
-        |held: &UserKey| held.user != new.user && held.last_used_at.is_none() && held.replaces.is_some();
+    let only_named = |held: &UserKey| held.user != new.user && held.status_at(now) == KeyStatus::Pending;
     Ok(held.filter(|held| caller.has_role("admin") && only_named(held)))
 }
 

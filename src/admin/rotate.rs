@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use keystore::{KeyStatus, UserKey, UserName};
+use keystore::{KeyStatus, UserKey, UserName, Vault};
 use serde_json::json;
 
 use super::keys::{self, NewKey, find, shown};
@@ -66,7 +66,7 @@ pub(super) async fn run(
     }
     rotation(house).may_replace(&old, now).await?;
     if !caller.has_role("admin") {
-        not_too_many(house, &old.user).await?;
+        not_too_many(&house.vault, &old.user).await?;
     }
     let new =
         NewKey { user: old.user.clone(), text, name: wanted.name, expires_at: None, verify_required: false };
@@ -95,8 +95,8 @@ pub(super) async fn run(
 }
 
 /// Records of keys are kept for good, so that none comes back. Who stages and withdraws one after the other fills the store.
-async fn not_too_many(house: &House, user: &UserName) -> Result<(), Fault> {
-    let keys: Vec<UserKey> = house.vault.list().await?;
+async fn not_too_many(vault: &Vault, user: &UserName) -> Result<(), Fault> {
+    let keys: Vec<UserKey> = vault.list().await?;
     if keys.iter().filter(|key| key.user == *user).count() < MOST_KEYS {
         return Ok(());
     }
@@ -132,4 +132,22 @@ fn told(house: &House, old: &UserKey, new: &UserKey, overlap: i64) -> String {
         new.fingerprint,
         short_time(new.expires_at),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::testing::{public_key, user_key, vault};
+
+    #[tokio::test]
+    async fn a_user_adds_keys_up_to_a_number_and_the_neighbour_goes_on() {
+        let vault = vault().await;
+        let asks = async |name: &str| not_too_many(&vault, &name.parse().unwrap()).await;
+        for n in 0..u8::try_from(MOST_KEYS).unwrap() - 1 {
+            assert!(asks("alice").await.is_ok(), "{n} more");
+            vault.insert(&user_key("alice", &public_key(n + 3))).await.unwrap();
+        }
+        assert_eq!(asks("alice").await.unwrap_err().code, 4);
+        assert!(asks("bob").await.is_ok());
+    }
 }

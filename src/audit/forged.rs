@@ -182,4 +182,4 @@ pub(super) fn forged_dir(dir: &Path) -> PathBuf {
 const WHY: &str = "their marks are not the bastion's: somebody wrote them who has the disk and not its keys";
 const UNMARKED: &str = "its mark is not one of this bastion: it was changed, or written by somebody who has the disk and not the \
                         keys, though a checkpoint vouches for what was here; or by a Keyward from before there were marks, \
-                        whose trails are not taken over";
+                        whose trails are not taken over. Keep a copy of the directory, and put the trail back from its backup";

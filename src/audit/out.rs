@@ -191,9 +191,11 @@ impl Cursors {
         if cursor.receiver != target {
             return Ok((fresh(), None));
         }
-        let (receiver, seq) = (cursor.receiver.as_bytes(), cursor.seq.to_string());
-        let parts = [self.name.as_bytes(), receiver, seq.as_bytes(), cursor.hash.as_bytes()];
-        if self.marks.hold_for_file(parts, &mark) { Ok((cursor, None)) } else { Ok(doubt(NOT_OURS)) }
+        if self.mark(&cursor, |parts| self.marks.hold_for_file(parts, &mark)) {
+            Ok((cursor, None))
+        } else {
+            Ok(doubt(NOT_OURS))
+        }
     }
 
     fn write(&self, cursor: &Cursor) -> Result<(), AuditError> {
@@ -201,10 +203,14 @@ impl Cursors {
             std::fs::create_dir_all(dir)
                 .map_err(|source| AuditError::File { path: dir.to_owned(), source })?;
         }
-        let (receiver, seq) = (cursor.receiver.as_bytes(), cursor.seq.to_string());
-        let parts = [self.name.as_bytes(), receiver, seq.as_bytes(), cursor.hash.as_bytes()];
-        let mark = self.marks.of_file(parts);
+        let mark = self.mark(cursor, |parts| self.marks.of_file(parts));
         write_durably(&self.file, &serde_json::to_vec(&Kept { cursor: cursor.clone(), mark })?)
+    }
+
+    /// What a cursor's mark is over.
+    fn mark<T>(&self, cursor: &Cursor, over: impl FnOnce([&[u8]; 4]) -> T) -> T {
+        let seq = cursor.seq.to_string();
+        over([self.name.as_bytes(), cursor.receiver.as_bytes(), seq.as_bytes(), cursor.hash.as_bytes()])
     }
 }
 

@@ -273,6 +273,7 @@ fn certified(certificate: &Certificate) -> PublicKey {
 #[cfg(test)]
 mod tests {
     use keystore::Ended;
+    use keystore::rules::KeyKind;
     use keystore::signing::{CertTerms, Signers};
 
     use super::*;
@@ -337,6 +338,14 @@ mod tests {
         let login = stage.gives_code(key, at(0)).await.ok().unwrap();
         assert!(login.certificate().unwrap().contains("carol@corp"));
         assert_eq!((stage.standing(at(200)), stage.standing(at(300))), (Some(true), Some(false)));
+        let kinds = |kinds: &[KeyKind]| {
+            stage.by.kind_accepted(login.certificate_id(), &kinds.iter().copied().collect::<Accepted>())
+        };
+        assert!(kinds(&[KeyKind::Ed25519, KeyKind::Rsa4096]) && !kinds(&[KeyKind::SkEd25519]));
+        assert!(
+            !stage.by.kind_accepted(None, &Accepted::default()),
+            "who came with none has none that counts"
+        );
         stage.revoke("id: carol@corp\n");
         assert_eq!(stage.standing(at(1)), Some(false));
         stage.revoke("id: bob@corp\n");

@@ -25,6 +25,7 @@ use super::forward::{self, Target};
 use super::goodbye::Goodbye;
 use super::jump::{Arrival, Within};
 use super::listening::{Asked, Asking};
+use super::login::words_for;
 use super::outer::sound;
 use super::refusal;
 use super::stream::{Deadlined, Phase};
@@ -189,8 +190,8 @@ struct Inner {
     shared: Arc<Shared>,
     outcome: watch::Receiver<Option<Outcome>>,
     login: Option<Login>,
-    /// Fingerprint of the last key that was refused, and why.
-    refused: Option<(String, &'static str)>,
+    /// Fingerprint of the last key that was refused, and why the last request was.
+    refused: Option<(Option<String>, &'static str)>,
     opening: Option<tokio::task::JoinHandle<()>>,
     /// Channels that have a terminal.
     terminals: HashSet<ChannelId>,
@@ -255,7 +256,7 @@ impl Drop for Inner {
             let event = crate::audit::Event::SshLoginFailed {
                 user: jump.caller.user().to_string(),
                 source_ip: jump.caller.source().ip().to_string(),
-                key: Some(key),
+                key,
                 reason: format!("inner login to {} with {why}", jump.instance.name),
             };
             let house = Arc::clone(&jump.house);
@@ -337,7 +338,8 @@ impl server::Handler for Inner {
         if sound(offer.algorithm) && self.shared.jump.caller.matches_key(offer.public_key) {
             return Ok(Auth::Accept);
         }
-        self.refused = Some((UserKey::fingerprint_of(offer.public_key), "another key than the outer one"));
+        let key = UserKey::fingerprint_of(offer.public_key);
+        self.refused = Some((Some(key), "another key than the outer one"));
         Ok(Auth::reject())
     }
 
@@ -351,9 +353,11 @@ impl server::Handler for Inner {
         &mut self,
         _user: &str,
         key: Option<&PublicKey>,
-        _why: AuthRefusal,
+        why: AuthRefusal,
     ) -> Result<(), russh::Error> {
-        self.refused = key.map(|key| (UserKey::fingerprint_of(key), "a signature that does not count"));
+        // What was refused before stays known where this names no key.
+        let before = self.refused.take().and_then(|(key, _)| key);
+        self.refused = Some((key.map(UserKey::fingerprint_of).or(before), words_for(why)));
         Ok(())
     }
 
@@ -480,7 +484,7 @@ impl server::Handler for Inner {
             }
             // RFC 4335 §3: it means something on a terminal line alone.
             "break" => self.terminals.contains(&channel),
-            kind => kind != "x11-req",
+            kind => matches!(kind, "env" | "shell" | "exec" | "subsystem" | "window-change" | "signal"),
         }
     }
 

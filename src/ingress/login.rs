@@ -32,6 +32,7 @@ use crate::guard::Admitted;
 use crate::rotation::notice;
 use crate::session::House;
 use refused::RefusedOffer;
+pub(super) use refused::words_for;
 
 /// How far the login of one connection has come.
 pub(super) struct Gate {

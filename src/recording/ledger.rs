@@ -1,8 +1,8 @@
 //! The ledger: for each channel, the bytes relayed against the bytes kept, and the reason where they differ.
 //!
 //! Decides what is kept. Terminal output is kept whole; what commands without a terminal read and write is kept up to a
-//! limit each way, then counted and hashed; forwards are counted, and hashed unless that is switched off; of sftp the operations are kept; what is
-//! typed at a terminal is counted, and kept only where that is wanted and the terminal showed it.
+//! limit each way, then counted and hashed; forwards are counted, and hashed unless that is switched off; of sftp the
+//! operations are kept; what is typed at a terminal is counted, and kept only where that is wanted and the terminal showed it.
 
 mod channel;
 

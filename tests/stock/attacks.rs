@@ -61,14 +61,6 @@ impl Siege {
 
 /// What the Python programs below are made of: a connection whose messages are written by hand.
 const BY_HAND: &str = r#"
-def msg(*parts):
-    m = paramiko.Message()
-    for p in parts:
-        if isinstance(p, bytes) and len(p) == 1: m.add_byte(p)
-        elif isinstance(p, bool): m.add_boolean(p)
-        elif isinstance(p, int): m.add_int(p)
-        else: m.add_string(p)
-    return m
 def service(t):
     t._send_message(msg(b'\x05', 'ssh-userauth')); time.sleep(0.2)
 def keyboard(t, user, submethods=''):
@@ -359,22 +351,33 @@ try: t.auth_publickey(USER, Forged.from_private_key_file(D + '/id_' + USER)); sy
 except paramiko.AuthenticationException: pass
 t.close()
 t = connect()
-service = paramiko.Message(); service.add_byte(b'\x05'); service.add_string('ssh-userauth'); t._send_message(service)
-m = paramiko.Message()
-m.add_byte(b'\x32')
-for word in (USER, 'ssh-connection', 'password'): m.add_string(word)
-m.add_boolean(True); m.add_string('old'); m.add_string('new')
-t._send_message(m)
-time.sleep(1)
-t.close()
+def changes(t, user):
+    t._send_message(msg(b'\x05', 'ssh-userauth'))
+    t._send_message(msg(b'\x32', user, 'ssh-connection', 'password', True, 'old', 'new'))
+    time.sleep(1)
+    t.close()
+changes(t, USER)
+# At the instance: another key first, which the change must not make forgotten.
 OUTER.append(outer())
+def at_instance():
+    t = paramiko.Transport(OUTER[-1].open_channel('direct-tcpip', ('db-1', 22), ('127.0.0.1', 1)))
+    t.start_client(timeout=20)
+    return t
+t = at_instance()
+try: t.auth_publickey(LOGIN, paramiko.RSAKey.generate(2048)); sys.exit('taken')
+except paramiko.AuthenticationException: pass
+changes(t, LOGIN)
+t = at_instance(); t.auth_publickey(LOGIN, KEY)
 "#,
     );
-    wait_for("the events", || rig.events("ssh_login_failed").len() == 2);
+    wait_for("the events", || rig.events("ssh_login_failed").len() == 3);
     let failed = rig.events("ssh_login_failed");
     let told: Vec<_> =
         failed.iter().map(|e| (e["reason"].as_str().unwrap(), e["user"].as_str().unwrap())).collect();
-    assert_eq!(told, [("wrong signature", "alice"), ("a password", "alice")]);
-    assert!(failed[0]["key"].as_str().unwrap().starts_with("SHA256:"));
+    let inner = "inner login to db-1 with a password";
+    assert_eq!(told, [("wrong signature", "alice"), ("a password", "alice"), (inner, "alice")]);
+    for with_key in [0, 2] {
+        assert!(failed[with_key]["key"].as_str().unwrap().starts_with("SHA256:"), "{failed:?}");
+    }
     assert_eq!(rig.events("ssh_login_succeeded").len(), 1);
 }

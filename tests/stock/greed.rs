@@ -62,14 +62,6 @@ fn works(alice: &mut Child) {
 /// Messages by hand, and a tap on the kinds of those that come back.
 const BY_HAND: &str = r#"
 import threading
-def msg(*parts):
-    m = paramiko.Message()
-    for p in parts:
-        if isinstance(p, bytes) and len(p) == 1: m.add_byte(p)
-        elif isinstance(p, bool): m.add_boolean(p)
-        elif isinstance(p, int): m.add_int(p)
-        else: m.add_string(p)
-    return m
 READ = paramiko.packet.Packetizer.read_message
 # Answers to what paramiko did not ask would end it.
 SWALLOWED = {81, 82, 91, 92, 99, 100}

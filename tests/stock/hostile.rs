@@ -7,7 +7,7 @@ use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 
 use crate::forward::Ended;
-use crate::rig::{Rig, free_port, text, wait_for};
+use crate::rig::{MSG, Rig, free_port, text, wait_for};
 
 /// A bastion with `db-1`, and `evil`, a made-up sshd that does `program`; alice may do all there that `can` says.
 fn with_evil(program: &str, can: &str) -> (Rig, Ended) {
@@ -18,7 +18,7 @@ fn with_evil(program: &str, can: &str) -> (Rig, Ended) {
 pub fn with_evil_and(lines: &str, program: &str, can: &str) -> (Rig, Ended) {
     let rig = Rig::with_alice_and(lines);
     let port = free_port();
-    fs::write(rig.path("evil.py"), format!("{EVIL}{program}\nserve()\n")).unwrap();
+    fs::write(rig.path("evil.py"), format!("import paramiko\n{MSG}{EVIL}{program}\nserve()\n")).unwrap();
     let log = fs::File::create(rig.path("evil.log")).unwrap();
     let mut evil = Command::new("/usr/bin/python3");
     evil.arg(rig.path("evil.py")).arg(port.to_string()).current_dir(rig.dir.path()).stdin(Stdio::null());
@@ -35,16 +35,7 @@ pub fn with_evil_and(lines: &str, program: &str, can: &str) -> (Rig, Ended) {
 /// `serve()` takes one connection after another; `act(t, chan, command)` is what a command does. `said` are the kinds of answers.
 const EVIL: &str = r#"
 import os, socket, sys, threading, time
-import paramiko
 HOST_KEY = paramiko.Ed25519Key.from_private_key_file('instance_key')
-def msg(*parts):
-    m = paramiko.Message()
-    for p in parts:
-        if isinstance(p, bytes) and len(p) == 1: m.add_byte(p)
-        elif isinstance(p, bool): m.add_boolean(p)
-        elif isinstance(p, int): m.add_int(p)
-        else: m.add_string(p)
-    return m
 class Evil(paramiko.ServerInterface):
     def __init__(self, t): self.t = t
     def get_allowed_auths(self, user): return 'publickey'
@@ -87,14 +78,6 @@ def wait(done):
 
 /// What the Python programs of the user begin with: `evil()` is a connection to the instance, `said` the kinds of what came.
 pub const USER: &str = r#"
-def msg(*parts):
-    m = paramiko.Message()
-    for p in parts:
-        if isinstance(p, bytes) and len(p) == 1: m.add_byte(p)
-        elif isinstance(p, bool): m.add_boolean(p)
-        elif isinstance(p, int): m.add_int(p)
-        else: m.add_string(p)
-    return m
 said = []
 def evil():
     OUTER.append(outer())

@@ -274,10 +274,10 @@ impl Rig {
     }
 
     /// Runs a Python program with Debian's paramiko, a client that does what the stock client cannot be made to do.
-    /// It finds `connect()`, `outer()` (logged in) and `inner()` (at the instance). Returns its stdout.
+    /// It finds `connect()`, `outer()` (logged in), `inner()` (at the instance) and `msg()`. Returns its stdout.
     pub fn paramiko(&self, user: &str, program: &str) -> String {
         let file = self.path(&format!("program_{:?}.py", std::thread::current().id()));
-        fs::write(&file, format!("{PARAMIKO}{program}")).unwrap();
+        fs::write(&file, format!("{PARAMIKO}{MSG}{program}")).unwrap();
         // Debian's own interpreter: that is where Debian's package is.
         let mut python = Command::new("timeout");
         python
@@ -419,6 +419,18 @@ pub fn free_port() -> u16 {
         }
     }
 }
+
+/// A message of SSH written by hand: a byte, booleans, numbers and strings (RFC 4251 §5). For Python, after `import paramiko`.
+pub const MSG: &str = r#"
+def msg(*parts):
+    m = paramiko.Message()
+    for p in parts:
+        if isinstance(p, bytes) and len(p) == 1: m.add_byte(p)
+        elif isinstance(p, bool): m.add_boolean(p)
+        elif isinstance(p, int): m.add_int(p)
+        else: m.add_string(p)
+    return m
+"#;
 
 /// What the programs of [`Rig::paramiko`] start with: a login, and a jump.
 const PARAMIKO: &str = r#"

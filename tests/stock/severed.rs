@@ -70,6 +70,17 @@ for which in ('inner', 'outer'):
     sealed(&rig, bob, &["closed", "closed"]);
 }
 
+/// The instance goes when the bastion asks for keys, or answers, a second time.
+const CUT_AT_THE_SECOND: &str = r#"
+def prepare(t):
+    seen = []
+    def kexinit(self, m):
+        seen.append(1)
+        if len(seen) == 2: self.sock.close(); return
+        self._negotiate_keys(m)
+    on(t, 20, kexinit)
+"#;
+
 /// alice's `ssh evil COMMAND` on an instance that does `program`.
 fn at_evil(lines: &str, program: &str) {
     let (rig, _evil) = with_evil_and(lines, program, "exec");
@@ -90,38 +101,20 @@ fn an_instance_that_is_cut_off_in_its_own_key_exchange() {
 
 #[test]
 fn an_instance_that_is_cut_off_when_the_bastion_has_answered_its_key_exchange() {
-    at_evil(
-        "",
-        r#"
-def act(t, chan, command): t._send_kex_init()
-def prepare(t):
-    seen = []
-    def kexinit(self, m):
-        seen.append(1)
-        if len(seen) == 2: self.sock.close(); return
-        self._negotiate_keys(m)
-    on(t, 20, kexinit)
-"#,
-    );
+    at_evil("", &format!("def act(t, chan, command): t._send_kex_init()\n{CUT_AT_THE_SECOND}"));
 }
 
 #[test]
 fn an_instance_that_is_cut_off_when_the_bastion_asks_for_new_keys() {
     at_evil(
         BASTION_ASKS,
-        r#"
-def act(t, chan, command):
+        &format!(
+            "def act(t, chan, command):
     try:
         for _ in range(200): chan.sendall(b'x' * 32768)
     except Exception: pass
-def prepare(t):
-    seen = []
-    def kexinit(self, m):
-        seen.append(1)
-        if len(seen) == 2: self.sock.close(); return
-        self._negotiate_keys(m)
-    on(t, 20, kexinit)
-"#,
+{CUT_AT_THE_SECOND}"
+        ),
     );
 }
 

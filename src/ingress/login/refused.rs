@@ -16,6 +16,15 @@ pub(super) struct RefusedOffer {
     pub(super) certificate: Option<&'static str>,
 }
 
+/// What the trail calls a refusal of russh's own.
+pub(in crate::ingress) fn words_for(why: AuthRefusal) -> &'static str {
+    match why {
+        AuthRefusal::PasswordChange => "a password",
+        AuthRefusal::Certificate => "certificate of an unknown authority",
+        _ => "wrong signature",
+    }
+}
+
 impl Gate {
     /// Not counted yet: an agent offers every key it holds. russh asks this of a signed request too.
     pub(super) fn note_refused(&mut self, user: &str, key: &PublicKey, certificate: Option<&'static str>) {
@@ -34,12 +43,7 @@ impl Gate {
     ) {
         let since = Instant::now();
         self.void_if_changed(user);
-        let reason = match why {
-            AuthRefusal::PasswordChange => "a password",
-            AuthRefusal::Certificate => "certificate of an unknown authority",
-            _ => "wrong signature",
-        };
-        self.failed(user, key, reason).await;
+        self.failed(user, key, words_for(why)).await;
         count_failure(&self.house, self.source.ip()).await;
         tokio::time::sleep_until(since + REFUSAL).await;
     }

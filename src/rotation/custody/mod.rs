@@ -66,21 +66,7 @@ impl Custody<'_> {
         });
         // What did not answer the last time may not do so now: the others are not kept waiting.
         due.sort_by_key(|credential| credential.fault.is_some());
-        let (mut due, mut under_way) = (due.into_iter(), FuturesUnordered::new());
-        let mut failed = None;
-        loop {
-            while under_way.len() < AT_ONCE
-                && let Some(credential) = due.next()
-            {
-                under_way.push(self.rotate_one(credential, now));
-            }
-            match under_way.next().await {
-                None => break,
-                Some(Ok(())) => {}
-                Some(Err(fault)) => failed = failed.or(Some(fault)),
-            }
-        }
-        failed.map_or(Ok(()), Err)
+        visit_all(due.into_iter().map(|credential| self.rotate_one(credential, now))).await
     }
 
     async fn rotate_one(&self, credential: Credential, now: Timestamp) -> Result<(), RotationFault> {
@@ -99,6 +85,20 @@ impl Custody<'_> {
 
 /// Who did what nobody asked for.
 pub const BY_ITSELF: &str = "keyward";
+/// Makes visits, [`AT_ONCE`] at a time, all of them; the first fault of the store or the trail.
+async fn visit_all<V: Future<Output = Result<(), RotationFault>>>(
+    mut visits: impl Iterator<Item = V>,
+) -> Result<(), RotationFault> {
+    let (mut under_way, mut failed) = (FuturesUnordered::new(), None);
+    loop {
+        under_way.extend(visits.by_ref().take(AT_ONCE - under_way.len()));
+        match under_way.next().await {
+            None => return failed.map_or(Ok(()), Err),
+            Some(visited) => failed = failed.or(visited.err()),
+        }
+    }
+}
+
 /// How often what is due is looked for.
 pub const LOOK: Duration = Duration::from_secs(60);
 /// Instances that are visited at one time.

@@ -3,14 +3,12 @@
 //! An instance that was seen to trust it is not asked. One that does not is told of in the trail, once for each reason, and
 //! in `status`; nothing is changed on it.
 
-use futures_util::StreamExt as _;
-use futures_util::stream::FuturesUnordered;
 use jiff::Timestamp;
 use keystore::signing::{Signers, UserCa};
 use keystore::{Accepted, Batch, CaKind, CaProbe, CaRotation, Instance, Login};
 
 use super::managed::VisitFault;
-use super::{AT_ONCE, Custody, PAUSE, RotationFault, lagging};
+use super::{Custody, PAUSE, RotationFault, lagging, visit_all};
 use crate::audit::Event;
 
 /// One login that shows which user CA an instance trusts.
@@ -59,21 +57,9 @@ impl Custody<'_> {
         // Who did not answer the last time may not do so now: the others are not kept waiting.
         wanted.sort_by_key(|(_, before)| before.as_ref().is_some_and(|before| before.fault.is_some()));
         let count = wanted.len();
-        let (mut wanted, mut under_way) = (wanted.into_iter(), FuturesUnordered::new());
-        let mut failed = None;
-        loop {
-            while under_way.len() < AT_ONCE
-                && let Some((instance, before)) = wanted.next()
-            {
-                under_way.push(self.ask(signers, instance, (&rotation, before), now));
-            }
-            match under_way.next().await {
-                None => break,
-                Some(Ok(())) => {}
-                Some(Err(fault)) => failed = failed.or(Some(fault)),
-            }
-        }
-        failed.map_or(Ok(count), Err)
+        let asking = |(instance, before)| self.ask(signers, instance, (&rotation, before), now);
+        visit_all(wanted.into_iter().map(asking)).await?;
+        Ok(count)
     }
 
     async fn ask(
