@@ -37,8 +37,7 @@ use keyward::auth::{self, Unauthenticated};
 use keyward::guard::{Guard, Limits};
 use keyward::policy::{Authorized, Rulebook};
 use keyward::recording::{
-    ChannelMessage, Direction, Mode, SessionEnd, SessionId, SessionStatus, TapeKeys, Tapes, Terms,
-    Transcript, Turn,
+    ChannelMessage, Direction, SessionEnd, SessionId, SessionStatus, TapeKeys, Tapes, Terms, Transcript, Turn,
 };
 use serde_json::{Map, Value, json};
 
@@ -257,7 +256,7 @@ impl House {
     async fn new(dir: &Path) -> Self {
         fs::create_dir_all(dir).unwrap();
         let keys = TapeKeys::create(&dir.join("identity")).unwrap();
-        let terms = Terms { limit: 16 << 20, typed: false, counts_forwards: false, mode: Mode::Strict };
+        let terms = Terms { limit: 16 << 20, ..Terms::default() };
         let (tapes, _) = Tapes::open(&dir.join("tapes"), keys, terms).unwrap();
         Self { tapes, authorized: authorized().await }
     }

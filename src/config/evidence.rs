@@ -19,6 +19,8 @@ pub struct Recording {
     pub capture_limit_bytes: u64,
     /// What is told of the payload of forwards that are no SSH.
     pub forwards: Forwards,
+    /// How payload is hashed that is not kept.
+    pub digest: Digest,
     /// What happens to a session whose tape can no longer be written: `strict` ends it, `best_effort` lets it go on.
     pub mode: Mode,
     /// Whether lines typed at a terminal are kept too, once the terminal showed them.
@@ -60,11 +62,22 @@ pub enum Mode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
 #[serde(rename_all = "snake_case")]
 pub enum Forwards {
-    /// Size and SHA-256.
+    /// Size and digest.
     #[default]
     Hash,
-    /// Size: half the work of a large transfer.
+    /// Size.
     Count,
+}
+
+/// How payload is hashed that is not kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum Digest {
+    /// BLAKE3, as `b3sum` prints it: a fraction of the work.
+    #[default]
+    Blake3,
+    /// SHA-256, where a rule asks for that.
+    Sha256,
 }
 
 /// How the audit trail is kept.
@@ -184,6 +197,7 @@ impl Default for Recording {
             recipients: Vec::new(),
             capture_limit_bytes: 16 << 20,
             forwards: Forwards::Hash,
+            digest: Digest::Blake3,
             mode: Mode::Strict,
             input: false,
             tell_watched: true,

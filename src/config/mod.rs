@@ -21,7 +21,7 @@ mod transport;
 
 pub use admission::{InnerAuth, Limits, LoginDeadlines, UserCa};
 pub use console::Console;
-pub use evidence::{Audit, Forwards, Mode, Recording};
+pub use evidence::{Audit, Digest, Forwards, Mode, Recording};
 pub use fault::ConfigError;
 use fault::{Source, malformed};
 pub use lives::{Credentials, Mfa};

@@ -167,7 +167,7 @@ pub(super) struct Entry {
     pub(super) capture: Text,
     pub(super) operations: u64,
     pub(super) gaps: Vec<(String, Text)>,
-    pub(super) sha256: Vec<(&'static str, Text)>,
+    pub(super) digests: Vec<(&'static str, Text)>,
 }
 
 impl Entry {
@@ -177,7 +177,7 @@ impl Entry {
             (None, Some(status)) => status.to_string(),
             (None, None) => "–".to_owned(),
         };
-        let sums = [("from the user", &c.sha256_in), ("from the instance", &c.sha256_out)];
+        let sums = [("from the user", &c.digest_in), ("from the instance", &c.digest_out)];
         Self {
             channel: c.channel,
             kind: Text::from(&c.kind),
@@ -188,7 +188,7 @@ impl Entry {
             capture: Text::from(word(&c.capture).as_str()),
             operations: c.operations,
             gaps: c.gaps().into_iter().map(|(size, why)| (bytes(size), Text::from(&why))).collect(),
-            sha256: sums.into_iter().filter_map(|(of, sum)| Some((of, Text::from(sum.as_ref()?)))).collect(),
+            digests: sums.into_iter().filter_map(|(of, sum)| Some((of, Text::from(sum.as_ref()?)))).collect(),
         }
     }
 }

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::message::{ChannelMessage, Direction};
 use super::operations::Operation;
+use super::tape::Terms;
 use channel::Channel;
 
 /// How much of a channel lies on the tape.
@@ -24,7 +25,7 @@ pub enum Capture {
     Operations,
     /// All output; of what came in no more than its size.
     Output,
-    /// Size and SHA-256.
+    /// Size and digest.
     Digest,
     /// Nothing.
     None,
@@ -62,12 +63,13 @@ pub struct ChannelSummary {
     /// How many operations on files lie on the tape.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub operations: u64,
-    /// SHA-256 of what came from the user, hex, where it is hashed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sha256_in: Option<String>,
-    /// SHA-256 of what came from the instance, hex, where it is hashed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sha256_out: Option<String>,
+    /// Digest of what came from the user, where it is hashed: `blake3:` or `sha256:` and hex. Without such a word it is a
+    /// SHA-256, of an older tape.
+    #[serde(default, alias = "sha256_in", skip_serializing_if = "Option::is_none")]
+    pub digest_in: Option<String>,
+    /// The same of what came from the instance.
+    #[serde(default, alias = "sha256_out", skip_serializing_if = "Option::is_none")]
+    pub digest_out: Option<String>,
 }
 
 impl ChannelSummary {
@@ -99,20 +101,14 @@ pub(super) enum Kept {
     Note,
 }
 
-#[derive(Default)]
 pub(super) struct Ledger {
     channels: BTreeMap<u32, Channel>,
-    limit: u64,
-    /// What is typed at a terminal is kept once the terminal showed it.
-    pub(super) keeps_typed: bool,
-    /// Of forwards only the size is told.
-    pub(super) counts_forwards: bool,
+    terms: Terms,
 }
 
 impl Ledger {
-    /// `limit`: bytes kept each way of a channel that has no terminal.
-    pub(super) fn new(limit: u64) -> Self {
-        Self { limit, ..Self::default() }
+    pub(super) fn new(terms: Terms) -> Self {
+        Self { channels: BTreeMap::new(), terms }
     }
 
     pub(super) fn opened(&mut self, number: u32) {
@@ -120,12 +116,12 @@ impl Ledger {
     }
 
     pub(super) fn forward(&mut self, number: u32, target: &str) {
-        let hashed = !self.counts_forwards;
+        let hashed = !self.terms.counts_forwards;
         self.channel(number).forward(target, hashed);
     }
 
     pub(super) fn observe(&mut self, number: u32, direction: Direction, message: &ChannelMessage) -> Kept {
-        let limit = self.limit;
+        let limit = self.terms.limit;
         let channel = self.channel(number);
         match (message, direction) {
             (ChannelMessage::Data(bytes) | ChannelMessage::Stderr(bytes), Direction::ToInstance) => {
@@ -168,7 +164,7 @@ impl Ledger {
 
     /// The lines typed at a terminal that a message has shown, if they are kept.
     pub(super) fn typed(&mut self, number: u32) -> Vec<Vec<u8>> {
-        let keeps = self.keeps_typed;
+        let keeps = self.terms.typed;
         let lines = self.channels.get_mut(&number).map(Channel::take_typed).unwrap_or_default();
         if !keeps {
             return Vec::new();
@@ -203,7 +199,8 @@ impl Ledger {
     }
 
     fn channel(&mut self, number: u32) -> &mut Channel {
-        self.channels.entry(number).or_insert_with(|| Channel::new(number))
+        let hashing = self.terms.hashing;
+        self.channels.entry(number).or_insert_with(|| Channel::new(number, hashing))
     }
 }
 

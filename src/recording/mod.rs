@@ -7,6 +7,7 @@
 
 mod cast;
 mod commands;
+mod digest;
 mod disk;
 mod drawing;
 mod format;
@@ -31,6 +32,7 @@ mod transcript;
 mod typed;
 
 pub use cast::{Cast, CastEvent, cast_header, cast_line, json_record};
+pub use digest::Hashing;
 pub use disk::{Reserve, Room, disk_left};
 pub use drawing::Drawing;
 pub use format::{Header, Note, Pixels, Record, What};

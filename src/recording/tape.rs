@@ -21,6 +21,7 @@ use tokio::sync::{Notify, broadcast, watch};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
+use super::digest::Hashing;
 use super::disk::Reserve;
 use super::format::{Header, Record, Records, What};
 use super::frames::Writer;
@@ -116,7 +117,7 @@ pub(super) struct Files {
 }
 
 /// How much a tape keeps, and what if it cannot.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Terms {
     /// Bytes kept each way of a channel without a terminal.
     pub limit: u64,
@@ -124,6 +125,8 @@ pub struct Terms {
     pub typed: bool,
     /// The payload of forwards is counted and not hashed.
     pub counts_forwards: bool,
+    /// How payload is hashed.
+    pub hashing: Hashing,
     /// What happens to a session whose tape can no longer be written.
     pub mode: Mode,
 }
@@ -169,9 +172,6 @@ struct Taken(Option<u64>);
 
 /// Starts a tape on `writer`; the task that writes it runs until it is sealed.
 pub(super) fn start(header: Header, writer: Writer, files: Files, terms: Terms) -> (Tape, Arc<Deck>) {
-    let mut ledger = Ledger::new(terms.limit);
-    ledger.keeps_typed = terms.typed;
-    ledger.counts_forwards = terms.counts_forwards;
     let state = State {
         pending: Records::default(),
         full: Vec::new(),
@@ -181,7 +181,7 @@ pub(super) fn start(header: Header, writer: Writer, files: Files, terms: Terms) 
         reach: Reach::default(),
         durable: Reach::default(),
         unkept: VecDeque::new(),
-        ledger,
+        ledger: Ledger::new(terms),
         counted: BTreeSet::new(),
         failed: None,
         end: None,

@@ -156,10 +156,7 @@ impl Tapes {
 
     /// A directory, or a copy of one, to read from: nothing in it is changed.
     pub fn inspect(dir: &Path, keys: TapeKeys) -> Self {
-        let kept = Kept::swappable(
-            keys,
-            Terms { limit: 0, typed: false, counts_forwards: false, mode: Mode::Strict },
-        );
+        let kept = Kept::swappable(keys, Terms::default());
         Self {
             dir: dir.to_owned(),
             kept,

@@ -45,7 +45,8 @@ fn pty() -> ChannelMessage {
     ChannelMessage::Pty { term, cols: 100, rows: 30, px_width: 0, px_height: 0, modes }
 }
 
-const TERMS: Terms = Terms { limit: 1000, typed: false, counts_forwards: false, mode: Mode::Strict };
+const TERMS: Terms =
+    Terms { limit: 1000, typed: false, counts_forwards: false, hashing: Hashing::Blake3, mode: Mode::Strict };
 
 /// All records of a tape.
 fn records(tapes: &Tapes, id: SessionId) -> Vec<Record> {
@@ -236,14 +237,13 @@ async fn output_over_the_limit_is_hashed_and_the_ledger_says_why() {
         (1200, 1000, Capture::Digest)
     );
     assert!(channel.reason.as_deref().unwrap().contains("1000"));
-    assert!(channel.sha256_out.is_some());
+    assert!(channel.digest_out.is_some());
 }
 
 #[test]
 fn a_forward_is_hashed_or_counted_as_configured_and_a_command_is_hashed_always() {
     for counts in [false, true] {
-        let mut ledger = ledger::Ledger::new(4);
-        ledger.counts_forwards = counts;
+        let mut ledger = ledger::Ledger::new(Terms { limit: 4, counts_forwards: counts, ..TERMS });
         ledger.forward(0, "127.0.0.1:80");
         ledger.observe(1, Direction::ToInstance, &ChannelMessage::Exec(Bytes::from_static(b"cat big")));
         for channel in [0, 1] {
@@ -256,8 +256,8 @@ fn a_forward_is_hashed_or_counted_as_configured_and_a_command_is_hashed_always()
             false => (Capture::Digest, "payload of forwards is counted and hashed, not stored"),
         };
         assert_eq!((forward.capture, forward.reason.as_deref()), (capture, Some(reason)));
-        assert_eq!((forward.sha256_in.is_none(), forward.sha256_out.is_none()), (counts, counts));
-        assert!(exec.sha256_out.is_some());
+        assert_eq!((forward.digest_in.is_none(), forward.digest_out.is_none()), (counts, counts));
+        assert!(exec.digest_out.is_some());
     }
 }
 
@@ -415,7 +415,7 @@ fn hour(dir: &Path, seconds: u64) -> (Tapes, SessionId, String) {
     }
     let mut cast = Cast::of(&all);
     let mut export = String::new();
-    let mut ledger = ledger::Ledger::new(0);
+    let mut ledger = ledger::Ledger::new(Terms { limit: 0, ..TERMS });
     ledger.observe(0, Direction::ToInstance, &pty());
     let mut ended = end();
     ended.reason = Some("closed".to_owned());

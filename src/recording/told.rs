@@ -9,6 +9,7 @@ use super::frames::{self, Reader};
 use super::ledger::{ChannelSummary, Ledger};
 use super::message::SessionId;
 use super::summary::{SessionStatus, Summary};
+use super::tape::Terms;
 use super::tapes::TapeError;
 
 /// The frames of a tape, one in memory at a time.
@@ -46,7 +47,11 @@ pub(super) struct Telling {
 
 impl Default for Telling {
     fn default() -> Self {
-        Self { ledger: Ledger::new(u64::MAX), told: BTreeMap::new(), last: 0 }
+        Self {
+            ledger: Ledger::new(Terms { limit: u64::MAX, ..Terms::default() }),
+            told: BTreeMap::new(),
+            last: 0,
+        }
     }
 }
 

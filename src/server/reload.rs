@@ -82,6 +82,10 @@ pub(super) fn kept(config: &Config) -> Result<(TapeKeys, recording::Terms), Tape
         limit: terms.capture_limit_bytes,
         typed: terms.input,
         counts_forwards: terms.forwards == config::Forwards::Count,
+        hashing: match terms.digest {
+            config::Digest::Blake3 => recording::Hashing::Blake3,
+            config::Digest::Sha256 => recording::Hashing::Sha256,
+        },
         mode,
     };
     Ok((keys, terms))

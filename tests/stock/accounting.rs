@@ -167,5 +167,5 @@ fn the_bytes_of_every_way_through_add_up() {
         .into_iter()
         .filter(|forward| forward["command"].as_str().is_some_and(|command| command.contains("agent")));
     assert_eq!(agent.count(), 1, "{:?}", of("forward"));
-    assert!(of("forward").iter().all(|forward| forward["sha256_in"].is_string()));
+    assert!(of("forward").iter().all(|forward| forward["digest_in"].is_string()));
 }

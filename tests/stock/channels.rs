@@ -162,6 +162,11 @@ fn output_and_error_output_stay_apart_and_the_ledger_counts_every_byte() {
 #[test]
 fn what_is_not_kept_is_hashed_and_named() {
     let rig = Rig::with_alice();
+    let sum = |bytes: &[u8], program| {
+        fs::write(rig.path("out"), bytes).unwrap();
+        let sum = Command::new(program).arg(rig.path("out")).output().unwrap();
+        text(sum.stdout).split(' ').next().unwrap().to_owned()
+    };
     let output = rig.ssh("alice", "yes keyward | head -c 20000000");
     assert_eq!(output.stdout.len(), 20_000_000);
     let channel = &rig.ended_sessions()[0]["channels"][0];
@@ -171,9 +176,12 @@ fn what_is_not_kept_is_hashed_and_named() {
     assert!(kept > 16_000_000 && kept <= 16 << 20, "{kept}");
     assert_eq!(channel["capture"], "digest");
     assert!(channel["reason"].as_str().unwrap().contains("16777216"), "{channel}");
-    fs::write(rig.path("out"), &output.stdout).unwrap();
-    let sum = Command::new("sha256sum").arg(rig.path("out")).output().unwrap();
-    assert!(text(sum.stdout).starts_with(channel["sha256_out"].as_str().unwrap()));
+    assert_eq!(channel["digest_out"], format!("blake3:{}", sum(&output.stdout, "b3sum")));
+    // Where a rule asks for SHA-256.
+    let strict = Rig::with_alice_and("capture_limit_bytes = 1000\ndigest = \"sha256\"\n");
+    let output = strict.ssh("alice", "seq 10000");
+    let channel = &strict.ended_sessions()[0]["channels"][0];
+    assert_eq!(channel["digest_out"], format!("sha256:{}", sum(&output.stdout, "sha256sum")));
 }
 
 #[test]

@@ -192,6 +192,7 @@ fn a_file_is_found_by_the_name_it_was_given_after_its_upload() {
     sftp.args(["-b", batch.to_str().unwrap(), "db-1"]).output().unwrap();
     assert!(there.join("evil").exists());
     crate::rig::wait_for("the event", || rig.events("file_changed").iter().any(|e| e["deed"] == "renamed"));
+    rig.ended_sessions();
     let found = rig.json(&["sessions", "list", "--path", "there/evil"]);
     assert_eq!(found.as_array().unwrap().len(), 1);
     assert_eq!(

@@ -1,8 +1,6 @@
 //! The ledger of one channel: decides of each message what the tape keeps.
 
-use data_encoding::HEXLOWER;
-use sha2::{Digest, Sha256};
-
+use super::super::digest::{Digest, Hashing};
 use super::super::message::{ChannelMessage, Direction};
 use super::super::operations::{Observer, Operation, Told};
 use super::super::sniff::Sniffer;
@@ -26,30 +24,30 @@ pub(super) struct Channel {
 /// One direction.
 struct Way {
     /// Of what passes; `None` where only its size is told.
-    hash: Option<Sha256>,
+    digest: Option<Digest>,
     /// Payload goes on the tape.
     storing: bool,
     stored: u64,
 }
 
 impl Way {
-    fn new() -> Self {
-        Self { hash: Some(Sha256::new()), storing: true, stored: 0 }
+    fn new(hashing: Hashing) -> Self {
+        Self { digest: Some(Digest::new(hashing)), storing: true, stored: 0 }
     }
 
     fn hash(&mut self, bytes: &[u8]) {
-        if let Some(hash) = &mut self.hash {
-            hash.update(bytes);
+        if let Some(digest) = &mut self.digest {
+            digest.update(bytes);
         }
     }
 
-    fn hex(&self) -> Option<String> {
-        self.hash.as_ref().map(|hash| HEXLOWER.encode(&hash.clone().finalize()))
+    fn told(&self) -> Option<String> {
+        self.digest.as_ref().map(Digest::told)
     }
 }
 
 impl Channel {
-    pub(super) fn new(number: u32) -> Self {
+    pub(super) fn new(number: u32, hashing: Hashing) -> Self {
         let summary = ChannelSummary {
             channel: number,
             kind: "session".to_owned(),
@@ -64,13 +62,13 @@ impl Channel {
             bytes_in: 0,
             bytes_out: 0,
             operations: 0,
-            sha256_in: None,
-            sha256_out: None,
+            digest_in: None,
+            digest_out: None,
         };
         Self {
             summary,
-            input: Way::new(),
-            output: Way::new(),
+            input: Way::new(hashing),
+            output: Way::new(hashing),
             observer: None,
             doubt: None,
             sniffer: Sniffer::default(),
@@ -297,7 +295,7 @@ impl Channel {
         if hashed {
             return self.only(Capture::Digest, "payload of forwards is counted and hashed, not stored");
         }
-        (self.input.hash, self.output.hash) = (None, None);
+        (self.input.digest, self.output.digest) = (None, None);
         self.only(Capture::None, "payload of forwards is counted, not stored (recording.forwards)");
     }
 
@@ -321,8 +319,8 @@ impl Channel {
     pub(super) fn summary(&self) -> ChannelSummary {
         let mut summary = self.summary.clone();
         if self.summary.capture != Capture::Full {
-            summary.sha256_out = self.output.hex();
-            summary.sha256_in = if self.summary.terminal { None } else { self.input.hex() };
+            summary.digest_out = self.output.told();
+            summary.digest_in = if self.summary.terminal { None } else { self.input.told() };
         }
         summary
     }

@@ -80,7 +80,7 @@ fn plainly(summary: &Summary) -> Summary {
         channel.operations = 0;
         channel.captured_bytes = 0;
         (channel.capture, channel.reason) = (Capture::Full, None);
-        (channel.sha256_in, channel.sha256_out) = (None, None);
+        (channel.digest_in, channel.digest_out) = (None, None);
     }
     plain
 }

@@ -63,7 +63,7 @@ async fn an_upload_through_a_terminal_is_an_operation_however_it_is_started() {
         assert!(file.fault.as_deref().unwrap().contains("through a terminal"), "{file:?}");
         assert_eq!((channel.capture, channel.operations), (Capture::Operations, 1), "{channel:?}");
         assert_eq!(channel.gaps(), [(UPLOAD.len() as u64, channel.reason.clone().unwrap())]);
-        assert!(channel.sha256_in.is_none() && !kept(&records, b"hidden"));
+        assert!(channel.digest_in.is_none() && !kept(&records, b"hidden"));
     }
 }
 
@@ -93,7 +93,7 @@ async fn a_transfer_at_a_terminal_that_cannot_be_read_is_never_called_full() {
         assert_eq!(channel.capture, Capture::Output, "{messages:?}");
         let gaps = channel.gaps();
         assert!(gaps[0].0 == channel.bytes_in && gaps[0].1.contains("not kept"), "{gaps:?}");
-        assert!(!kept(&records, b"hunter2") && channel.sha256_in.is_none());
+        assert!(!kept(&records, b"hunter2") && channel.digest_in.is_none());
     }
     // A terminal at which people work still is.
     let top = vec![(UP, pty()), exec("top"), said(UP, b"q"), said(DOWN, b"bye")];

@@ -138,7 +138,7 @@ proptest! {
 
     #[test]
     fn a_spoilt_summary_says_nothing_else(how in spoilt()) {
-        let ledger = ledger::Ledger::new(0);
+        let ledger = ledger::Ledger::new(Terms { limit: 0, ..TERMS });
         let id = SessionId::new(Timestamp::UNIX_EPOCH);
         let summary = summary::Summary::of(header(id), ledger.summaries());
         let text = serde_json::to_vec(&summary).unwrap();
@@ -155,7 +155,7 @@ proptest! {
         command in "(scp -t /x|scp -rf /x|sftp-server|rsync --server -s|rsync --server . /x|git-receive-pack x|top|.*)",
         terminal in any::<bool>(),
     ) {
-        let mut ledger = ledger::Ledger::new(1000);
+        let mut ledger = ledger::Ledger::new(TERMS);
         if terminal {
             ledger.observe(1, Direction::ToInstance, &pty());
         }
