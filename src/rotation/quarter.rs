@@ -1,5 +1,6 @@
 //! A quarter in the life of a bastion, with a moved clock: each day the daemon is cut off without a word and opens its
-//! store and trail again. At the end the trail must tell the story.
+//! store and trail again, and instances fail as they do. At the end the trail must tell the story. With the programs that
+//! people use it is told in `tests/stock/quarter.rs`.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -15,6 +15,8 @@ pub struct Rig {
     pub port: u16,
     pub instance_port: u16,
     pub login: String,
+    /// What every program is started with besides: another clock.
+    pub world: Vec<(&'static str, String)>,
     daemon: Option<Child>,
     sshd: Option<Child>,
 }
@@ -52,8 +54,8 @@ impl Rig {
     pub fn unstarted(lines: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let login = text(Command::new("id").arg("-un").output().unwrap().stdout).trim().to_owned();
-        let rig =
-            Self { dir, port: free_port(), instance_port: free_port(), login, daemon: None, sshd: None };
+        let (port, instance_port, world) = (free_port(), free_port(), Vec::new());
+        let rig = Self { dir, port, instance_port, login, world, daemon: None, sshd: None };
         let state = rig.path("bastion");
         rig.ok(&["init", "--dir", state.to_str().unwrap(), "--listen", &format!("127.0.0.1:{}", rig.port)]);
         if !lines.is_empty() {
@@ -129,7 +131,7 @@ impl Rig {
         let built = std::env::var_os("KEYWARD_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_keyward").into());
         let mut command = Command::new(built);
         command.args(args).env("KEYWARD_CONFIG", self.path("bastion/keyward.toml"));
-        command.stdin(Stdio::null()).env("NO_COLOR", "1");
+        command.stdin(Stdio::null()).env("NO_COLOR", "1").envs(self.world.iter().cloned());
         command
     }
 
@@ -233,6 +235,7 @@ impl Rig {
     /// Lets `command` ask `code_USER` for the code.
     pub fn asking(&self, command: &mut Command, user: &str) {
         command.env("SSH_ASKPASS", self.path(&format!("code_{user}"))).env("SSH_ASKPASS_REQUIRE", "force");
+        command.envs(self.world.iter().cloned());
     }
 
     /// The output of `command`, which may ask `code_USER`.
@@ -364,6 +367,7 @@ impl Rig {
         let sshd = Command::new("/usr/sbin/sshd")
             .args(["-D", "-e", "-f"])
             .arg(self.path("sshd_config"))
+            .envs(self.world.iter().cloned())
             .stderr(fs::File::create(self.path("sshd.log")).unwrap())
             .spawn()
             .unwrap();
