@@ -1,6 +1,8 @@
 //! The life of a second factor: pending, confirmed, replaced, and slowed down.
 
-use crate::rig::{Rig, text};
+use std::fs::{self, File};
+
+use crate::rig::{Rig, text, wait_for};
 
 fn standing(rig: &Rig, user: &str) -> String {
     rig.json(&["users", "show", user])["second_factor"].as_str().unwrap().to_owned()
@@ -81,4 +83,55 @@ fn wrong_codes_slow_a_user_down_also_across_a_kill_9() {
     let failed = rig.events("mfa_failed");
     assert_eq!(failed.last().unwrap()["reason"], "too many wrong codes");
     assert_eq!(rig.json(&["mfa", "list"])[0]["failures"], 5);
+}
+
+/// From now on she has no authenticator; what she had.
+fn without_code(rig: &Rig) -> Vec<u8> {
+    let code = fs::read(rig.path("code_alice")).unwrap();
+    rig.script("code_alice", "exit 1");
+    code
+}
+
+#[test]
+fn a_remembered_second_factor_is_forgotten_by_a_lockdown() {
+    let rig = Rig::with_alice_and("[mfa]\nremember = \"1h\"\n");
+    assert!(rig.ssh("alice", "true").status.success());
+    let code = without_code(&rig);
+    assert!(rig.ssh("alice", "true").status.success(), "the code is remembered");
+    rig.ok(&["access", "deny-all", "--reason", "breach"]);
+    assert!(!rig.ssh("alice", "true").status.success(), "nobody comes in");
+    rig.ok(&["access", "deny-all", "--end"]);
+    assert!(!rig.ssh("alice", "true").status.success(), "and whoever was remembered before is a stranger");
+    fs::write(rig.path("code_alice"), code).unwrap();
+    assert!(rig.ssh("alice", "true").status.success());
+    without_code(&rig);
+    assert!(rig.ssh("alice", "true").status.success(), "what is given after it is remembered as ever");
+}
+
+#[test]
+fn a_rotated_key_inherits_no_remembered_second_factor() {
+    let rig = Rig::with_alice_and("[mfa]\nremember = \"1h\"\n");
+    assert!(rig.ssh("alice", "true").status.success());
+    let code = without_code(&rig);
+    rig.keygen("id_new");
+    let mut rotate = rig.client("ssh", "alice");
+    rotate.args(["bastion", "ssh-keys", "rotate"]).stdin(File::open(rig.path("id_new.pub")).unwrap());
+    assert!(rotate.output().unwrap().status.success(), "the old key's code is remembered");
+    let takes = |kept: &str, key: &str| {
+        fs::rename(rig.path("id_alice"), rig.path(kept)).unwrap();
+        fs::rename(rig.path(key), rig.path("id_alice")).unwrap();
+    };
+    let status = |key: &str| rig.json(&["ssh-keys", "show", key])["status"].clone();
+    // ssh looks for the public half of the name too.
+    fs::remove_file(rig.path("id_alice.pub")).unwrap();
+    takes("id_old", "id_new");
+    assert!(!rig.ssh("alice", "true").status.success(), "the new key owes a code");
+    assert_eq!((status("K1"), status("K2")), ("active".into(), "pending".into()), "and replaces nothing");
+    fs::write(rig.path("code_alice"), code).unwrap();
+    assert!(rig.ssh("alice", "true").status.success());
+    wait_for("the old key to give way", || status("K1") == "retiring");
+    without_code(&rig);
+    assert!(rig.ssh("alice", "true").status.success(), "its own code is remembered");
+    takes("id_new", "id_old");
+    assert!(rig.ssh("alice", "true").status.success(), "as the old key's is, as long as that lives");
 }
