@@ -210,6 +210,40 @@ fn clients_that_asked_again_in_time_trust_the_host_ca_before_and_after_it_change
 }
 
 #[test]
+fn a_change_of_the_host_ca_that_dies_at_any_step_has_happened_or_has_not_and_who_knows_both_gets_in() {
+    let mut rig = Rig::with_alice();
+    let setup = |rig: &Rig| rig.ok(&["ssh-config", "--user", "alice"]);
+    let count = |rig: &Rig| rig.ok(&["ca", "show", "host"]).lines().count();
+    let before = setup(&rig);
+    for (point, lines) in [("ca.announce.told", 1), ("ca.announce.kept", 2)] {
+        rig.kill_9();
+        rig.serve_dying_at(point);
+        assert_eq!(rig.run(&["ca", "rotate", "host"]).status.code(), Some(6), "{point}");
+        rig.died();
+        rig.serve();
+        assert_eq!(count(&rig), lines, "{point}");
+        assert!(reaches(&rig, &before), "{point}: who knows the old one alone goes on");
+    }
+    let during = setup(&rig);
+    for (point, lines) in [("ca.retire.told", 2), ("ca.retire.kept", 1)] {
+        rig.kill_9();
+        rig.serve_dying_at(point);
+        assert_eq!(rig.run(&["ca", "retire", "host", "--yes"]).status.code(), Some(6), "{point}");
+        rig.died();
+        rig.serve();
+        assert_eq!(count(&rig), lines, "{point}");
+        assert_eq!(reaches(&rig, &before), lines == 2, "{point}: the old one ends when it has retired");
+        assert!(reaches(&rig, &during), "{point}");
+    }
+    assert_eq!(rig.run(&["ca", "retire", "host", "--yes"]).status.code(), Some(5), "it is over");
+    assert!(reaches(&rig, &setup(&rig)));
+    let (begun, done) = (rig.events("ca_rotation_begun"), rig.events("ca_rotated"));
+    assert_eq!((begun.len(), done.len()), (2, 2), "told once more rather than never");
+    assert_eq!(begun[1]["successor"], done[1]["key"]);
+    rig.ok(&["logs", "verify"]);
+}
+
+#[test]
 fn an_engineer_may_see_the_authorities_and_change_none() {
     let rig = Rig::with_alice();
     let desk = |command: &str| rig.shared("ssh", "alice").args(["bastion", command]).output().unwrap();

@@ -167,6 +167,35 @@ fn a_rotation_that_dies_at_any_step_is_gone_on_with_and_never_locks_out() {
 }
 
 #[test]
+fn a_first_proof_that_dies_at_any_step_is_made_again_and_changes_no_key() {
+    let mut rig = rig();
+    let key = install(&rig);
+    let before = lines(&rig);
+    for (moment, status, told) in [("done", "waiting", 0), ("told", "waiting", 1), ("kept", "in_use", 2)] {
+        let point = format!("credential.prove.{moment}");
+        rig.kill_9();
+        rig.serve_dying_at(&point);
+        assert_eq!(rotate(&rig).status.code(), Some(6), "{point}");
+        rig.died();
+        rig.serve();
+        let now = credential(&rig);
+        assert_eq!(
+            (&now["status"], &now["public_key"]),
+            (&status.into(), &key.clone().into()),
+            "{point}: {now}"
+        );
+        assert_eq!(lines(&rig), before, "{point}");
+        assert_eq!(rig.events("credential_proven").len(), told, "{point}");
+    }
+    assert!(rig.events("credential_rotation_begun").is_empty());
+    // What is proven is rotated when it is asked for, and not proven again.
+    assert!(rotate(&rig).status.success());
+    assert_ne!(credential(&rig)["public_key"], *key);
+    assert_eq!(rig.events("credential_proven").len(), 2);
+    rig.ok(&["logs", "verify"]);
+}
+
+#[test]
 fn what_cannot_be_rotated_is_reported_with_its_reason_and_works_as_before() {
     let mut rig = rig();
     with_alice(&rig);
