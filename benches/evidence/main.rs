@@ -202,9 +202,12 @@ async fn recording(house: &House, rounds: usize, table: &mut Map<String, Value>)
 
 /// A search reads, opens, unpacks and goes through every line.
 async fn searching(house: &House, rounds: usize, table: &mut Map<String, Value>) {
-    for (name, terminal) in [("a terminal", true), ("a shell without one", false)] {
-        let id =
-            if terminal { house.terminal_output(SEARCHED).await } else { house.shell_output(SEARCHED).await };
+    for (name, what) in [
+        ("a terminal", Shown::Lines),
+        ("full-screen programs", Shown::Screens),
+        ("a shell without a terminal", Shown::Stream),
+    ] {
+        let id = house.output(what, SEARCHED).await;
         let mut rates = Vec::new();
         for _ in 0..rounds {
             let begun = Instant::now();
@@ -264,37 +267,26 @@ impl House {
     /// Kept up to the limit, as a command is.
     async fn command_output(&self, bytes: usize) -> SessionId {
         let exec = ChannelMessage::Exec(Bytes::from_static(b"cat /srv/image"));
-        self.record(&[exec], bytes).await
+        self.record((&[exec], &log_lines()), bytes).await
     }
 
     /// Kept whole.
-    async fn shell_output(&self, bytes: usize) -> SessionId {
-        self.record(&[ChannelMessage::Shell], bytes).await
-    }
-
-    async fn terminal_output(&self, bytes: usize) -> SessionId {
+    async fn output(&self, what: Shown, bytes: usize) -> SessionId {
         let (term, modes) = ("xterm".to_owned(), Vec::new());
         let pty = ChannelMessage::Pty { term, cols: 100, rows: 30, px_width: 0, px_height: 0, modes };
-        self.record(&[pty, ChannelMessage::Shell], bytes).await
+        match what {
+            Shown::Stream => self.record((&[ChannelMessage::Shell], &log_lines()), bytes).await,
+            Shown::Lines => self.record((&[pty, ChannelMessage::Shell], &log_lines()), bytes).await,
+            Shown::Screens => self.record((&[pty, ChannelMessage::Shell], &screens()), bytes).await,
+        }
     }
 
-    async fn record(&self, start: &[ChannelMessage], bytes: usize) -> SessionId {
+    async fn record(&self, (start, text): (&[ChannelMessage], &str), bytes: usize) -> SessionId {
         let id = SessionId::new(Timestamp::now());
         let tape = self.tapes.record(&self.authorized, (id, None), Timestamp::now()).await.unwrap();
         tape.channel_opened(1);
         for message in start {
             tape.record(1, Direction::ToInstance, message).await.unwrap();
-        }
-        let mut text = String::new();
-        let mut number = 0u64;
-        while text.len() < 1 << 20 {
-            number = number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            text.push_str(&format!(
-                "Nov 23 17:{:02} db-1 app[{}]: request {number:x} took {} ms\r\n",
-                number % 60,
-                number % 9999,
-                number >> 54
-            ));
         }
         let mut left = bytes;
         let mut pieces = text.as_bytes().chunks(32 << 10).cycle();
@@ -315,6 +307,64 @@ impl House {
         let end = SessionEnd { status: SessionStatus::Closed, reason: None };
         tape.seal(end, Timestamp::now()).await.unwrap();
         id
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Shown {
+    /// Lines that scroll by at a terminal.
+    Lines,
+    /// What programs draw that fill the terminal, as top and an editor do.
+    Screens,
+    /// Lines, without a terminal.
+    Stream,
+}
+
+/// A megabyte of a log.
+fn log_lines() -> String {
+    let (mut text, mut numbers) = (String::new(), Numbers(0));
+    while text.len() < 1 << 20 {
+        let number = numbers.next();
+        text.push_str(&format!(
+            "Nov 23 17:{:02} db-1 app[{}]: request {number:x} took {} ms\r\n",
+            number % 60,
+            number % 9999,
+            number >> 46
+        ));
+    }
+    text
+}
+
+/// A megabyte of screens: all rows drawn anew with colours, then some cells of them here and there.
+fn screens() -> String {
+    let (mut text, mut numbers) = ("\x1b[?1049h".to_owned(), Numbers(0));
+    while text.len() < 1 << 20 {
+        text.push_str("\x1b[H");
+        for row in 0..29 {
+            let number = numbers.next();
+            let colour = 31 + number % 7;
+            text.push_str(&format!(
+                "{:>7} root 20 0 \x1b[{colour}m{:>9}\x1b[m {:>5}.{} worker-{number:x}\x1b[K\r\n",
+                number % 99_999,
+                number % 9_999_999,
+                number % 100,
+                row
+            ));
+        }
+        for _ in 0..40 {
+            let number = numbers.next();
+            text.push_str(&format!("\x1b[{};{}H{:02}", 1 + number % 29, 1 + number % 90, number % 60));
+        }
+    }
+    text
+}
+
+struct Numbers(u64);
+
+impl Numbers {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 >> 8
     }
 }
 

@@ -389,7 +389,7 @@ impl Writer {
         let full =
             self.segment.as_ref().is_none_or(|s| s.length > 0 && s.length >= self.options.segment_bytes);
         if full {
-            self.segment = Some(Segment::create(&self.dir, first)?);
+            self.segment = Some(self.create(first)?);
         }
         let Some(segment) = &mut self.segment else { return Err(gone()) };
         match segment.write(lines) {
@@ -403,6 +403,20 @@ impl Writer {
                 segment.write(lines)
             }
             written => written,
+        }
+    }
+
+    /// A new segment, of the reserve if the disk is full.
+    fn create(&self, first: u64) -> Result<Segment, JournalError> {
+        match Segment::create(&self.dir, first) {
+            Err(JournalError::Io { source, .. })
+                if source.kind() == std::io::ErrorKind::StorageFull && spend(&self.dir)? =>
+            {
+                tracing::error!("journal.reserve.spent: the disk is full");
+                remove_if_there(&self.dir.join(segment_name(first)))?;
+                Segment::create(&self.dir, first)
+            }
+            created => created,
         }
     }
 }
@@ -451,11 +465,15 @@ pub fn renew_reserve(dir: &Path, bytes: u64) -> Result<bool, JournalError> {
 }
 
 fn spend(dir: &Path) -> Result<bool, JournalError> {
-    let path = dir.join(RESERVE);
-    match std::fs::remove_file(&path) {
+    remove_if_there(&dir.join(RESERVE))
+}
+
+/// Says whether it was.
+fn remove_if_there(path: &Path) -> Result<bool, JournalError> {
+    match std::fs::remove_file(path) {
         Ok(()) => Ok(true),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
-        Err(e) => Err(io(&path, e)),
+        Err(e) => Err(io(path, e)),
     }
 }
 

@@ -253,3 +253,44 @@ mod soup {
         }
     }
 }
+
+/// A file system without room for one more file, where this user may mount one.
+struct Crammed<'a>(&'a Path);
+
+impl<'a> Crammed<'a> {
+    fn mount(at: &'a Path) -> Option<Self> {
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=4m,nr_inodes=16", "tmpfs"]).arg(at).stderr(Stdio::null());
+        mount.status().is_ok_and(|status| status.success()).then_some(Self(at))
+    }
+
+    fn cram(&self) {
+        for n in 0..16 {
+            if std::fs::write(self.0.join(format!("filler{n}")), b"").is_err() {
+                return;
+            }
+        }
+        panic!("there is always room");
+    }
+}
+
+impl Drop for Crammed<'_> {
+    fn drop(&mut self) {
+        Command::new("umount").arg("-l").arg(self.0).status().ok();
+    }
+}
+
+#[tokio::test]
+async fn a_new_segment_is_begun_at_the_cost_of_the_reserve_and_without_one_nothing_is_taken() {
+    for reserve_bytes in [4096, 0] {
+        let dir = tempfile::tempdir().unwrap();
+        let Some(disk) = Crammed::mount(dir.path()) else { return };
+        let journal = Journal::open(dir.path(), Options { segment_bytes: 1, reserve_bytes }).unwrap();
+        journal.append(|_| b"first".to_vec()).await.unwrap();
+        disk.cram();
+        let second = journal.append(|_| b"second".to_vec()).await;
+        assert_eq!(second.is_ok(), reserve_bytes > 0, "{second:?}");
+        drop(journal);
+        assert_eq!(read(dir.path()).count(), if reserve_bytes > 0 { 2 } else { 1 });
+    }
+}

@@ -2,6 +2,8 @@
 "use strict";
 (() => {
   const LONGEST = 96 * 1024 * 1024;
+  // Seconds into a recording at which it waits to be played: there is something to see by then.
+  const FIRST_LOOK = 0.5;
   const stage = document.getElementById("stage");
   const holder = document.getElementById("player");
   const waiting = document.getElementById("waiting");
@@ -98,11 +100,12 @@
     const begins = current > 0;
     player = AsciinemaPlayer.create({ data: text }, holder, {
       ...look, speed: Number(document.getElementById("speed").value), idleTimeLimit: idleLimit(),
-      preload: true, autoPlay: play && !begins, poster: "npt:0:00.5",
+      preload: true, autoPlay: play && !begins,
     });
     window.keyward = { player, seek, ofPlayer, ofSession };
-    if (begins) {
-      const sought = player.seek(ofPlayer(current));
+    // No poster: the player forgets what it drew for one, and every screen that is sought after it lacks that part.
+    if (begins || !play) {
+      const sought = player.seek(begins ? ofPlayer(current) : FIRST_LOOK);
       if (play) sought.then(() => player.play());
     }
     showCurrent();

@@ -3,9 +3,7 @@
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use data_encoding::HEXLOWER;
 use jiff::Timestamp;
-use sha2::{Digest as _, Sha256};
 use tokio::sync::oneshot;
 
 use super::super::disk::spares;
@@ -46,7 +44,7 @@ pub(super) async fn write(deck: Arc<Deck>, writer: Writer) {
                 // It could not seal, or panicked: the tape has failed, and ends there.
                 Err(_) => {
                     let end = end.or_else(|| deck.lock().end.clone());
-                    let digest = found(&deck).await;
+                    let digest = whole_frames(&sink).await;
                     return finish(&deck, digest, (end, deck.failure())).await;
                 }
             }
@@ -129,12 +127,16 @@ fn locked(sink: &Mutex<Sink>) -> MutexGuard<'_, Sink> {
     sink.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The digest of the tape as it lies there; of nothing if it cannot be read, and verification will say so.
-async fn found(deck: &Arc<Deck>) -> String {
-    let file = deck.files.tape.clone();
-    let read = tokio::task::spawn_blocking(move || std::fs::read(file)).await;
-    let bytes = read.map_err(std::io::Error::other).flatten().unwrap_or_default();
-    HEXLOWER.encode(&Sha256::digest(bytes))
+/// Cuts the tape back to its whole frames, and says what they add up to. It is not read again: a full disk ends all
+/// running tapes at once, and they would not fit in memory together.
+async fn whole_frames(sink: &Arc<Mutex<Sink>>) -> String {
+    let behind = Arc::clone(sink);
+    let cut = tokio::task::spawn_blocking(move || locked(&behind).cut_back()).await;
+    // If even this fails the digest does not fit the file, and verification will say so.
+    if let Err(error) = cut.map_err(io::Error::other).flatten() {
+        tracing::error!(%error, "tape.cut_back_failed");
+    }
+    locked(sink).digest()
 }
 
 /// Packs the tape that has ended; if that fails, it stays as it is. Returns its digest.

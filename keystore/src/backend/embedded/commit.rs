@@ -71,9 +71,12 @@ impl Shared {
     /// Readers go on with `index`, which has the same rows as the one before.
     pub(super) fn rebase(&self, index: Index, base: Revision, revision: Revision) {
         let mut current = self.index.write().unwrap_or_else(PoisonError::into_inner);
-        *current = index;
+        let old = std::mem::replace(&mut *current, index);
         self.base.store(base, Ordering::Release);
         self.revision.store(revision, Ordering::Release);
+        drop(current);
+        // sled flushes, syncs and joins a thread when it is dropped: no reader waits for that.
+        drop(old);
     }
 
     pub(super) fn watchers(&self) -> MutexGuard<'_, Watchers> {
