@@ -29,6 +29,7 @@ mod desk;
 mod destinations;
 mod disorder;
 mod elsewhere;
+mod ending;
 mod enrolment;
 mod evidence;
 mod factors;
