@@ -62,3 +62,4 @@ mod smuggling;
 mod strict;
 mod tls;
 mod unasked;
+mod waiting;
