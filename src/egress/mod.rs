@@ -414,3 +414,18 @@ const MOST_OFFERS: usize = 64;
 /// How long an instance may take to let go.
 const LEAVE: Duration = Duration::from_secs(1);
 const DIAL: Duration = Duration::from_secs(20);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reason_says_whose_fault_it_is() {
+        let own = [EgressError::Credential("no answer".to_owned()), EgressError::Certificate("x".to_owned())];
+        assert!(
+            own.iter()
+                .all(|fault| fault.to_string().starts_with("the bastion's own fault, not the instance's"))
+        );
+        assert!(!EgressError::NotAccepted.to_string().contains("own fault"));
+    }
+}

@@ -9,6 +9,7 @@ use russh::keys::ssh_key::certificate::Builder;
 use russh::keys::{Algorithm, PrivateKey};
 use russh::server::Auth;
 
+use super::jump::{Arrival, reachable};
 use super::login::Gate;
 use super::stream::Phase;
 use crate::auth::{Authenticated, SignedKey};
@@ -69,6 +70,17 @@ impl Peer {
     pub(crate) async fn answers(&mut self, user: &str, answer: &str) -> Heard {
         self.0.answer(user, answer).await.into()
     }
+}
+
+/// Whether a jump of `caller` to `asked` is let through; the error is what the trail hears.
+pub(crate) async fn reaches(
+    house: &Arc<House>,
+    caller: &Arc<Authenticated>,
+    asked: &str,
+) -> Result<bool, String> {
+    let (house, caller, asked) = (Arc::clone(house), Arc::clone(caller), asked.to_owned());
+    let arrival = Arrival { house, caller, asked, port: 22, stdio: false, within: None };
+    reachable(&arrival).await.map(|found| found.is_some()).map_err(|fault| fault.to_string())
 }
 
 fn certificate(user: &str, key: &PublicKey) -> Certificate {

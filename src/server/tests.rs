@@ -11,7 +11,7 @@ use keystore::{Ended, KeyRules, User, UserKey, UserKind, Vault};
 use super::{init, run};
 use crate::auth::testing;
 use crate::config::Config;
-use crate::ingress::testing::{Heard, Peer};
+use crate::ingress::testing::{Heard, Peer, reaches};
 use crate::session::{House, LiveInfo, LoggedIn, enter, still_in};
 
 async fn house(dir: &Path) -> House {
@@ -176,12 +176,16 @@ async fn a_store_that_cannot_be_read_bans_nobody_and_six_connections_that_offer_
     let vault = Arc::new(Vault::new(memory, MasterKey::generate().unwrap()));
     let good = Arc::clone(&whole.vault);
     let broken = Arc::new(House { vault, ..whole });
+    let caller = Arc::new(testing::login("alice", &["engineer"], jiff::Timestamp::now()).await);
+    let told = reaches(&broken, &caller, "db-1").await.unwrap_err();
+    assert!(told.contains("the store is unavailable"), "a jump is no decision of the rules: {told}");
     for _ in 0..7 {
         assert_eq!(peer(&broken).await.offers("alice", &own).await, Heard::Refused);
         assert_eq!(peer(&broken).await.signs("alice", &own).await, Heard::Refused);
     }
     assert!(!is_banned(&broken).await);
     let house = Arc::new(House { vault: good, ..Arc::into_inner(broken).expect("every peer is gone") });
+    assert_eq!(reaches(&house, &caller, "db-1").await, Ok(false), "no rule lets her in there");
     assert_eq!(peer(&house).await.offers("alice", &own).await, Heard::In);
     for _ in 0..7 {
         let Some(mut peer) = Peer::from(&house, SOURCE.parse().unwrap()).await else { break };
