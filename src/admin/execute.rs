@@ -128,9 +128,19 @@ pub fn permitted(caller: &Caller, command: &Command, viewers: Viewers) -> Result
 async fn dispatch(house: &House, caller: &Caller, command: Command, out: &mut Output) -> Result<(), Fault> {
     // One change at a time: checks such as "no other instance has this name" hold until the write.
     // The turn ends with the first word of the answer: the next change waits for no reader.
+    let mut begun = None;
     if changes(&command) {
         out.hold(CHANGES.lock().await);
+        // The daemon does not end in the middle of it, whichever door it came through.
+        begun = house.registry.begin_change();
+        if begun.is_none() {
+            return Err(Fault { code: 6, says: "the daemon is ending, so nothing was changed".to_owned() });
+        }
     }
+    if begun.is_some() {
+        keystore::failpoint::wait("change.begun").await;
+    }
+    let _until_done = begun;
     // Only now: a right that was lost while the command was typed, or waited for its turn, counts no more.
     let caller = &of_now(house, caller, &command).await?;
     if !lasts(&command) {

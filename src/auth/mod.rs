@@ -34,7 +34,15 @@ pub use unasked::{Spared, forget_all, forget_key, forget_user, remember};
 
 /// Whether a key that a client *offers* (without a signature) is worth a signature. This is no proof of anything.
 pub async fn offered_key_known(vault: &Vault, knock: Knock<'_>, now: Timestamp) -> bool {
-    find_key(vault, &knock, now).await.is_ok()
+    offered_key(vault, knock, now).await.is_ok()
+}
+
+/// The same.
+///
+/// # Errors
+/// Why it is not. The peer must not see it.
+pub async fn offered_key(vault: &Vault, knock: Knock<'_>, now: Timestamp) -> Result<(), LoginFault> {
+    find_key(vault, &knock, now).await.map(drop)
 }
 
 /// Who says to be whom, with which key, from where.
@@ -175,6 +183,11 @@ impl KeyVerified {
     /// The key's fingerprint, `SHA256:…`.
     pub fn key(&self) -> &str {
         &self.fingerprint
+    }
+
+    /// Whether it is the key of a certificate, and none of the user's own.
+    pub fn is_certified(&self) -> bool {
+        self.certificate.is_some()
     }
 
     /// Gives up what was proved, as a changed user name demands (RFC 4252 §5).

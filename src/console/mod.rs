@@ -34,10 +34,11 @@ use door::Door;
 /// The desk with a window for browsers.
 pub struct Console {
     house: Arc<House>,
-    desk: FrontDesk,
+    desk: Arc<FrontDesk>,
     pages: Router,
     room: Arc<Semaphore>,
-    /// Where pages are made: not on the thread that serves an SSH connection, which has its own to do.
+    /// Where pages are made and commands carried out: not on the thread that serves an SSH connection, where whatever waits
+    /// for a disk holds up all that it relays (docs/adr/0008).
     runtime: Handle,
 }
 
@@ -47,7 +48,7 @@ impl Console {
         let pages = pages::router(Arc::clone(&house));
         Self {
             house,
-            desk,
+            desk: Arc::new(desk),
             pages,
             room: Arc::new(Semaphore::new(MOST_CONNECTIONS)),
             runtime: Handle::current(),
@@ -99,7 +100,15 @@ async fn serve(pages: Router, stream: Box<dyn Stream>, door: Door) {
 
 impl Desk for Console {
     fn run(&self, caller: Arc<Authenticated>, ask: Ask, to: mpsc::Sender<Chunk>) -> BoxFuture<'_, u8> {
-        self.desk.run(caller, ask, to)
+        let desk = Arc::clone(&self.desk);
+        let answered = self.runtime.spawn(async move { desk.run(caller, ask, to).await });
+        async move {
+            answered.await.unwrap_or_else(|error| {
+                tracing::error!(%error, "desk.panicked");
+                1
+            })
+        }
+        .boxed()
     }
 
     fn reads_stdin(&self, command: &str) -> bool {

@@ -76,8 +76,11 @@ pub enum EgressError {
     #[error("what is on record about its host key cannot be read: {0}")]
     Trust(String),
     /// Internal: the certificate could not be made.
-    #[error("no certificate could be made: {0}")]
+    #[error("the bastion's own fault, not the instance's: no certificate could be made: {0}")]
     Certificate(String),
+    /// Internal: the key that Keyward holds for it could not be had.
+    #[error("the bastion's own fault, not the instance's: its key for this login could not be had: {0}")]
+    Credential(String),
     /// Instance: the connection broke.
     #[error("the connection to it broke: {0}")]
     Broken(String),
@@ -105,9 +108,16 @@ impl EgressError {
 
 /// What must exist before an instance is dialled.
 ///
-/// ```compile_fail
-/// // No tape, no dial: there is no way to leave one out.
-/// fn dial_without_tape(a: &keyward::policy::Authorized, r: &keystore::journal::Receipt) {
+/// ```
+/// # use {keystore::journal::Receipt, keyward::{policy::Authorized, recording::Tape}};
+/// fn with_all_three(a: &Authorized, t: &Tape, r: &Receipt) {
+///     let _ = keyward::egress::Proofs { authorized: a, tape: t, receipt: r };
+/// }
+/// ```
+/// No tape, no dial: there is no way to leave one out.
+/// ```compile_fail,E0063
+/// # use {keystore::journal::Receipt, keyward::policy::Authorized};
+/// fn without_a_tape(a: &Authorized, r: &Receipt) {
 ///     let _ = keyward::egress::Proofs { authorized: a, receipt: r };
 /// }
 /// ```
@@ -330,9 +340,7 @@ impl Upstream {
             if let Err(error) = goodbye.await {
                 tracing::debug!(%error, "instance was gone before the goodbye");
             }
-            while !self.handle.is_closed() {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
+            self.gone().await;
         };
         if tokio::time::timeout(LEAVE, leave).await.is_err() {
             tracing::debug!("instance.severed");
@@ -406,3 +414,18 @@ const MOST_OFFERS: usize = 64;
 /// How long an instance may take to let go.
 const LEAVE: Duration = Duration::from_secs(1);
 const DIAL: Duration = Duration::from_secs(20);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reason_says_whose_fault_it_is() {
+        let own = [EgressError::Credential("no answer".to_owned()), EgressError::Certificate("x".to_owned())];
+        assert!(
+            own.iter()
+                .all(|fault| fault.to_string().starts_with("the bastion's own fault, not the instance's"))
+        );
+        assert!(!EgressError::NotAccepted.to_string().contains("own fault"));
+    }
+}

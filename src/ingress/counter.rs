@@ -33,9 +33,13 @@ pub(super) async fn serve(visit: Visit, channel: Channel<Msg>, handle: Handle) {
     };
     let (typed, keys) = mpsc::channel(KEYS);
     let ask = match asked {
-        Ok(Some(ask)) => Ask { keys: ask.columns.map(|_| keys), ..ask },
-        Ok(None) => return,
-        Err(sentence) => return send_away(&mouth, &sentence).await,
+        Ok(Ok(ask)) => Ask { keys: ask.columns.map(|_| keys), ..ask },
+        Ok(Err(Unasked::Left)) => return,
+        Ok(Err(Unasked::Endless(why))) => {
+            let sentence = format!("standard input did not end: {why}. Nothing was done");
+            return send_away(&mouth, (&sentence, USAGE)).await;
+        }
+        Err(sentence) => return send_away(&mouth, (&sentence, DENIED)).await,
     };
     let columns = ask.columns;
     let (to, mut from) = mpsc::channel(16);
@@ -66,20 +70,29 @@ pub(super) async fn serve(visit: Visit, channel: Channel<Msg>, handle: Handle) {
     }
 }
 
-/// What is asked, with its standard input; none if the user leaves first.
-async fn asked(ear: &mut FromUser, desk: &dyn Desk) -> Option<Ask> {
-    let (command, size) = heard(ear).await?;
+/// Why nothing is asked of the desk.
+#[derive(Debug, PartialEq, Eq)]
+enum Unasked {
+    /// The user left first.
+    Left,
+    /// Standard input was still going on; what came of it is not what was meant.
+    Endless(&'static str),
+}
+
+/// What is asked, with its standard input.
+async fn asked(ear: &mut FromUser, desk: &dyn Desk) -> Result<Ask, Unasked> {
+    let (command, size) = heard(ear).await.ok_or(Unasked::Left)?;
     let wants = command.as_deref().is_some_and(|c| desk.reads_stdin(c));
     let stdin = if wants { rest(ear).await? } else { Vec::new() };
-    Some(Ask { command, stdin, columns: size.map(|s| s.0), rows: size.map(|s| s.1), keys: None })
+    Ok(Ask { command, stdin, columns: size.map(|s| s.0), rows: size.map(|s| s.1), keys: None })
 }
 
 /// Tells why nothing was done.
-async fn send_away(mouth: &ToUser, sentence: &str) {
+async fn send_away(mouth: &ToUser, (sentence, code): (&str, u32)) {
     let said = format!("keyward: {sentence}\r\n").into_bytes();
     for message in [
         ChannelMessage::Stderr(said.into()),
-        ChannelMessage::ExitStatus(4),
+        ChannelMessage::ExitStatus(code),
         ChannelMessage::Eof,
         ChannelMessage::Close,
     ] {
@@ -129,8 +142,8 @@ async fn heard(ear: &mut FromUser) -> Option<(Option<String>, Option<(u16, u16)>
     }
 }
 
-/// Standard input until its end, at most [`MOST`] bytes and [`PATIENCE`]; none if the user leaves before the end.
-async fn rest(ear: &mut FromUser) -> Option<Vec<u8>> {
+/// Standard input until its end, at most [`MOST`] bytes and [`PATIENCE`].
+async fn rest(ear: &mut impl Ear) -> Result<Vec<u8>, Unasked> {
     let mut stdin = Vec::new();
     let reading = async {
         while let Some(message) = ear.next().await {
@@ -138,21 +151,17 @@ async fn rest(ear: &mut FromUser) -> Option<Vec<u8>> {
                 ChannelMessage::Data(data) if stdin.len() + data.len() <= MOST => {
                     stdin.extend_from_slice(&data)
                 }
-                ChannelMessage::Data(_) | ChannelMessage::Eof => return true,
-                ChannelMessage::Close => return false,
+                ChannelMessage::Data(_) => return Err(Unasked::Endless("more than 1 MiB came")),
+                ChannelMessage::Eof => return Ok(()),
+                ChannelMessage::Close => return Err(Unasked::Left),
                 _ => {}
             }
         }
-        false
+        Err(Unasked::Left)
     };
-    match tokio::time::timeout(PATIENCE, reading).await {
-        Ok(true) => Some(stdin),
-        Ok(false) => None,
-        Err(_) => {
-            tracing::debug!("user.stdin_did_not_end");
-            Some(stdin)
-        }
-    }
+    let late =
+        |_| Err(Unasked::Endless("30 seconds passed; give it a file, as in: ssh-keys rotate < new.pub"));
+    tokio::time::timeout(PATIENCE, reading).await.unwrap_or_else(late).map(|()| stdin)
 }
 
 /// A terminal in raw mode needs CR before LF.
@@ -168,6 +177,9 @@ fn with_returns(text: Vec<u8>) -> Vec<u8> {
 }
 
 const CTRL_C: u8 = 3;
+/// Exit codes of CONTRACT.md.
+const USAGE: u32 = 2;
+const DENIED: u32 = 4;
 /// Keystrokes that wait to be heard.
 const KEYS: usize = 32;
 const MOST: usize = 1024 * 1024;
@@ -176,6 +188,28 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Says this, and then nothing more.
+    struct Says(Vec<ChannelMessage>);
+
+    impl Ear for Says {
+        async fn next(&mut self) -> Option<ChannelMessage> {
+            match self.0.is_empty() {
+                true => std::future::pending().await,
+                false => Some(self.0.remove(0)),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_ends_is_taken_and_what_is_cut_short_is_not() {
+        let data = |size: usize| ChannelMessage::Data(Bytes::from(vec![b'x'; size]));
+        let said = |messages: Vec<ChannelMessage>| async { rest(&mut Says(messages)).await };
+        assert_eq!(said(vec![data(MOST), ChannelMessage::Eof]).await.unwrap().len(), MOST);
+        let over = said(vec![data(MOST), data(1), ChannelMessage::Eof]).await;
+        assert_eq!(over, Err(Unasked::Endless("more than 1 MiB came")));
+        assert_eq!(said(vec![data(9), ChannelMessage::Close]).await, Err(Unasked::Left));
+    }
 
     #[test]
     fn a_terminal_gets_carriage_returns_once() {

@@ -20,7 +20,9 @@ use crate::session::{Ear, Mouth};
 ///
 /// The inner connection does not read while it writes: if its writes could wait for a client that does not read while
 /// *it* writes, both would wait for ever. What is queued is bounded by the windows that the client itself granted in the
-/// inner connection; past [`MOST`] bytes, or [`MOST_OF_ALL`] in all, the stream fails. Small writes are joined, so that the outer packets are full.
+/// inner connection; past [`MOST`] bytes the stream fails, and past [`MOST_OF_ALL`] in all each that holds more than
+/// [`SHARE`] of them: those who hold them pay, not whoever writes next. Small writes are joined, so that the outer packets
+/// are full.
 pub(super) struct Elastic<E> {
     current: Bytes,
     reading: Reading<E>,
@@ -33,35 +35,67 @@ enum Reading<E> {
     Ended,
 }
 
-#[derive(Default)]
+/// What waits for all clients together.
+struct Budget {
+    held: AtomicUsize,
+    most: usize,
+}
+
+impl Budget {
+    const fn of(most: usize) -> Self {
+        Self { held: AtomicUsize::new(0), most }
+    }
+
+    fn is_spent(&self) -> bool {
+        self.held.load(Ordering::Relaxed) > self.most
+    }
+}
+
 struct Queue {
     state: Mutex<Waiting>,
     wake: Notify,
+    budget: &'static Budget,
 }
 
 #[derive(Default)]
 struct Waiting {
     bytes: BytesMut,
+    /// Left the queue, and the outer connection has not taken it yet.
+    taken: usize,
     ended: bool,
     broken: bool,
 }
 
-/// Bytes that left the queue; what is on its way out still counts until this is dropped.
-struct Taken(usize);
+impl Waiting {
+    fn held(&self) -> usize {
+        self.bytes.len() + self.taken
+    }
+}
 
-impl Drop for Taken {
+/// Bytes that left the queue; what is on its way out still counts until this is dropped.
+struct Taken<'a>(&'a Queue, usize);
+
+impl Drop for Taken<'_> {
     fn drop(&mut self) {
-        ALL.fetch_sub(self.0, Ordering::Relaxed);
+        let Self(queue, size) = self;
+        let mut waiting = queue.lock();
+        waiting.taken = waiting.taken.saturating_sub(*size);
+        queue.budget.held.fetch_sub(*size, Ordering::Relaxed);
     }
 }
 
 impl Drop for Queue {
     fn drop(&mut self) {
-        drop(Taken(self.lock().bytes.len()));
+        let left = self.lock().bytes.len();
+        self.budget.held.fetch_sub(left, Ordering::Relaxed);
     }
 }
 
 impl Queue {
+    fn new(budget: &'static Budget) -> Self {
+        Self { state: Mutex::default(), wake: Notify::new(), budget }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -71,10 +105,13 @@ impl Queue {
         loop {
             let (bytes, ended) = {
                 let mut waiting = self.lock();
-                (waiting.bytes.split().freeze(), waiting.ended)
+                // Whole, with its memory: a connection that says nothing more holds none.
+                let bytes = std::mem::take(&mut waiting.bytes).freeze();
+                waiting.taken += bytes.len();
+                (bytes, waiting.ended)
             };
             if !bytes.is_empty() {
-                let _taken = Taken(bytes.len());
+                let _taken = Taken(self, bytes.len());
                 mouth.say(ChannelMessage::Data(bytes)).await?;
             } else if ended {
                 mouth.say(ChannelMessage::Eof).await?;
@@ -90,7 +127,15 @@ impl<E: Ear> Elastic<E> {
     /// `first` is read before what `ear` gives. A task says to `mouth` what is written, until the stream is dropped and
     /// all is said; it is returned too.
     pub(super) fn new(first: Bytes, ear: E, mouth: impl Mouth + 'static) -> (Self, JoinHandle<()>) {
-        let queue = Arc::new(Queue::default());
+        Self::within(&ALL, first, (ear, mouth))
+    }
+
+    fn within(
+        budget: &'static Budget,
+        first: Bytes,
+        (ear, mouth): (E, impl Mouth + 'static),
+    ) -> (Self, JoinHandle<()>) {
+        let queue = Arc::new(Queue::new(budget));
         let drained = Arc::clone(&queue);
         let said = tokio::spawn(async move {
             if let Err(why) = drained.drain(&mouth).await {
@@ -151,12 +196,17 @@ impl<E: Unpin> AsyncWrite for Elastic<E> {
         if waiting.broken || waiting.ended {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
-        // A peer that grants windows and never reads ends its own connection, not the bastion's memory.
-        if waiting.bytes.len() > MOST || ALL.load(Ordering::Relaxed) > MOST_OF_ALL {
+        // A peer that grants windows and never reads ends its own connection, not the bastion's memory, nor its neighbour's.
+        let (held, budget) = (waiting.held(), self.queue.budget);
+        if held > MOST || held > SHARE && budget.is_spent() {
             return Poll::Ready(Err(io::ErrorKind::OutOfMemory.into()));
         }
+        // More will follow a large write: without room for it, all that waits would be copied for each.
+        if buf.len() >= LARGE && waiting.bytes.capacity() - waiting.bytes.len() < buf.len() {
+            waiting.bytes.reserve(buf.len().max(ROOM));
+        }
         waiting.bytes.extend_from_slice(buf);
-        ALL.fetch_add(buf.len(), Ordering::Relaxed);
+        budget.held.fetch_add(buf.len(), Ordering::Relaxed);
         drop(waiting);
         self.queue.wake.notify_one();
         Poll::Ready(Ok(buf.len()))
@@ -214,12 +264,17 @@ pub(super) async fn first_bytes(ear: &mut impl Ear, patience: Duration) -> First
 
 /// Any version: one that is not 2.0 is refused by the terminated connection, never relayed.
 const SSH: &[u8] = b"SSH-";
-/// Bytes queued towards one client that does not read.
+/// Bytes that wait for one client that does not read.
 const MOST: usize = 16 << 20;
-/// Bytes queued towards all of them.
+/// Bytes that wait for all of them.
 const MOST_OF_ALL: usize = 256 << 20;
-/// How many are.
-static ALL: AtomicUsize = AtomicUsize::new(0);
+/// Bytes that may wait for one client however many wait for the others: what one reads within a moment.
+const SHARE: usize = 1 << 20;
+/// A write from which on more is expected, and the room that is made then.
+const LARGE: usize = 4 << 10;
+const ROOM: usize = 64 << 10;
+/// How many wait.
+static ALL: Budget = Budget::of(MOST_OF_ALL);
 
 #[cfg(test)]
 mod tests {
@@ -273,6 +328,77 @@ mod tests {
         assert!(matches!(heard, FirstBytes::Other(b) if b == "x"));
         let heard = first_bytes(&mut Says(vec!["S"], true), Duration::from_secs(5)).await;
         assert!(matches!(heard, FirstBytes::Ended(b) if b == "S"));
+    }
+
+    /// Takes what is said to it and reads nothing.
+    struct Deaf;
+
+    impl Mouth for Deaf {
+        async fn say(&self, _: ChannelMessage) -> Result<(), String> {
+            std::future::pending().await
+        }
+    }
+
+    type Stream = Elastic<Says>;
+
+    fn deaf(budget: &'static Budget) -> Stream {
+        Elastic::within(budget, Bytes::new(), (Says(Vec::new(), false), Deaf)).0
+    }
+
+    /// Writes until `size` bytes wait; says whether the stream took them.
+    async fn fill(stream: &mut Stream, size: usize) -> bool {
+        for _ in 0..size / LARGE {
+            if stream.write_all(&[0; LARGE]).await.is_err() {
+                return false;
+            }
+            tokio::task::yield_now().await;
+        }
+        true
+    }
+
+    #[tokio::test]
+    async fn over_the_common_mark_those_who_hold_the_bytes_fail_and_whoever_holds_few_goes_on() {
+        let budget: &'static Budget = Box::leak(Box::new(Budget::of(3 * MOST - 4 * LARGE)));
+        let (to, mut heard) = mpsc::unbounded_channel();
+        let says = Says(Vec::new(), false);
+        let (mut innocent, _said) = Elastic::within(budget, Bytes::new(), (says, Hears(to)));
+        let mut holders = [deaf(budget), deaf(budget), deaf(budget)];
+        for holder in &mut holders {
+            assert!(fill(holder, MOST - LARGE).await, "each is within its own bound");
+        }
+        assert!(budget.is_spent());
+        for word in [&b"one"[..], b"two"] {
+            innocent.write_all(word).await.unwrap();
+            assert_eq!(heard.recv().await, Some(ChannelMessage::Data(Bytes::from_static(word))));
+        }
+        let mut modest = deaf(budget);
+        assert!(fill(&mut modest, SHARE).await, "one that does not read has its share");
+        assert!(!fill(&mut modest, 2 * LARGE).await, "and no more");
+        for holder in &mut holders {
+            assert!(holder.write_all(b"more").await.is_err());
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_on_its_way_out_counts_against_the_stream_that_it_is_of() {
+        let budget: &'static Budget = Box::leak(Box::new(Budget::of(usize::MAX)));
+        let mut stream = deaf(budget);
+        assert!(fill(&mut stream, LARGE).await);
+        assert_eq!(stream.queue.lock().bytes.len(), 0, "the client has it, and does not read it");
+        assert!(fill(&mut stream, MOST).await);
+        assert!(!fill(&mut stream, LARGE).await);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_says_nothing_holds_no_memory_and_a_large_write_makes_room_for_the_next() {
+        let (to, mut heard) = mpsc::unbounded_channel();
+        let (mut stream, _said) = Elastic::new(Bytes::new(), Says(Vec::new(), false), Hears(to));
+        stream.write_all(&[0; LARGE]).await.unwrap();
+        assert!(stream.queue.lock().bytes.capacity() >= ROOM);
+        heard.recv().await.unwrap();
+        assert_eq!(stream.queue.lock().bytes.capacity(), 0);
+        stream.write_all(b"x").await.unwrap();
+        assert!(stream.queue.lock().bytes.capacity() < LARGE);
     }
 
     #[tokio::test]

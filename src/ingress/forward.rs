@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Mutex;
 
 use super::inner::Shared;
-use super::jump::{self, Arrival, reachable, right_way, turn_away};
+use super::jump::{self, Arrival, put_off, reachable, right_way, turn_away};
 use super::reception::{FromUser, ToUser};
 use super::refusal;
 use super::visit::{Visit, split};
@@ -54,7 +54,11 @@ pub(super) async fn serve(mut visit: Visit, target: Target, channel: Channel<Msg
         return;
     };
     if let Target::Tcp(arrival) = &target {
-        match reachable(arrival).await.filter(|_| !arrival.too_deep()) {
+        let reachable = match reachable(arrival).await {
+            Ok(reachable) => reachable,
+            Err(fault) => return put_off(arrival, (channel, reply), fault).await,
+        };
+        match reachable.filter(|_| !arrival.too_deep()) {
             Some(instance) => {
                 let arrival = arrival.clone();
                 reply.accept().await;
@@ -132,7 +136,8 @@ pub(super) async fn serve_offers(shared: &Arc<Shared>, opened: &Arc<Opened>, han
             continue;
         }
         let room = Arc::clone(&shared.room).try_acquire_owned();
-        let (true, Ok(room)) = (opened.authorized().may(needed), room) else {
+        let allowed = opened.authorized().may(needed) && !opened.tape().is_full();
+        let (true, Ok(room)) = (allowed, room) else {
             offer.refuse().await;
             continue;
         };
@@ -213,7 +218,7 @@ pub(super) async fn serve_plain(plain: Plain, user: Sides<FromUser, ToUser>) -> 
         Sides { ear: Resumed { first: plain.first, ended: plain.ended, rest: user.ear }, mouth: user.mouth };
     let lane = Lane { number: 1, carries: Carries::Forward(target) };
     let (read, write) = tokio::io::split(there);
-    let there = Sides { ear: Incoming(read), mouth: Outgoing(Mutex::new(write)) };
+    let there = Sides { ear: Incoming::new(read), mouth: Outgoing(Mutex::new(write)) };
     if let Some(user) = relay(&session, lane, user, there).await {
         hang_up(&user.mouth).await;
     }
@@ -247,14 +252,27 @@ impl Ear for Resumed {
     }
 }
 
-struct Incoming<R>(R);
+/// What comes from a plain stream. Small pieces lie beside one another in one buffer: each with its own would hold as much
+/// memory as the largest, for as long as it waits.
+struct Incoming<R> {
+    stream: R,
+    buffer: BytesMut,
+}
+
+impl<R> Incoming<R> {
+    fn new(stream: R) -> Self {
+        Self { stream, buffer: BytesMut::new() }
+    }
+}
 
 impl<R: AsyncRead + Unpin + Send + 'static> Ear for Incoming<R> {
     async fn next(&mut self) -> Option<ChannelMessage> {
-        let mut buffer = BytesMut::with_capacity(READ);
-        match self.0.read_buf(&mut buffer).await {
+        if self.buffer.capacity() < LITTLE {
+            self.buffer.reserve(READ);
+        }
+        match self.stream.read_buf(&mut self.buffer).await {
             Ok(0) => Some(ChannelMessage::Eof),
-            Ok(_) => Some(ChannelMessage::Data(buffer.freeze())),
+            Ok(_) => Some(ChannelMessage::Data(self.buffer.split().freeze())),
             Err(_) => None,
         }
     }
@@ -279,6 +297,34 @@ impl<W: AsyncWrite + Unpin + Send> Mouth for Outgoing<W> {
 const UNASKED: &str = "the instance offered it, and the user asked for no such thing";
 const NO_FORWARD: &str = "the access rules give no forward";
 const READ: usize = 128 * 1024;
+/// Room below which there is made more.
+const LITTLE: usize = 16 * 1024;
 /// RFC 4254 §5.1.
 const PROHIBITED: u32 = 1;
 const CONNECT_FAILED: u32 = 2;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn small_pieces_share_one_buffer_and_a_large_one_comes_whole() {
+        let (mut far, near) = tokio::io::duplex(READ);
+        let mut incoming = Incoming::new(near);
+        let mut held = Vec::new();
+        for n in 0..100 {
+            far.write_all(&[n]).await.unwrap();
+            let Some(ChannelMessage::Data(piece)) = incoming.next().await else { panic!("no data") };
+            assert_eq!(piece.as_ref(), [n]);
+            held.push(piece);
+        }
+        let begin = held[0].as_ptr() as usize;
+        assert!(held.iter().enumerate().all(|(n, piece)| piece.as_ptr() as usize == begin + n));
+        far.write_all(&[7; 64 * 1024]).await.unwrap();
+        assert!(
+            matches!(incoming.next().await, Some(ChannelMessage::Data(piece)) if piece.len() == 64 * 1024)
+        );
+        drop(far);
+        assert_eq!(incoming.next().await, Some(ChannelMessage::Eof));
+    }
+}

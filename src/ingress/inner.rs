@@ -216,18 +216,24 @@ impl Inner {
     }
 
     /// A channel's way to the session, if there is room for one more.
-    fn visit(&self, handle: Handle) -> Option<(Visit, OwnedSemaphorePermit)> {
-        let room = Arc::clone(&self.shared.room).try_acquire_owned().ok()?;
-        let number = self.shared.channels.fetch_add(1, Ordering::Relaxed);
+    fn visit(&self, handle: Handle) -> Result<(Visit, OwnedSemaphorePermit), ChannelOpenFailure> {
+        let room = Arc::clone(&self.shared.room).try_acquire_owned();
+        let room = room.map_err(|_| ChannelOpenFailure::ResourceShortage)?;
         let id = self.shared.id.to_string();
-        Some((Visit::new(self.outcome.clone(), id, number, handle), room))
+        if matches!(&*self.outcome.borrow(), Some(Ok(opened)) if opened.tape().is_full()) {
+            let reason =
+                format!("This session has had as many channels as one may: begin a new one (session {id})");
+            return Err(ChannelOpenFailure::Other { code: RESOURCE_SHORTAGE, reason });
+        }
+        let number = self.shared.channels.fetch_add(1, Ordering::Relaxed);
+        Ok((Visit::new(self.outcome.clone(), id, number, handle), room))
     }
 
     async fn forward(&self, target: Target, asked: (Channel<Msg>, ChannelOpenHandle), handle: Handle) {
         let (channel, reply) = asked;
-        let Some((visit, room)) = self.visit(handle) else {
-            reply.reject(ChannelOpenFailure::ResourceShortage).await;
-            return;
+        let (visit, room) = match self.visit(handle) {
+            Ok(visit) => visit,
+            Err(full) => return reply.reject(full).await,
         };
         tokio::spawn(async move {
             forward::serve(visit, target, channel, reply).await;
@@ -384,9 +390,12 @@ impl server::Handler for Inner {
         reply: ChannelOpenHandle,
         session: &mut Session,
     ) -> Result<(), russh::Error> {
-        let Some((visit, room)) = self.visit(session.handle()) else {
-            reply.reject(ChannelOpenFailure::ResourceShortage).await;
-            return Ok(());
+        let (visit, room) = match self.visit(session.handle()) {
+            Ok(visit) => visit,
+            Err(full) => {
+                reply.reject(full).await;
+                return Ok(());
+            }
         };
         tokio::spawn(async move {
             serve_channel(visit, channel, reply).await;
@@ -496,6 +505,8 @@ impl server::Handler for Inner {
 
 /// Sessions in one connection, as OpenSSH's MaxSessions bounds them.
 const MOST_CHANNELS: u32 = 32;
+/// RFC 4254 §5.1.
+const RESOURCE_SHORTAGE: u32 = 4;
 /// How long a client whose session did not open may take to ask for a channel.
 const ASK: Duration = Duration::from_secs(3);
 /// Time for a sentence to reach the user before the connection goes.

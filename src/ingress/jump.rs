@@ -59,14 +59,24 @@ pub(super) async fn jump(arrival: Arrival, channel: Channel<Msg>, reply: Channel
         reply.reject(ChannelOpenFailure::Other { code: 1, reason }).await;
         return;
     }
-    let Some(instance) = reachable(&arrival).await else {
-        return turn_away(arrival, channel, reply).await;
+    let instance = match reachable(&arrival).await {
+        Ok(Some(instance)) => instance,
+        Ok(None) => return turn_away(arrival, channel, reply).await,
+        Err(fault) => return put_off(&arrival, (channel, reply), fault).await,
     };
     reply.accept().await;
     let id = channel.id();
     let (mut ear, mouth) = split(channel, handle, id);
     let first = first_bytes(&mut ear, FIRST_BYTES).await;
-    let forward = forward_login(&arrival, &instance).await;
+    let forward = match forward_login(&arrival, &instance).await {
+        Ok(forward) => forward,
+        // What is SSH needs none.
+        Err(_) if matches!(first, FirstBytes::Ssh(_)) => None,
+        Err(fault) => {
+            audit_forward(&arrival, format!("{fault} (request {request})")).await;
+            return forward::hang_up(&mouth).await;
+        }
+    };
     let sshs = arrival.is_ssh(&instance);
     let instance = Arc::new(instance);
     let ended = matches!(first, FirstBytes::Ended(_));
@@ -125,6 +135,20 @@ pub(super) async fn turn_away(arrival: Arrival, channel: Channel<Msg>, reply: Ch
     refusal::refuse(channel, reply, reason, arrival.stdio).await;
 }
 
+/// Refuses for the bastion's own fault: whether there is such an instance, and whether the caller may enter it, is not known.
+pub(super) async fn put_off(
+    arrival: &Arrival,
+    (channel, reply): (Channel<Msg>, ChannelOpenHandle),
+    fault: StoreFault,
+) {
+    let request = Uuid::now_v7();
+    audit_refusal(arrival, format!("{fault} (request {request})")).await;
+    let reason = format!(
+        "The bastion cannot look up where you may go now; try again, or tell your administrator (request {request})"
+    );
+    refusal::refuse(channel, reply, reason, arrival.stdio).await;
+}
+
 /// How SSH gets to where it is recorded.
 pub(super) fn right_way(house: &House, user: &UserName) -> String {
     let bastion = house.bastion();
@@ -174,13 +198,19 @@ impl Arrival {
     }
 }
 
+/// Internal: the store could not be read, so nothing was decided.
+#[derive(Debug, thiserror::Error)]
+#[error("not decided: the store is unavailable: {0}")]
+pub(super) struct StoreFault(#[from] keystore::Error);
+
 /// A login on the instance with which the caller may forward.
-async fn forward_login(arrival: &Arrival, instance: &Instance) -> Option<Login> {
+async fn forward_login(arrival: &Arrival, instance: &Instance) -> Result<Option<Login>, StoreFault> {
     let house = &arrival.house;
-    let user = house.vault.get::<User>(arrival.caller.user().as_str()).await.ok().flatten()?;
+    let user = house.vault.get::<User>(arrival.caller.user().as_str()).await?;
+    let Some(user) = user else { return Ok(None) };
     let facts = Facts { user: &user.name, roles: &user.roles, source: arrival.caller.source().ip() };
     let open = house.rulebook.load().reachable(&facts, instance, Timestamp::now());
-    open.into_iter().find(|(_, can)| can.contains(&Capability::Forward)).map(|(login, _)| login)
+    Ok(open.into_iter().find(|(_, can)| can.contains(&Capability::Forward)).map(|(login, _)| login))
 }
 
 async fn audit_forward(arrival: &Arrival, reason: String) {
@@ -195,25 +225,23 @@ async fn audit_forward(arrival: &Arrival, reason: String) {
 }
 
 /// The instance that is meant, if any rule lets the caller in there now.
-pub(super) async fn reachable(arrival: &Arrival) -> Option<Instance> {
+///
+/// # Errors
+/// [`StoreFault`]: nobody knows.
+pub(super) async fn reachable(arrival: &Arrival) -> Result<Option<Instance>, StoreFault> {
     let house = &arrival.house;
     if arrival.is_loopback() {
-        return None;
+        return Ok(None);
     }
-    let instances = match house.vault.list::<Instance>().await {
-        Ok(instances) => instances,
-        Err(error) => {
-            tracing::error!(%error, "store.failed");
-            return None;
-        }
-    };
-    let instance = Instance::meant(&instances, &arrival.asked, Some(arrival.port))?.clone();
+    let instances = house.vault.list::<Instance>().await?;
     // Roles as they are now, not as they were at login.
-    let user = house.vault.get::<User>(arrival.caller.user().as_str()).await.ok().flatten()?;
+    let user = house.vault.get::<User>(arrival.caller.user().as_str()).await?;
+    let meant = Instance::meant(&instances, &arrival.asked, Some(arrival.port)).cloned();
+    let Some((instance, user)) = meant.zip(user) else { return Ok(None) };
     let source = arrival.caller.source().ip();
     let facts = Facts { user: &user.name, roles: &user.roles, source };
     let open = house.rulebook.load().reachable(&facts, &instance, Timestamp::now());
-    (!open.is_empty()).then_some(instance)
+    Ok((!open.is_empty()).then_some(instance))
 }
 
 async fn audit_refusal(arrival: &Arrival, reason: String) {

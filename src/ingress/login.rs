@@ -5,6 +5,7 @@
 
 mod certificate;
 mod enrolment;
+mod lapse;
 mod refused;
 
 use std::collections::BTreeSet;
@@ -14,9 +15,10 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use keystore::ssh::PublicKey;
-use keystore::{User, UserKey};
+use keystore::{User, UserKey, UserName};
 use russh::server::Auth;
 use russh::{MethodKind, MethodSet};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::outer::append;
@@ -25,12 +27,13 @@ use super::stream::Phase;
 use crate::audit::Event;
 use crate::auth::{
     Authenticated, Enrolling, Invited, KeyVerified, Knock, LoginFault, SignedKey, Spared, Unauthenticated,
-    any_invited, forget_key, looks_like_invitation, mfa, offered_key_known, remember,
+    any_invited, forget_key, looks_like_invitation, mfa, offered_key, remember,
 };
 use crate::config::Config;
 use crate::guard::Admitted;
 use crate::rotation::notice;
 use crate::session::House;
+pub(super) use lapse::{Proven, lapsed, part};
 use refused::RefusedOffer;
 pub(super) use refused::words_for;
 
@@ -47,6 +50,8 @@ pub(super) struct Gate {
     inviting: bool,
     stranger: Stranger,
     refused: Option<RefusedOffer>,
+    /// What was proven while more is due: whoever serves the connection ends it once that counts no more.
+    proven: watch::Sender<Option<Proven>>,
 }
 
 /// The first key of a connection that is not the user's. A client that has offered all its keys in vain never signs
@@ -73,6 +78,20 @@ enum Door {
     Shut,
 }
 
+impl Door {
+    /// For whom something was proven.
+    fn user(&self) -> Option<&UserName> {
+        match self {
+            Self::Outside(_) | Self::Shut => None,
+            Self::Hall(verified) => Some(verified.user()),
+            Self::Invited(invited) => Some(invited.user()),
+            Self::Enrolling(enrolling) => Some(enrolling.user()),
+            Self::Enrolled(caller) => Some(caller.user()),
+            Self::Inside(caller) => Some(caller.user()),
+        }
+    }
+}
+
 impl Gate {
     pub(super) async fn new(house: Arc<House>, admitted: Admitted, phase: Phase) -> Self {
         let config = house.config();
@@ -80,7 +99,13 @@ impl Gate {
         let door = Door::Outside(Unauthenticated::new(&admitted, &config.keys));
         let source = admitted.addr();
         let (admitted, stranger) = (Some(admitted), Stranger::None);
-        Self { house, config, admitted, source, phase, door, inviting, stranger, refused: None }
+        let (refused, proven) = (None, watch::Sender::new(None));
+        Self { house, config, admitted, source, phase, door, inviting, stranger, refused, proven }
+    }
+
+    /// Hears what is proven while more is due.
+    pub(super) fn proves(&self) -> watch::Receiver<Option<Proven>> {
+        self.proven.subscribe()
     }
 
     /// What a stranger may begin with: the same for everyone.
@@ -106,18 +131,17 @@ impl Gate {
         self.void_if_changed(user);
         let (vault, rules) = (&self.house.vault, &*self.config.keys);
         let worth_while = match &self.door {
-            Door::Invited(invited) => invited.welcomes(vault, user, key, now).await,
-            _ => offered_key_known(vault, Knock { user, key, source: self.source.ip(), rules }, now).await,
+            Door::Invited(invited) if invited.welcomes(vault, user, key, now).await => Ok(()),
+            Door::Invited(_) => Err(LoginFault::UnknownKey),
+            _ => offered_key(vault, Knock { user, key, source: self.source.ip(), rules }, now).await,
         };
-        if worth_while {
-            return Auth::Accept;
-        }
+        let Err(fault) = worth_while else { return Auth::Accept };
         let first = matches!((&self.door, &self.stranger), (Door::Outside(_), Stranger::None));
         if self.inviting && first && rules.accepted.admits(key).is_ok() {
             self.stranger = Stranger::Asked;
             return Auth::Accept;
         }
-        self.note_refused(user, key, None);
+        self.note_refused((user, key), &fault);
         tokio::time::sleep_until(since + OFFER).await;
         Auth::reject()
     }
@@ -125,6 +149,7 @@ impl Gate {
     /// A key whose signature of this request is right.
     pub(super) async fn signed(&mut self, user: &str, signed: SignedKey<'_>) -> Auth {
         let (since, SignedKey { key, user_verified }) = (Instant::now(), signed);
+        self.void_if_changed(user);
         if self.locked_down() {
             return self.keep_out(user, since).await;
         }
@@ -146,14 +171,14 @@ impl Gate {
             Err((outside, fault)) => {
                 self.door = Door::Outside(outside);
                 if matches!(self.stranger, Stranger::Asked) {
-                    self.note_refused(user, key, None);
+                    self.note_refused((user, key), &fault);
                     self.stranger =
                         Stranger::Signed { user: user.to_owned(), key: key.clone(), user_verified };
                     tokio::time::sleep_until(since + OFFER).await;
                     return Auth::reject();
                 }
                 self.failed(user, Some(key), fault.reason()).await;
-                self.refuse(since, self.first_methods()).await
+                self.refuse_for(&fault, since, self.first_methods()).await
             }
         }
     }
@@ -165,7 +190,7 @@ impl Gate {
         match verified.without_code(&self.house.vault, spared, Timestamp::now()).await {
             Ok(caller) => self.enter(caller, since).await,
             Err(verified) => {
-                self.door = Door::Hall(verified);
+                self.wait_at(Door::Hall(verified));
                 self.phase.key_proven();
                 proceed(MethodKind::KeyboardInteractive)
             }
@@ -174,6 +199,9 @@ impl Gate {
 
     /// The peer wants to be asked.
     pub(super) async fn question(&mut self, user: &str) -> Auth {
+        if self.void_if_changed(user) {
+            return self.changed(user).await;
+        }
         match &self.door {
             Door::Hall(verified) if verified.user().as_str() == user => {
                 ask(self.notice(verified.key()).await, CODE_PROMPT, false)
@@ -192,6 +220,9 @@ impl Gate {
 
     /// The peer answers.
     pub(super) async fn answer(&mut self, user: &str, answer: &str) -> Auth {
+        if self.void_if_changed(user) {
+            return self.changed(user).await;
+        }
         match &self.door {
             Door::Hall(verified) if verified.user().as_str() == user => {}
             Door::Enrolling(enrolling) if enrolling.user().as_str() == user => {}
@@ -210,7 +241,14 @@ impl Gate {
             Door::Hall(verified) => self.code_given(verified, (user, answer), since).await,
             Door::Outside(outside) => self.invited(outside, (user, answer), since).await,
             Door::Enrolling(enrolling) => self.confirmed(*enrolling, (user, answer), since).await,
-            Door::Enrolled(caller) if self.still_in_use(&caller).await => self.enter(*caller, since).await,
+            Door::Enrolled(caller) => match self.still_in_use(&caller).await {
+                Ok(true) => self.enter(*caller, since).await,
+                still => {
+                    self.door = Door::Enrolled(caller);
+                    let fault = still.map_or_else(LoginFault::from, |_| LoginFault::UnknownKey);
+                    self.refuse_for(&fault, since, self.first_methods()).await
+                }
+            },
             other => {
                 self.door = other;
                 self.refuse(since, self.first_methods()).await
@@ -229,39 +267,39 @@ impl Gate {
     /// Nothing was proven for this user name.
     async fn stranger(&mut self, user: &str) -> Auth {
         let since = Instant::now();
-        let mut reason = "code before key";
-        if self.void() {
-            reason = LoginFault::UserChanged.reason();
-        }
-        self.failed(user, None, reason).await;
+        self.failed(user, None, "code before key").await;
         self.refuse(since, self.first_methods()).await
     }
 
-    fn void_if_changed(&mut self, user: &str) {
-        let changed = match &self.door {
-            Door::Hall(verified) => verified.user().as_str() != user,
-            Door::Invited(invited) => invited.user().as_str() != user,
-            Door::Enrolling(enrolling) => enrolling.user().as_str() != user,
-            _ => false,
-        };
-        if changed {
-            self.void();
-        }
+    /// Something was proven, and for another user name.
+    async fn changed(&mut self, user: &str) -> Auth {
+        let since = Instant::now();
+        self.failed(user, None, LoginFault::UserChanged.reason()).await;
+        self.refuse(since, self.first_methods()).await
     }
 
-    /// RFC 4252 §5: a changed user name voids every factor. Says whether there was one.
-    fn void(&mut self) -> bool {
-        let outside = match std::mem::replace(&mut self.door, Door::Shut) {
-            Door::Hall(verified) => verified.void(),
-            Door::Invited(invited) => invited.void(),
-            Door::Enrolling(enrolling) => enrolling.void(),
-            other => {
-                self.door = other;
-                return false;
-            }
-        };
-        self.door = Door::Outside(outside);
-        true
+    /// RFC 4252 §5: a changed user name voids every factor. Each request begins with this; says whether there was one.
+    fn void_if_changed(&mut self, user: &str) -> bool {
+        let changed = self.door.user().is_some_and(|proven| proven.as_str() != user);
+        if changed {
+            // Who is inside proves nothing more (RFC 4252 §5.1).
+            let outside = self.admitted.as_ref().map(|by| Unauthenticated::new(by, &self.config.keys));
+            self.door = outside.map_or(Door::Shut, Door::Outside);
+            self.proven.send_replace(None);
+        }
+        changed
+    }
+
+    /// As after an enrolment.
+    #[cfg(test)]
+    pub(super) fn enrolled_as(&mut self, caller: Authenticated) {
+        self.wait_at(Door::Enrolled(Box::new(caller)));
+    }
+
+    /// Something is proven, and more is due.
+    fn wait_at(&mut self, door: Door) {
+        self.door = door;
+        self.proven.send_replace(Proven::of(&self.door));
     }
 
     async fn code_given(
@@ -283,7 +321,8 @@ impl Gate {
                 let (user, source_ip) = (verified.user().to_string(), self.source.ip().to_string());
                 self.door = Door::Hall(verified);
                 self.audit(Event::MfaFailed { user, source_ip, reason: fault.reason().to_owned() }).await;
-                self.refuse(since, MethodSet::from([MethodKind::KeyboardInteractive].as_slice())).await
+                self.refuse_for(&fault, since, MethodSet::from([MethodKind::KeyboardInteractive].as_slice()))
+                    .await
             }
         }
     }
@@ -317,10 +356,10 @@ impl Gate {
     }
 
     /// Minutes may have passed while the recovery codes were written down.
-    async fn still_in_use(&self, caller: &Authenticated) -> bool {
+    async fn still_in_use(&self, caller: &Authenticated) -> Result<bool, keystore::Error> {
         let (vault, now) = (&self.house.vault, Timestamp::now());
-        let user = vault.get::<User>(caller.user().as_str()).await.ok().flatten();
-        let key = vault.get::<UserKey>(caller.key()).await.ok().flatten();
+        let user = vault.get::<User>(caller.user().as_str()).await?;
+        let key = vault.get::<UserKey>(caller.key()).await?;
         let counts = match key {
             Some(key) => key.usable(now),
             None => {
@@ -328,7 +367,7 @@ impl Gate {
                 standing.is_some_and(|(_, counts)| counts)
             }
         };
-        user.is_some_and(|user| user.barred(now).is_none()) && counts
+        Ok(user.is_some_and(|user| user.barred(now).is_none()) && counts)
     }
 
     /// All is proven: once the trail says so, the peer is inside.
@@ -336,8 +375,9 @@ impl Gate {
         if self.locked_down() {
             return self.keep_out(caller.user().as_str(), since).await;
         }
+        // Store and trail are the bastion's: who finds them broken is turned away, and not to blame.
         if caller.confirms() && !self.confirm(&caller).await {
-            return self.refuse(since, self.first_methods()).await;
+            return self.turn_away(since, self.first_methods()).await;
         }
         let event = Event::SshLoginSucceeded {
             user: caller.user().to_string(),
@@ -346,13 +386,14 @@ impl Gate {
             certificate: caller.certificate(),
         };
         if !self.audit(event).await {
-            return self.refuse(since, self.first_methods()).await;
+            return self.turn_away(since, self.first_methods()).await;
         }
         self.suspect_sharing(&caller).await;
         // The slot of the unauthenticated is given back.
         drop(self.admitted.take());
         self.house.guard.succeeded(self.source.ip());
         self.phase.logged_in();
+        self.proven.send_replace(None);
         self.door = Door::Inside(Arc::new(caller));
         Auth::Accept
     }
@@ -418,9 +459,22 @@ impl Gate {
         }
     }
 
+    /// Refuses, and counts the failure against the source if it is the peer's.
+    async fn refuse_for(&self, fault: &LoginFault, since: Instant, next: MethodSet) -> Auth {
+        match fault.is_peers() {
+            true => self.refuse(since, next).await,
+            false => self.turn_away(since, next).await,
+        }
+    }
+
     /// Counts the failure against the source and refuses, `since` + [`REFUSAL`].
     async fn refuse(&self, since: Instant, next: MethodSet) -> Auth {
         count_failure(&self.house, self.source.ip()).await;
+        self.turn_away(since, next).await
+    }
+
+    /// Refuses in the same words and time, and blames nobody.
+    async fn turn_away(&self, since: Instant, next: MethodSet) -> Auth {
         tokio::time::sleep_until(since + REFUSAL).await;
         Auth::Reject { proceed_with_methods: Some(next), partial_success: false }
     }
@@ -429,16 +483,14 @@ impl Gate {
 impl Drop for Gate {
     fn drop(&mut self) {
         // Whoever only offered keys and left without any proof has failed once, as sshd counts it.
-        if let (Door::Outside(_), Some(RefusedOffer { user, key, certificate })) =
-            (&self.door, self.refused.take())
-        {
+        if let (Door::Outside(_), Some(refused)) = (&self.door, self.refused.take()) {
             let (house, source) = (Arc::clone(&self.house), self.source.ip());
-            let reason = certificate.unwrap_or("no offered key is accepted").to_owned();
             tokio::spawn(async move {
-                let source_ip = source.to_string();
-                let event = Event::SshLoginFailed { user, source_ip, key: Some(key), reason };
-                append(&house, event).await;
-                count_failure(&house, source).await;
+                let (source_ip, counts) = (source.to_string(), refused.counts());
+                append(&house, refused.event(source_ip)).await;
+                if counts {
+                    count_failure(&house, source).await;
+                }
             });
         }
     }

@@ -16,6 +16,8 @@ mod prompts;
 mod reception;
 mod refusal;
 mod stream;
+#[cfg(test)]
+pub(crate) mod testing;
 mod visit;
 
 use std::borrow::Cow;
@@ -54,15 +56,24 @@ pub async fn serve_connection(house: Arc<House>, desk: Arc<dyn Desk>, admitted: 
             Err(error) => tracing::error!(%error, "host.certificate_failed: serving the plain host key"),
         }
     }
-    let handler = outer::Outer::new(house, desk, gate, sever);
-    let running = match server::run_stream(Arc::new(config), stream, handler).await {
+    let proves = gate.proves();
+    let handler = outer::Outer::new(Arc::clone(&house), desk, gate, sever.clone());
+    let mut running = match server::run_stream(Arc::new(config), stream, handler).await {
         Ok(running) => running,
         Err(error) => {
             tracing::debug!(%error, "connection.not_ssh");
             return;
         }
     };
-    if let Err(error) = running.await {
+    let handle = running.handle();
+    let ended = tokio::select! {
+        ended = &mut running => ended,
+        event = login::lapsed(&house, source.ip(), proves) => {
+            tokio::join!(outer::append(&house, event), login::part(handle, sever, &mut running));
+            return;
+        }
+    };
+    if let Err(error) = ended {
         match nothing_in_common(&error, settings.transport) {
             // Its client says so too, but to somebody else than the operator who chose what is spoken.
             Some(why) => tracing::info!(%source, %why, "connection.nothing_in_common"),

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::ledger::ChannelSummary;
-use super::message::{ChannelMessage, Direction};
+use super::message::{ChannelMessage, Direction, SessionId};
 use super::operations::Operation;
 use super::summary::SessionEnd;
 use super::tape::Mode;
@@ -41,6 +41,25 @@ pub struct Header {
     /// Rewritten at its end in large frames, each of which can be read without the one before.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub packed: bool,
+}
+
+impl Header {
+    /// Of a session of which no more is known than that it was.
+    pub(super) fn unknown(id: SessionId) -> Self {
+        let unknown = || "unknown".to_owned();
+        Self {
+            id: id.to_string(),
+            user: unknown(),
+            login: unknown(),
+            instance: unknown(),
+            source_ip: unknown(),
+            key: unknown(),
+            started_at: id.began(),
+            recording: Mode::default(),
+            parent: None,
+            packed: false,
+        }
+    }
 }
 
 /// One thing on a tape.

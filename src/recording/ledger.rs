@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::message::{ChannelMessage, Direction};
 use super::operations::Operation;
 use super::tape::Terms;
-use channel::Channel;
+use channel::{Channel, shortened};
 
 /// How much of a channel lies on the tape.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,6 +73,17 @@ pub struct ChannelSummary {
 }
 
 impl ChannelSummary {
+    /// Bytes that it takes up in the summary of its session.
+    fn written(&self) -> usize {
+        serde_json::to_vec(self).map_or(0, |text| text.len() + 1)
+    }
+
+    /// What was to be kept and could not be written.
+    fn unkept(&mut self, bytes: u64, why: &str) {
+        self.captured_bytes = self.captured_bytes.saturating_sub(bytes);
+        self.reason.get_or_insert_with(|| format!("recording failed: {why}"));
+    }
+
     /// Why not all that passed lies on the tape: bytes that do not, and the reason; none if all does.
     pub fn gaps(&self) -> Vec<(u64, String)> {
         let mut gaps = Vec::new();
@@ -102,13 +113,22 @@ pub(super) enum Kept {
 }
 
 pub(super) struct Ledger {
-    channels: BTreeMap<u32, Channel>,
+    open: BTreeMap<u32, Channel>,
+    /// A session may have many thousands of channels: of one that is over no more than this is kept.
+    over: BTreeMap<u32, ChannelSummary>,
     terms: Terms,
+    /// Bytes that those take up in the summary.
+    told: usize,
 }
 
 impl Ledger {
     pub(super) fn new(terms: Terms) -> Self {
-        Self { channels: BTreeMap::new(), terms }
+        Self { open: BTreeMap::new(), over: BTreeMap::new(), terms, told: 0 }
+    }
+
+    /// Whether one channel more could make the summary too long to be read back.
+    pub(super) fn is_full(&self) -> bool {
+        self.told >= MOST_TOLD
     }
 
     pub(super) fn opened(&mut self, number: u32) {
@@ -117,7 +137,7 @@ impl Ledger {
 
     pub(super) fn forward(&mut self, number: u32, target: &str) {
         let hashed = !self.terms.counts_forwards;
-        self.channel(number).forward(target, hashed);
+        self.channel(number).forward(&shortened(target), hashed);
     }
 
     pub(super) fn observe(&mut self, number: u32, direction: Direction, message: &ChannelMessage) -> Kept {
@@ -154,18 +174,21 @@ impl Ledger {
 
     /// So many bytes that were counted as kept never came to the disk.
     pub(super) fn unkept(&mut self, number: u32, bytes: u64, why: &str) {
-        self.channel(number).unkept(bytes, why);
+        match self.over.get_mut(&number) {
+            Some(summary) => summary.unkept(bytes, why),
+            None => self.channel(number).unkept(bytes, why),
+        }
     }
 
     /// The operations that a message has completed.
     pub(super) fn operations(&mut self, number: u32) -> Vec<Operation> {
-        self.channels.get_mut(&number).map(Channel::take_operations).unwrap_or_default()
+        self.open.get_mut(&number).map(Channel::take_operations).unwrap_or_default()
     }
 
     /// The lines typed at a terminal that a message has shown, if they are kept.
     pub(super) fn typed(&mut self, number: u32) -> Vec<Vec<u8>> {
         let keeps = self.terms.typed;
-        let lines = self.channels.get_mut(&number).map(Channel::take_typed).unwrap_or_default();
+        let lines = self.open.get_mut(&number).map(Channel::take_typed).unwrap_or_default();
         if !keeps {
             return Vec::new();
         }
@@ -178,29 +201,50 @@ impl Ledger {
         self.channel(number).typed_kept(bytes);
     }
 
-    /// The channel is over: ends the operations that are still open.
+    /// The channel closed: ends the operations that are still open.
     pub(super) fn closed(&mut self, number: u32) {
-        if let Some(channel) = self.channels.get_mut(&number) {
+        if let Some(channel) = self.open.get_mut(&number) {
             channel.end_observer();
         }
     }
 
-    /// Every channel.
+    /// The channel is over, and its operations were taken: what it needed while it ran is given back.
+    pub(super) fn over(&mut self, number: u32) -> Option<ChannelSummary> {
+        if let Some(channel) = self.open.remove(&number) {
+            let summary = channel.summary();
+            self.told += summary.written();
+            self.over.insert(number, summary);
+        }
+        self.over.get(&number).cloned()
+    }
+
+    /// Every channel that is open.
     pub(super) fn numbers(&self) -> Vec<u32> {
-        self.channels.keys().copied().collect()
+        self.open.keys().copied().collect()
     }
 
     pub(super) fn summaries(&self) -> Vec<ChannelSummary> {
-        self.channels.values().map(Channel::summary).collect()
+        let mut all: Vec<_> = self.over.values().cloned().chain(self.summaries_of_open()).collect();
+        all.sort_by_key(|summary| summary.channel);
+        all
+    }
+
+    /// Those of the channels that are not over.
+    pub(super) fn summaries_of_open(&self) -> Vec<ChannelSummary> {
+        self.open.values().map(Channel::summary).collect()
     }
 
     pub(super) fn summary(&self, number: u32) -> Option<ChannelSummary> {
-        self.channels.get(&number).map(Channel::summary)
+        self.open.get(&number).map(Channel::summary).or_else(|| self.over.get(&number).cloned())
     }
 
+    /// The channel, which is open from now on if it was not.
     fn channel(&mut self, number: u32) -> &mut Channel {
         let hashing = self.terms.hashing;
-        self.channels.entry(number).or_insert_with(|| Channel::new(number, hashing))
+        self.open.entry(number).or_insert_with(|| match self.over.remove(&number) {
+            Some(summary) => Channel::again(summary, hashing),
+            None => Channel::new(number, hashing),
+        })
     }
 }
 
@@ -209,4 +253,7 @@ fn is_zero(count: &u64) -> bool {
     *count == 0
 }
 
+/// Half of what is read back of a summary: those who are open still, and what fails later, have the other half. It is
+/// thirty thousand commands of a line, or two thousand of the longest.
+const MOST_TOLD: usize = 32 << 20;
 const TYPED: &str = "typed at a terminal: counted, not kept, since it holds passwords that no screen showed";

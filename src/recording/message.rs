@@ -19,6 +19,16 @@ impl SessionId {
         let nanos = u32::try_from(millis % 1000).unwrap_or(0) * 1_000_000;
         Self(Uuid::new_v7(uuid::Timestamp::from_unix(uuid::NoContext, millis / 1000, nanos)))
     }
+
+    /// When its session began, to the millisecond: it stands in the id (RFC 9562 §5.7).
+    pub(super) fn began(self) -> Timestamp {
+        let (seconds, nanos) = self.0.get_timestamp().map_or((0, 0), |at| at.to_unix());
+        let nanos = i32::try_from(nanos).unwrap_or(0);
+        i64::try_from(seconds)
+            .ok()
+            .and_then(|s| Timestamp::new(s, nanos).ok())
+            .unwrap_or(Timestamp::UNIX_EPOCH)
+    }
 }
 
 impl fmt::Display for SessionId {

@@ -135,8 +135,6 @@ struct State {
     pending: Records,
     /// What came before those, in frames of its own: no frame may grow too long to be written.
     full: Vec<Records>,
-    /// Channels whose last word is on the tape.
-    closed: BTreeSet<u32>,
     latest: u64,
     operations: VecDeque<(u32, Operation)>,
     /// What is taken, and what of it lies on the disk.
@@ -175,7 +173,6 @@ pub(super) fn start(header: Header, writer: Writer, files: Files, terms: Terms) 
     let state = State {
         pending: Records::default(),
         full: Vec::new(),
-        closed: BTreeSet::new(),
         latest: 0,
         operations: VecDeque::new(),
         reach: Reach::default(),
@@ -231,11 +228,15 @@ impl Tape {
         deck.close_operations(&[number]);
         let mut closed = None;
         deck.put(|state| {
-            closed = state.ledger.summary(number);
-            state.closed.insert(number);
+            closed = state.ledger.over(number);
             Some((number, What::Closed(closed.clone()?)))
         });
         closed.or_else(|| deck.lock().ledger.summary(number))
+    }
+
+    /// Whether the session has had as many channels as can be told of it: it may open no more.
+    pub fn is_full(&self) -> bool {
+        self.deck().lock().ledger.is_full()
     }
 
     /// The next completed operation on a file, and its channel; waits for one. Cancel-safe.

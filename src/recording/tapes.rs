@@ -273,7 +273,12 @@ impl Tapes {
                     self.known.learn(id, &summary);
                     found.push(Arc::unwrap_or_clone(summary));
                 }
-                Err(error) => tracing::error!(%error, session.id = %id, "tape.summary_unreadable"),
+                // Its recording was deleted meanwhile.
+                Err(TapeError::Missing(_)) => {}
+                Err(error) => {
+                    tracing::error!(%error, session.id = %id, "tape.summary_unreadable");
+                    found.push(self.unread(id, &error));
+                }
             }
         }
         found

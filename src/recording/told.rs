@@ -59,8 +59,10 @@ impl Telling {
     pub(super) fn hear(&mut self, record: &Record) {
         self.last = record.millis;
         match &record.what {
-            What::Counted(summary) | What::Closed(summary) => {
+            What::Counted(summary) => drop(self.told.insert(record.channel, summary.clone())),
+            What::Closed(summary) => {
                 self.told.insert(record.channel, summary.clone());
+                self.ledger.over(record.channel);
             }
             What::Opened => self.ledger.opened(record.channel),
             what => {

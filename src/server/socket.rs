@@ -10,6 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::admin::{Caller, Keyboard, MAX_REQUEST, Output, Reply, Request, execute};
 use crate::session::House;
@@ -28,17 +29,18 @@ pub(super) fn bind(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Serves the socket until `stop`.
+/// Serves the socket until `stop`; what was asked before is still answered then, if that takes no longer than a moment.
 pub(super) async fn serve(listener: UnixListener, house: Arc<House>, stop: CancellationToken) {
+    let conversations = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => break,
             accepted = listener.accept() => accepted,
         };
         match accepted {
             Ok((stream, _)) => {
                 let house = Arc::clone(&house);
-                tokio::spawn(async move {
+                conversations.spawn(async move {
                     if let Err(error) = converse(stream, &house).await {
                         tracing::debug!(%error, "admin.conversation_ended");
                     }
@@ -49,6 +51,10 @@ pub(super) async fn serve(listener: UnixListener, house: Arc<House>, stop: Cance
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }
         }
+    }
+    conversations.close();
+    if tokio::time::timeout(LAST_WORDS, conversations.wait()).await.is_err() {
+        tracing::debug!("admin.conversations_left");
     }
 }
 
@@ -105,6 +111,8 @@ async fn converse(mut stream: UnixStream, house: &House) -> io::Result<()> {
 }
 
 const CTRL_C: u8 = 3;
+/// How long the last answers may take to be written.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 async fn read(stream: &mut UnixStream) -> io::Result<Request> {
     let length = stream.read_u32().await?;

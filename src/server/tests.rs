@@ -3,12 +3,15 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use keystore::backend::Memory;
 use keystore::rules::KeyKind;
-use keystore::{Ended, KeyRules, User, UserKey};
+use keystore::seal::MasterKey;
+use keystore::{Ended, KeyRules, User, UserKey, UserKind, Vault};
 
 use super::{init, run};
 use crate::auth::testing;
 use crate::config::Config;
+use crate::ingress::testing::{Heard, Peer, reaches};
 use crate::session::{House, LiveInfo, LoggedIn, enter, still_in};
 
 async fn house(dir: &Path) -> House {
@@ -121,4 +124,118 @@ async fn one_user_takes_no_more_than_a_share_and_the_neighbour_takes_hers() {
     assert_eq!(house.registry.live().len(), 2);
     drop(held);
     assert_eq!(enters(&house).await, None);
+}
+
+/// Where the peers of these tests come from.
+const SOURCE: &str = "192.0.2.9:4022";
+
+async fn peer(house: &Arc<House>) -> Peer {
+    Peer::from(house, SOURCE.parse().unwrap()).await.expect("nobody is banned")
+}
+
+async fn is_banned(house: &House) -> bool {
+    // What a connection leaves behind is counted in a task of its own.
+    for _ in 0..20 {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    house.guard.banned("192.0.2.9".parse().unwrap(), jiff::Timestamp::now()).is_some()
+}
+
+#[tokio::test]
+async fn a_trail_that_refuses_bans_nobody_who_could_come_in_and_six_wrong_keys_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let house = Arc::new(house(dir.path()).await);
+    let (own, strange) = (testing::public_key(3), testing::public_key(4));
+    let from = vec!["192.0.2.0/24".parse().unwrap()];
+    let service = User { kind: UserKind::Service, from, ..testing::user("backup", &[]) };
+    house.vault.insert(&service).await.unwrap();
+    house.vault.insert(&testing::user_key("backup", &own)).await.unwrap();
+    house.trail.refuses.store(true, std::sync::atomic::Ordering::Relaxed);
+    for _ in 0..7 {
+        assert_eq!(peer(&house).await.signs("backup", &own).await, Heard::Refused);
+    }
+    assert!(!is_banned(&house).await);
+    house.trail.refuses.store(false, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(peer(&house).await.signs("backup", &own).await, Heard::In);
+    for _ in 0..7 {
+        let Some(mut peer) = Peer::from(&house, SOURCE.parse().unwrap()).await else { break };
+        assert_eq!(peer.signs("backup", &strange).await, Heard::Refused);
+    }
+    assert!(is_banned(&house).await);
+}
+
+#[tokio::test]
+async fn a_store_that_cannot_be_read_bans_nobody_and_six_connections_that_offer_only_wrong_keys_are_banned() {
+    let dir = tempfile::tempdir().unwrap();
+    let whole = house(dir.path()).await;
+    let (own, strange) = (testing::public_key(1), testing::public_key(4));
+    // What was written under one master key does not open under another.
+    let memory = Arc::new(Memory::default());
+    let before = Vault::new(memory.clone(), MasterKey::generate().unwrap());
+    testing::people(&before).await;
+    let vault = Arc::new(Vault::new(memory, MasterKey::generate().unwrap()));
+    let good = Arc::clone(&whole.vault);
+    let broken = Arc::new(House { vault, ..whole });
+    let caller = Arc::new(testing::login("alice", &["engineer"], jiff::Timestamp::now()).await);
+    let told = reaches(&broken, &caller, "db-1").await.unwrap_err();
+    assert!(told.contains("the store is unavailable"), "a jump is no decision of the rules: {told}");
+    for _ in 0..7 {
+        assert_eq!(peer(&broken).await.offers("alice", &own).await, Heard::Refused);
+        assert_eq!(peer(&broken).await.signs("alice", &own).await, Heard::Refused);
+    }
+    assert!(!is_banned(&broken).await);
+    let house = Arc::new(House { vault: good, ..Arc::into_inner(broken).expect("every peer is gone") });
+    assert_eq!(reaches(&house, &caller, "db-1").await, Ok(false), "no rule lets her in there");
+    assert_eq!(peer(&house).await.offers("alice", &own).await, Heard::In);
+    for _ in 0..7 {
+        let Some(mut peer) = Peer::from(&house, SOURCE.parse().unwrap()).await else { break };
+        assert_eq!(peer.offers("alice", &strange).await, Heard::Refused);
+        drop(peer);
+        is_banned(&house).await;
+    }
+    assert!(is_banned(&house).await);
+}
+
+#[tokio::test]
+async fn another_name_after_an_enrolment_voids_it_and_the_same_name_is_let_in() {
+    let dir = tempfile::tempdir().unwrap();
+    let house = Arc::new(house(dir.path()).await);
+    let now = jiff::Timestamp::now();
+    house.vault.insert(&testing::user("carol", &["engineer"])).await.unwrap();
+    house
+        .vault
+        .insert(&UserKey {
+            expires_at: now + jiff::SignedDuration::from_hours(1),
+            ..testing::user_key("carol", &testing::public_key(9))
+        })
+        .await
+        .unwrap();
+    crate::auth::mfa::enroll(&house.vault, &"carol".parse().unwrap(), now).await.unwrap();
+    for other in [Some("bob"), None] {
+        let mut peer = peer(&house).await.enrolled(testing::login("carol", &["engineer"], now).await);
+        if let Some(other) = other {
+            assert_eq!(peer.answers(other, "").await, Heard::Refused);
+            assert_eq!(peer.answers("carol", "").await, Heard::Refused, "it was voided for good");
+        } else {
+            assert_eq!(peer.answers("carol", "").await, Heard::In);
+        }
+    }
+    // The same through an offer of whatever kind.
+    let key = testing::public_key(2);
+    let mut peer = peer(&house).await.enrolled(testing::login("carol", &["engineer"], now).await);
+    assert_eq!(peer.offers_certificate("bob", &key).await, Heard::Refused);
+    assert_eq!(peer.answers("carol", "").await, Heard::Refused);
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_offered_for_another_name_voids_the_key_and_for_the_same_it_does_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let house = Arc::new(house(dir.path()).await);
+    let key = testing::public_key(1);
+    for (name, then) in [("alice", Heard::Asked), ("bob", Heard::Refused)] {
+        let mut peer = peer(&house).await;
+        assert_eq!(peer.signs("alice", &key).await, Heard::More);
+        assert_eq!(peer.offers_certificate(name, &key).await, Heard::Refused);
+        assert_eq!(peer.asks("alice").await, then, "{name}");
+    }
 }

@@ -37,10 +37,10 @@ async fn managed(
     way: (&str, &Arc<Passage>),
     now: Timestamp,
 ) -> Result<Upstream, EgressError> {
-    let unusable = |e: String| EgressError::Certificate(e);
+    let unusable = |e: String| EgressError::Credential(e);
     let id = Credential::id_of(&proofs.authorized.instance().name, proofs.authorized.login());
     let held = house.vault.get::<Credential>(&id).await.map_err(|e| unusable(e.to_string()))?;
-    let held = held.ok_or_else(|| unusable(format!("Keyward holds no key for {id}")))?;
+    let held = held.ok_or_else(|| unusable(format!("there is none for {id}")))?;
     let key = InstanceKey::load(&house.vault, &held.key).await.map_err(|e| unusable(e.to_string()))?;
     let upstream = egress::dial(proofs, Means::Key(&key), leg(house, way), now).await?;
     if held.proven_at.is_none() {

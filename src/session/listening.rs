@@ -1,6 +1,7 @@
 //! Ports and sockets on which the instance listens for the user (`ssh -R`): told when they are asked for, used or not.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use keystore::Capability;
@@ -10,11 +11,15 @@ use crate::egress::Listen;
 
 /// The channels that stand for ports and sockets on which the instance listens.
 #[derive(Default)]
-pub(super) struct Listening(Mutex<BTreeSet<u32>>);
+pub(super) struct Listening {
+    numbers: Mutex<BTreeSet<u32>>,
+    /// How often the user asked in vain.
+    refused: AtomicU64,
+}
 
 impl Listening {
     fn lock(&self) -> MutexGuard<'_, BTreeSet<u32>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.numbers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -25,10 +30,18 @@ impl Ongoing {
             Listen::Tcp { address, port } => format!("{address}:{port}"),
             Listen::Socket(path) => path.clone(),
         };
-        if !self.authorized().may(Capability::Forward) {
-            self.tape().forward_opened(number, &format!("refused: to listen on {target} for the user"));
-            self.tape().channel_closed(number);
-            self.forward_denied(&target, "the access rules give no forward").await;
+        let why = match (self.authorized().may(Capability::Forward), self.tape().is_full()) {
+            (true, false) => None,
+            (false, _) => Some(NO_FORWARD),
+            (true, true) => Some(FULL),
+        };
+        if let Some(why) = why {
+            // Tape and trail hear of the first, so that nobody fills them; the others are counted.
+            if self.listening.refused.fetch_add(1, Ordering::Relaxed) == 0 {
+                self.tape().forward_opened(number, &format!("refused: to listen on {target} for the user"));
+                self.tape().channel_closed(number);
+                self.forward_denied(&target, why).await;
+            }
             return false;
         }
         let target = format!("listens on {target} for the user");
@@ -57,5 +70,13 @@ impl Ongoing {
         for number in numbers {
             self.listens_no_more(number).await;
         }
+        let more = self.listening.refused.load(Ordering::Relaxed).saturating_sub(1);
+        if more > 0 {
+            let target = format!("{more} more places to listen on for the user");
+            self.forward_denied(&target, "refused as the first of them was").await;
+        }
     }
 }
+
+const NO_FORWARD: &str = "the access rules give no forward";
+const FULL: &str = "the session has had as many channels as one may";

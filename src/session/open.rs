@@ -69,6 +69,9 @@ impl OpenFault {
                  trust-script {name} prints what to run there.",
                 wanted.login
             ),
+            Self::Egress(EgressError::Certificate(_) | EgressError::Credential(_)) => {
+                format!("This bastion could not make ready to enter {name}. Tell your administrator.")
+            }
             Self::Egress(_) => format!("{name} could not be entered."),
         }
     }
@@ -278,6 +281,7 @@ impl Ongoing {
         (kind, command): (&str, Option<String>),
     ) -> Result<(), OpenFault> {
         let (user, session) = (self.authorized.user().to_string(), self.id.clone());
+        let command = command.map(|command| command.chars().take(LONGEST_COMMAND).collect());
         let event = Event::ChannelOpened { user, session, channel, kind: kind.to_owned(), command };
         audit(&self.house, event).await
     }
@@ -392,6 +396,8 @@ impl Opened {
     }
 }
 
+/// Characters of a command or target that stand in the trail; the whole of a command lies on the tape.
+const LONGEST_COMMAND: usize = 4096;
 /// Why a session that was not cut is over.
 const BY_USER: &str = "closed by the user";
 const BY_INSTANCE: &str = "the instance closed the connection";

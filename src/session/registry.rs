@@ -13,6 +13,7 @@ use keystore::{Capability, InstanceName, Login, UserName};
 use std::collections::BTreeSet;
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::auth::CertificateId;
 use crate::egress::Passage;
@@ -215,6 +216,14 @@ impl Registry {
         !found.is_empty()
     }
 
+    /// The drain waits for the change that begins here until what this returns is dropped; `None` once it has begun: then
+    /// there must be no change any more.
+    pub fn begin_change(&self) -> Option<TaskTrackerToken> {
+        // Under the lock, or a change could begin behind the back of a drain that has found nothing to wait for.
+        let entries = self.lock();
+        entries.draining.is_none().then(|| self.tasks.token())
+    }
+
     /// Runs a task that the drain waits for.
     pub fn spawn<F>(&self, task: F) -> tokio::task::JoinHandle<F::Output>
     where
@@ -304,6 +313,20 @@ mod tests {
         tokio::task::yield_now().await;
         s.cut("over");
         assert_eq!((waiting.await.unwrap(), s.cut.happened().await), ("over".to_owned(), "over".to_owned()));
+    }
+
+    #[tokio::test]
+    async fn a_drain_waits_for_a_change_that_was_begun_and_lets_none_begin_after_it() {
+        let registry = Registry::new();
+        let begun = registry.begin_change();
+        assert!(begun.is_some());
+        assert!(
+            !registry.drain("over", Duration::from_millis(1)).await,
+            "it is not done yet, and the wait is bounded"
+        );
+        assert!(registry.begin_change().is_none());
+        drop(begun);
+        assert!(registry.drain("over", Duration::from_secs(60)).await);
     }
 
     #[test]

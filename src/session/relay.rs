@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::{BoxFuture, FutureExt};
 use keystore::Capability;
 
 use super::{Cut, Ongoing};
@@ -105,10 +106,11 @@ pub async fn relay<E: Ear, M: Mouth, F: Ear, N: Mouth>(
             }
         }
     }
+    let mut telling = Telling::default();
     let end = {
         let up = upward(session, &lane, &mut user.ear, &instance.mouth);
         let down = downward(session, &lane, &mut instance.ear, &user.mouth);
-        let beside = beside(session, &lane, &user.mouth);
+        let beside = beside(session, &lane, (&user.mouth, &mut telling));
         tokio::pin!(up, down);
         let flow = async {
             tokio::select! {
@@ -136,6 +138,7 @@ pub async fn relay<E: Ear, M: Mouth, F: Ear, N: Mouth>(
             () = vanished(&user.mouth) => End::UserLeft,
         }
     };
+    telling.finish().await;
     let opaque = end == End::Opaque;
     match end {
         End::Closed | End::HalfClosed | End::UserLeft => {}
@@ -183,20 +186,45 @@ async fn close<M: Mouth>(side: &str, mouth: &M) {
     }
 }
 
+/// What the trail is being told while a relay runs. Whoever ends the relay finishes it: what was taken from the tape to be
+/// told is told once, though the end comes in the middle.
+#[derive(Default)]
+struct Telling<'a>(Option<BoxFuture<'a, ()>>);
+
+impl<'a> Telling<'a> {
+    /// Cancelled, it is left to [`Telling::finish`].
+    async fn tell(&mut self, work: impl Future<Output = ()> + Send + 'a) {
+        self.0 = Some(work.boxed());
+        self.finish().await;
+    }
+
+    /// Cancel-safe.
+    async fn finish(&mut self) {
+        if let Some(work) = &mut self.0 {
+            work.await;
+        }
+        self.0 = None;
+    }
+}
+
 /// What happens beside the relay: operations on files are audited, the user hears that she is watched. Ends with the
 /// reason when the session may not go on because its tape cannot be written.
-async fn beside<M: Mouth>(session: &Ongoing, lane: &Lane, mouth: &M) -> String {
+async fn beside<'a, M: Mouth>(
+    session: &'a Ongoing,
+    lane: &Lane,
+    (mouth, telling): (&M, &mut Telling<'a>),
+) -> String {
     let tape = session.tape();
     let (mut watched, mut failed) = (false, false);
     loop {
         tokio::select! {
-            (_, operation) = tape.next_operation() => session.operated(operation).await,
+            (_, operation) = tape.next_operation() => telling.tell(session.operated(operation)).await,
             why = tape.failed(), if !failed => {
                 if tape.mode() == Mode::Strict {
                     return why;
                 }
                 failed = true;
-                session.note_recording_failed(&why).await;
+                telling.tell(async move { session.note_recording_failed(&why).await }).await;
             }
             () = tape.watched(), if !watched && !lane.is_forward() => {
                 watched = true;
@@ -334,7 +362,7 @@ fn too_late(message: &ChannelMessage, begun: bool) -> bool {
 
 /// What the user starts with this message, in the words of `channel_opened`.
 fn started(message: &ChannelMessage) -> Option<(&'static str, Option<String>)> {
-    let text = |bytes: &[u8]| Some(String::from_utf8_lossy(bytes).chars().take(LONGEST_COMMAND).collect());
+    let text = |bytes: &[u8]| Some(String::from_utf8_lossy(bytes).into_owned());
     match message {
         ChannelMessage::Shell => Some(("shell", None)),
         ChannelMessage::Exec(command) => Some(("exec", text(command))),
@@ -427,13 +455,13 @@ const SSH: &[u8] = b"SSH-";
 /// Why SSH inside a forward is refused.
 const SSH_IN_FORWARD: &str =
     "SSH inside a forward cannot be recorded: jump to an instance that the bastion knows";
-/// Characters of a command that stand in the trail; the whole of it lies on the tape.
-const LONGEST_COMMAND: usize = 4096;
 /// How long a side that should be ending is listened to.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU8, Ordering};
+
     use super::*;
 
     fn data(text: &str) -> ChannelMessage {
@@ -441,6 +469,29 @@ mod tests {
     }
     fn forward() -> Lane {
         Lane { number: 1, carries: Carries::Forward("web:80".to_owned()) }
+    }
+
+    #[tokio::test]
+    async fn what_was_begun_to_be_told_is_told_once_though_the_relay_ends_in_the_middle() {
+        let (told, disk) = (AtomicU8::new(0), tokio::sync::Notify::new());
+        let mut telling = Telling::default();
+        {
+            let work = async {
+                disk.notified().await;
+                told.fetch_add(1, Ordering::Relaxed);
+            };
+            // The relay ends while the disk is still at it.
+            let relayed = telling.tell(work);
+            tokio::select! {
+                biased;
+                () = relayed => panic!("the disk was not ready"),
+                () = std::future::ready(()) => {}
+            }
+        }
+        disk.notify_one();
+        telling.finish().await;
+        telling.finish().await;
+        assert_eq!(told.load(Ordering::Relaxed), 1);
     }
 
     #[test]

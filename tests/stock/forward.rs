@@ -260,3 +260,33 @@ fn an_agent_is_lent_only_with_its_capability() {
         assert_eq!(text(output.stdout).contains("ED25519"), allowed, "{}", text(output.stderr));
     }
 }
+
+#[test]
+fn hundreds_of_refused_listens_are_told_once_and_hide_no_recording() {
+    let rig = Rig::with_alice();
+    let out = rig.paramiko(
+        "alice",
+        r#"
+t = inner()
+chan = t.open_session(); chan.exec_command('cat')
+for n in range(300):
+    # As long as a packet lets it be, and six times as long in JSON.
+    path = '/' + str(n) + '\x01' * 32000
+    assert t.global_request('streamlocal-forward@openssh.com', (path,), wait=True) is None
+chan.sendall('still here'); chan.shutdown_write()
+print(chan.makefile().read().decode())
+t.close(); OUTER[-1].close()
+"#,
+    );
+    assert_eq!(out, "still here\n");
+    let sessions = rig.ended_sessions();
+    let channels = sessions[0]["channels"].as_array().unwrap();
+    let forwards: Vec<_> = channels.iter().filter(|c| c["kind"] == "forward").collect();
+    assert_eq!(forwards.len(), 1, "{}", forwards.len());
+    assert!(forwards[0]["command"].as_str().unwrap().chars().count() < 2100);
+    rig.ok(&["sessions", "verify", sessions[0]["id"].as_str().unwrap()]);
+    rig.ok(&["logs", "verify"]);
+    let denied = rig.events("forward_denied");
+    assert_eq!(denied.len(), 2, "the first, and how many more: {denied:?}");
+    assert!(denied[1]["target"].as_str().unwrap().starts_with("299 more"), "{denied:?}");
+}

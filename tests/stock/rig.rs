@@ -79,6 +79,31 @@ impl Rig {
         wait_for("the daemon", || self.run(&["status"]).status.success());
     }
 
+    /// Starts the daemon; a change that it begins waits for as long as the file that this returns lies there.
+    #[allow(dead_code, reason = "for the tests, not for the benchmark, which shares this rig")]
+    pub fn serve_waiting_in_a_change(&mut self) -> PathBuf {
+        let (held, log) =
+            (self.path("held"), fs::File::options().create(true).append(true).open(self.path("log")));
+        fs::write(&held, "").unwrap();
+        let mut serve = self.keyward(&["serve"]);
+        serve.env("KEYWARD_TEST_WAIT_AT", "change.begun").env("KEYWARD_TEST_WAIT_FOR", &held);
+        self.daemon = Some(serve.stderr(log.unwrap()).spawn().unwrap());
+        wait_for("the daemon", || self.run(&["status"]).status.success());
+        held
+    }
+
+    /// SIGTERM, and no more.
+    #[allow(dead_code, reason = "for the tests, not for the benchmark, which shares this rig")]
+    pub fn tell_to_stop(&self) {
+        assert!(Command::new("kill").arg(self.pid().to_string()).status().unwrap().success());
+    }
+
+    /// Waits until the daemon has ended.
+    #[allow(dead_code, reason = "for the tests, not for the benchmark, which shares this rig")]
+    pub fn stopped(&mut self) {
+        assert!(self.daemon.take().unwrap().wait().unwrap().success());
+    }
+
     /// SIGTERM: drains, signs the chain, ends.
     #[allow(dead_code, reason = "for the tests, not for the benchmark, which shares this rig")]
     pub fn stop(&mut self) {

@@ -7,7 +7,7 @@ use russh::server::Auth;
 use tokio::time::Instant;
 
 use super::{Door, Gate, OFFER};
-use crate::auth::SignedCertificate;
+use crate::auth::{LoginFault, SignedCertificate};
 
 impl Gate {
     /// A certificate without a signature: says whether one is worth while.
@@ -17,20 +17,18 @@ impl Gate {
         certificate: &Certificate,
     ) -> Auth {
         let (since, now) = (Instant::now(), Timestamp::now());
-        if matches!(&self.door, Door::Hall(verified) if verified.user().as_str() != user) {
-            self.void();
-        }
+        self.void_if_changed(user);
         let presented = Presented { certificate, user, source: self.source.ip(), max_age: 0 };
         let asked = (&presented, &*self.config.keys);
-        let mut fault = None;
+        let mut fault = LoginFault::UnknownKey;
         if matches!(self.door, Door::Outside(_) | Door::Hall(_)) {
             match self.house.certificates.offered(&self.house.vault, asked, now).await {
                 Ok(()) => return Auth::Accept,
-                Err(refused) => fault = Some(refused.reason()),
+                Err(refused) => fault = refused,
             }
         }
         let key = PublicKey::from(certificate.public_key().clone());
-        self.note_refused(user, &key, fault);
+        self.note_refused((user, &key), &fault);
         tokio::time::sleep_until(since + OFFER).await;
         Auth::reject()
     }
@@ -38,6 +36,7 @@ impl Gate {
     /// A certificate whose key's signature of this request is right.
     pub(in crate::ingress) async fn certified(&mut self, user: &str, signed: SignedCertificate<'_>) -> Auth {
         let since = Instant::now();
+        self.void_if_changed(user);
         if self.locked_down() {
             return self.keep_out(user, since).await;
         }
@@ -56,7 +55,7 @@ impl Gate {
                 self.door = Door::Outside(outside);
                 let key = PublicKey::from(signed.certificate.public_key().clone());
                 self.failed(user, Some(&key), fault.reason()).await;
-                self.refuse(since, self.first_methods()).await
+                self.refuse_for(&fault, since, self.first_methods()).await
             }
         }
     }

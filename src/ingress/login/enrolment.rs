@@ -21,13 +21,13 @@ impl Gate {
         match invited.key_signed(&self.house.vault, user, signed, Timestamp::now()).await {
             Ok(enrolling) => {
                 let prompt = enrolment_prompt(&enrolling);
-                self.door = Door::Enrolling(Box::new(enrolling));
+                self.wait_at(Door::Enrolling(Box::new(enrolling)));
                 Ok(prompt)
             }
             Err((invited, fault)) => {
                 self.door = Door::Outside(invited.void());
                 self.failed(user, Some(signed.key), fault.reason()).await;
-                Err(self.refuse(since, self.first_methods()).await)
+                Err(self.refuse_for(&fault, since, self.first_methods()).await)
             }
         }
     }
@@ -48,7 +48,7 @@ impl Gate {
                         asked.map_or_else(|refusal| refusal, |prompt| ask(None, prompt, false))
                     }
                     _ => {
-                        self.door = Door::Invited(Box::new(invited));
+                        self.wait_at(Door::Invited(Box::new(invited)));
                         proceed(MethodKind::PublicKey)
                     }
                 }
@@ -56,7 +56,7 @@ impl Gate {
             Err((outside, fault)) => {
                 self.door = Door::Outside(outside);
                 self.failed(user, None, fault.reason()).await;
-                self.refuse(since, self.first_methods()).await
+                self.refuse_for(&fault, since, self.first_methods()).await
             }
         }
     }
@@ -70,7 +70,7 @@ impl Gate {
         match verified.invited(&self.house.vault, user, code, Timestamp::now()).await {
             Ok(enrolling) => {
                 let prompt = enrolment_prompt(&enrolling);
-                self.door = Door::Enrolling(Box::new(enrolling));
+                self.wait_at(Door::Enrolling(Box::new(enrolling)));
                 self.phase.enrolling();
                 ask(None, prompt, false)
             }
@@ -78,7 +78,8 @@ impl Gate {
                 let (user, source_ip) = (verified.user().to_string(), self.source.ip().to_string());
                 self.door = Door::Hall(verified);
                 self.audit(Event::MfaFailed { user, source_ip, reason: fault.reason().to_owned() }).await;
-                self.refuse(since, MethodSet::from([MethodKind::KeyboardInteractive].as_slice())).await
+                self.refuse_for(&fault, since, MethodSet::from([MethodKind::KeyboardInteractive].as_slice()))
+                    .await
             }
         }
     }
@@ -98,7 +99,7 @@ impl Gate {
                 self.door = Door::Enrolling(Box::new(enrolling));
                 self.audit(Event::MfaFailed { user, source_ip, reason: fault.reason().to_owned() }).await;
                 return self
-                    .refuse(since, MethodSet::from([MethodKind::KeyboardInteractive].as_slice()))
+                    .refuse_for(&fault, since, MethodSet::from([MethodKind::KeyboardInteractive].as_slice()))
                     .await;
             }
         };
@@ -114,12 +115,12 @@ impl Gate {
             Err(fault) => {
                 // Another enrolment with the same code was faster, most likely.
                 self.failed(&user, None, fault.reason()).await;
-                return self.refuse(since, self.first_methods()).await;
+                return self.refuse_for(&fault, since, self.first_methods()).await;
             }
         };
         match enrolled.recovery_codes {
             Some(codes) => {
-                self.door = Door::Enrolled(Box::new(enrolled.login));
+                self.wait_at(Door::Enrolled(Box::new(enrolled.login)));
                 ask(None, recovery_prompt(&codes), true)
             }
             None => self.enter(enrolled.login, since).await,

@@ -6,14 +6,31 @@ use russh::server::AuthRefusal;
 use tokio::time::Instant;
 
 use super::{Gate, REFUSAL, count_failure};
+use crate::audit::Event;
+use crate::auth::LoginFault;
 
 /// The last offer that was refused.
 pub(super) struct RefusedOffer {
-    pub(super) user: String,
+    user: String,
     /// Fingerprint.
-    pub(super) key: String,
+    key: String,
     /// What was wrong with the certificate that it, or one before it, was.
-    pub(super) certificate: Option<&'static str>,
+    certificate: Option<&'static str>,
+    /// What kept it, or one before it, from being judged: it may have been the right one.
+    unjudged: Option<&'static str>,
+}
+
+impl RefusedOffer {
+    /// Whether the peer is to blame.
+    pub(super) fn counts(&self) -> bool {
+        self.unjudged.is_none()
+    }
+
+    /// What the trail hears of a connection that ends with it.
+    pub(super) fn event(self, source_ip: String) -> Event {
+        let reason = self.unjudged.or(self.certificate).unwrap_or("no offered key is accepted").to_owned();
+        Event::SshLoginFailed { user: self.user, source_ip, key: Some(self.key), reason }
+    }
 }
 
 /// What the trail calls a refusal of russh's own.
@@ -27,11 +44,17 @@ pub(in crate::ingress) fn words_for(why: AuthRefusal) -> &'static str {
 
 impl Gate {
     /// Not counted yet: an agent offers every key it holds. russh asks this of a signed request too.
-    pub(super) fn note_refused(&mut self, user: &str, key: &PublicKey, certificate: Option<&'static str>) {
+    pub(super) fn note_refused(&mut self, (user, key): (&str, &PublicKey), fault: &LoginFault) {
         let (user, key) = (user.chars().take(64).collect(), UserKey::fingerprint_of(key));
+        let before = self.refused.take();
+        let (before, unjudged) = before.map_or((None, None), |b| (b.certificate, b.unjudged));
         // A client offers the bare key right after its certificate, and the certificate is what should have let it in.
-        let certificate = certificate.or(self.refused.take().and_then(|before| before.certificate));
-        self.refused = Some(RefusedOffer { user, key, certificate });
+        let certificate = match fault {
+            LoginFault::Certificate(_) | LoginFault::HasKey => Some(fault.reason()),
+            _ => before,
+        };
+        let unjudged = unjudged.or((!fault.is_peers()).then(|| fault.reason()));
+        self.refused = Some(RefusedOffer { user, key, certificate, unjudged });
     }
 
     /// What russh refuses by itself is audited, counted and as slow as any other refusal.

@@ -78,6 +78,13 @@ impl Channel {
         }
     }
 
+    /// One that was over, and of which something is heard again: what it hashed before is not known any more.
+    pub(super) fn again(summary: ChannelSummary, hashing: Hashing) -> Self {
+        let mut again = Self { summary, ..Self::new(0, hashing) };
+        (again.input.digest, again.output.digest) = (None, None);
+        again
+    }
+
     pub(super) fn input(&mut self, bytes: &[u8], limit: u64) -> Kept {
         self.summary.bytes_in += bytes.len() as u64;
         // What is typed at a terminal holds passwords that no screen showed, and a hash would let them be guessed.
@@ -306,8 +313,7 @@ impl Channel {
 
     /// What was to be kept and could not be written.
     pub(super) fn unkept(&mut self, bytes: u64, why: &str) {
-        self.summary.captured_bytes = self.summary.captured_bytes.saturating_sub(bytes);
-        self.summary.reason.get_or_insert_with(|| format!("recording failed: {why}"));
+        self.summary.unkept(bytes, why);
     }
 
     fn only(&mut self, capture: Capture, reason: &str) {
@@ -326,8 +332,8 @@ impl Channel {
     }
 }
 
-/// A command line as the ledger shows it; the whole of it lies on the tape.
-fn shortened(command: &str) -> String {
+/// A command line as the ledger shows it; the whole of it lies on the tape. Of a target this is all that is kept.
+pub(super) fn shortened(command: &str) -> String {
     let mut short: String = command.chars().take(LONGEST_COMMAND).collect();
     if short.len() < command.len() {
         short.push('…');

@@ -147,7 +147,6 @@ impl Deck {
         if unsynced > 0 && unsynced + size as u64 > UNSYNCED {
             return Ok(None);
         }
-        state.closed.remove(&channel);
         let kept = state.ledger.observe(channel, direction, message);
         let millis = self.millis();
         self.note_operations(&mut state, channel, millis);
@@ -220,9 +219,7 @@ impl Deck {
         let end = if ending { state.end.clone() } else { None };
         if let Some((end, at)) = &end {
             // Thousands of channels would make a record too long to write: those that closed have told already.
-            let mut open = state.ledger.summaries();
-            open.retain(|summary| !state.closed.contains(&summary.channel));
-            let what = What::End(end.clone(), *at, open);
+            let what = What::End(end.clone(), *at, state.ledger.summaries_of_open());
             self.append(&mut state, note(0, what), &[]);
             state.over = true;
         }

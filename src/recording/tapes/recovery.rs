@@ -139,6 +139,18 @@ impl Tapes {
         Ok(summary)
     }
 
+    /// A session whose summary cannot be read, as far as its tape tells who and where: it must not be missing where
+    /// sessions are listed.
+    pub(super) fn unread(&self, id: SessionId, error: &TapeError) -> Summary {
+        let told = self.file(id).ok().and_then(|file| frames::header(&mut BufReader::new(file)));
+        let header =
+            told.map_or_else(|| Header::unknown(id), |(header, _)| Header { packed: false, ..header });
+        let nothing = || cut_off(Header::unknown(id), Telling::default());
+        let summary = self.untellable(id, header).unwrap_or_else(|_| nothing());
+        let reason = format!("its summary cannot be read: {error}");
+        Summary { lost: true, reason: Some(reason), ..summary }
+    }
+
     /// Removes what a crash left half written: a tape without its header, and a key whose tape never was. The trail hears
     /// of a session only after both were synced.
     pub(super) fn sweep(&self) -> Result<(), TapeError> {

@@ -85,3 +85,68 @@ async fn what_a_client_asks_of_a_terminal_is_on_the_tape_and_in_its_export() {
     // As it came, for whoever reads the tape itself.
     assert!(matches!(&records[0].what, What::Note(_, Note::Pty { modes: kept, .. }) if *kept == modes));
 }
+
+#[tokio::test]
+async fn a_session_of_many_channels_is_full_before_its_summary_is_too_long_to_be_read_and_keeps_none_of_their_state()
+ {
+    let Recorder { tapes, dir: _dir, .. } = recorded().await;
+    let id = SessionId::new(Timestamp::now());
+    let tape = tapes.begin(header(id), id).await.unwrap();
+    let mut channels = 0;
+    // Each as long as it may be, and six times as long in JSON.
+    let target = "\u{1}".repeat(100_000);
+    while !tape.is_full() {
+        channels += 1;
+        tape.forward_opened(channels, &target);
+        tape.channel_closed(channels).unwrap();
+        if channels % 64 == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+    assert!(channels > 2000, "{channels}");
+    let summary = tape.seal(end(), Timestamp::now()).await.unwrap();
+    assert_eq!(summary.channels.len(), channels as usize);
+    assert_eq!(tapes.summary(id).unwrap(), summary);
+    tapes.verify(id, summary.digest.as_deref()).unwrap();
+}
+
+#[tokio::test]
+async fn what_comes_after_the_end_of_a_channel_is_counted_with_what_came_before() {
+    let Recorder { tapes, dir: _dir, .. } = recorded().await;
+    let id = SessionId::new(Timestamp::now());
+    let tape = tapes.begin(header(id), id).await.unwrap();
+    tape.record(1, Direction::ToInstance, &ChannelMessage::Shell).await.unwrap();
+    tape.record(1, Direction::ToUser, &data("hello")).await.unwrap();
+    tape.channel_closed(1);
+    tape.record(1, Direction::ToUser, &data(", late")).await.unwrap();
+    let summary = tape.seal(end(), Timestamp::now()).await.unwrap();
+    let [channel] = summary.channels.as_slice() else { panic!("{summary:?}") };
+    assert_eq!((channel.kind.as_str(), channel.relayed_bytes, channel.captured_bytes), ("shell", 11, 11));
+    tapes.verify(id, summary.digest.as_deref()).unwrap();
+}
+
+#[tokio::test]
+async fn a_session_whose_summary_cannot_be_read_is_listed_with_the_reason_and_its_neighbour_as_ever() {
+    let Recorder { tapes, dir, id: whole } = recorded().await;
+    let id = SessionId::new(Timestamp::now());
+    let tape = tapes.begin(header(id), id).await.unwrap();
+    tape.seal(end(), Timestamp::now()).await.unwrap();
+    // As after a restart, with nothing in memory.
+    let (tapes, _) = reopen(dir.path());
+    fs::write(tapes.summary_file(id), "no JSON").unwrap();
+    let listed = tapes.list().unwrap();
+    let [first, second] = listed.as_slice() else { panic!("{listed:?}") };
+    assert_eq!(*first, tapes.summary(whole).unwrap());
+    assert_eq!((second.header.id.as_str(), second.header.user.as_str()), (id.to_string().as_str(), "alice"));
+    assert!(
+        second.lost && second.reason.as_ref().unwrap().contains("its summary cannot be read"),
+        "{second:?}"
+    );
+    // Not even its tape is there.
+    fs::remove_file(tapes.tape_file(id)).unwrap();
+    let listed = tapes.list().unwrap();
+    assert_eq!(
+        (listed[1].header.id.as_str(), listed[1].header.user.as_str()),
+        (id.to_string().as_str(), "unknown")
+    );
+}
