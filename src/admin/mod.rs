@@ -9,6 +9,7 @@ mod blast;
 mod bundle;
 mod bundle_check;
 mod ca;
+mod clock;
 mod command;
 mod console;
 mod credentials;
