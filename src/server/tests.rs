@@ -11,6 +11,8 @@ use crate::auth::testing;
 use crate::config::Config;
 use crate::session::{House, LiveInfo, LoggedIn, enter, still_in};
 
+mod exchange;
+
 async fn house(dir: &Path) -> House {
     let file = init(dir, "127.0.0.1:0".parse().unwrap()).await.unwrap();
     let house = run::open(Config::load(&file).unwrap()).await.unwrap();
