@@ -23,6 +23,7 @@ mod gaps;
 mod instances;
 mod keys;
 mod keys_typed;
+mod kinds;
 mod live;
 mod logs;
 mod ocsf;
