@@ -11,6 +11,7 @@ use crate::auth::testing;
 use crate::config::Config;
 use crate::session::{House, LiveInfo, LoggedIn, enter, still_in};
 
+mod clock;
 mod exchange;
 
 async fn house(dir: &Path) -> House {
