@@ -28,7 +28,7 @@ pub use judged::{Aside, aside};
 pub(crate) use rebase::Rebased;
 pub use rebase::read_rebased;
 
-pub use read::{Entry, Fault, Reader, Verified, length, newest, read, verify, verify_counting};
+pub use read::{Entry, Fault, Reader, Verified, length, newest, newest_line, read, verify, verify_counting};
 
 /// A handle on an open journal; clones share it. Closed, and its lock released, when the last one is dropped.
 #[derive(Clone)]

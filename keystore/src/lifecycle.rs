@@ -27,7 +27,7 @@ impl Default for Terms {
     fn default() -> Self {
         Self {
             max_age: 90 * DAY,
-            service_max_age: 90 * DAY,
+            service_max_age: 30 * DAY,
             warn: vec![14 * DAY, 7 * DAY, DAY],
             grace: 14 * DAY,
             overlap: DAY,

@@ -49,6 +49,14 @@ pub enum Error {
         /// The [`Record::record_id`].
         id: String,
     },
+    /// The record is not as it was, or no more: somebody was faster.
+    #[error("{kind} {id} was changed or removed meanwhile")]
+    Changed {
+        /// The [`Record::KIND`].
+        kind: &'static str,
+        /// The [`Record::record_id`].
+        id: String,
+    },
     /// The backend failed.
     #[error(transparent)]
     Backend(#[from] BackendError),

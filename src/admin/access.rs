@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use keystore::{Capability, Effect, Instance, Login, Rule, Subject, Target, User};
 use serde_json::{Value, json};
 
+use super::kinds::{Kinds, OfKind};
 use super::render::{plain, short_time, table};
 use super::{Access, Caller, Destination, Fault, Output, RuleTerms, instances, review, trail, users};
 use crate::audit::Event;
@@ -27,9 +28,12 @@ pub(super) async fn run(
         Access::Deny(terms) => add(house, caller, (Effect::Deny, terms), out).await,
         Access::List => {
             let rules: Vec<Rule> = house.vault.list().await?;
-            let rows = rules.iter().map(row);
+            let kinds = Kinds::of(house).await?;
+            let rows = rules.iter().map(|rule| row(rule, &kinds));
             let header = ["RULE", "EFFECT", "WHO", "WHERE", "LOGINS", "CAN", "FROM", "EXPIRES", "RECORDING"];
-            out.either(&rules, table(&header, rows, out.width())).await
+            let text = table(&header, rows, out.width());
+            let values = rules.iter().map(|what| OfKind { kind: kind(what, &kinds), what });
+            out.either(&values.collect::<Vec<_>>(), text).await
         }
         Access::Review => review::run(house, out).await,
         Access::Export { output: _ } => {
@@ -230,7 +234,7 @@ async fn add(
     if rule.logins.is_empty() || rule.can.is_empty() {
         return Err(Fault::usage("a rule needs at least one --login and one capability"));
     }
-    let summary = row(&rule).join(" ");
+    let summary = row(&rule, &Kinds::of(house).await?).join(" ");
     let event = Event::AccessRuleAdded { rule: rule.id.clone(), by: caller.name(), summary };
     let insert = async {
         house.vault.insert(&rule).await?;
@@ -260,10 +264,18 @@ pub(super) async fn remove(house: &House, caller: &Caller, id: &str, now: Timest
     }
 }
 
-fn row(rule: &Rule) -> Vec<String> {
+/// Of the one user that the rule is about; a role is borne by whoever bears it.
+fn kind(rule: &Rule, kinds: &Kinds) -> Option<&'static str> {
+    match &rule.subject {
+        Subject::User(user) => kinds.word(user.as_str()),
+        Subject::Role(_) => None,
+    }
+}
+
+fn row(rule: &Rule, kinds: &Kinds) -> Vec<String> {
     let effect = if rule.effect == Effect::Allow { "allow" } else { "deny" };
     let who = match &rule.subject {
-        Subject::User(user) => format!("user {user}"),
+        Subject::User(user) => format!("user {}", kinds.marked(user.as_str())),
         Subject::Role(role) => format!("role {role}"),
     };
     let place = match &rule.target {

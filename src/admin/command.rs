@@ -10,12 +10,14 @@ use serde::{Deserialize, Serialize};
 mod access;
 mod desk;
 mod encryption;
+mod nature;
 mod people;
 mod places;
 
 pub use access::{Access, RuleTerms};
 pub use desk::{Format, FromCopy, LogFormat, Logs, Part, Recording, SessionFilter, Sessions};
 pub use encryption::Encryption;
+pub(super) use nature::FromAfar;
 pub use people::{Kind, Mfa, SshKeys, Users};
 pub use places::{Ca, InstanceAdd, Instances, Means, Which};
 
@@ -24,6 +26,12 @@ pub use places::{Ca, InstanceAdd, Instances, Means, Which};
 pub enum Command {
     /// Version, live sessions, keys about to expire, journal state
     Status,
+    /// Whether the machine's clock is believed
+    Clock {
+        /// It is right: what has come to its end by it may end
+        #[arg(long)]
+        is_right: bool,
+    },
     /// Who may log in to the bastion
     #[command(subcommand)]
     Users(Users),

@@ -9,11 +9,9 @@ use jiff::Timestamp;
 use keystore::{KeyStatus, Role, SecondFactor, UserKey};
 use tokio::sync::mpsc;
 
+use super::command::FromAfar;
 use super::render::plain;
-use super::{
-    Access, Caller, Chunk, Command, Fault, Instances, Keyboard, Logs, Output, Recording, Sessions, SshKeys,
-    Visitor,
-};
+use super::{Caller, Chunk, Command, Fault, Keyboard, Output, Sessions, SshKeys, Visitor};
 use super::{access, execute, keys};
 use crate::auth::{Authenticated, mfa};
 use crate::policy::Facts;
@@ -110,57 +108,40 @@ fn parse(visitor: &Visitor, ask: &Ask) -> Result<Asked, Fault> {
     let words = shlex::split(typed).ok_or_else(|| Fault::usage("keyward: a quote is not closed"))?;
     let line = Line::try_parse_from(words).map_err(misspoken)?;
     let mut command = line.command;
-    match &mut command {
-        Command::SshKeys(SshKeys::Add { file, file_text, .. } | SshKeys::Rotate { file, file_text, .. }) => {
-            if ask.stdin.is_empty() || file.as_ref().is_some_and(|f| f.as_os_str() != "-") {
-                return Err(Fault::usage(
-                    "keyward: over SSH the new key comes by standard input: ssh-keys rotate < ~/.ssh/id_new.pub",
-                ));
-            }
-            *file_text = Some(String::from_utf8_lossy(&ask.stdin).into_owned());
-        }
-        Command::Logs(Logs::Verify { state: Some(_), .. })
-        | Command::Recording(Recording::Rewrap { state: Some(_), .. })
-        | Command::Sessions(
-            Sessions::List { state: Some(_), .. }
-            | Sessions::Show { state: Some(_), .. }
-            | Sessions::Gaps { state: Some(_), .. }
-            | Sessions::Verify { state: Some(_), .. },
-        ) => {
-            return Err(Fault::usage("keyward: --state names files of your own machine: use it there"));
-        }
-        Command::SshKeys(SshKeys::List { user, .. }) | Command::Sessions(Sessions::List { user, .. }) => {
-            let all = visitor.roles.iter().any(|r| matches!(r.as_str(), "admin" | "auditor"));
-            if user.is_none() && !all {
-                *user = Some(visitor.user.clone());
-            }
-        }
-        Command::Instances(Instances::Add(_)) => {
-            return Err(Fault::usage(
-                "keyward: instances are added on the bastion itself: keyward instances add …",
-            ));
-        }
-        Command::Sessions(
-            Sessions::Play { copy, .. }
-            | Sessions::Transcript { copy, .. }
-            | Sessions::Export { copy, .. }
-            | Sessions::Search { copy, .. },
-        ) if copy.state.is_some() => {
-            return Err(Fault::usage("keyward: --state names files of your own machine: use it there"));
-        }
-        Command::Sessions(Sessions::Verify { bundle: Some(_), .. }) => {
-            return Err(Fault::usage("keyward: --bundle names a file of your own machine: use it there"));
-        }
-        Command::Sessions(
-            Sessions::Export { output: Some(_), .. } | Sessions::Bundle { output: Some(_), .. },
-        )
-        | Command::Access(Access::Export { output: Some(_) })
-        | Command::Logs(Logs::Export { output: Some(_), .. }) => {
-            return Err(Fault::usage("keyward: over SSH, leave --output out and redirect: … > FILE"));
-        }
-        _ => {}
+    match command.over_ssh() {
+        FromAfar::Whole => {}
+        FromAfar::Key => with_key(&mut command, ask)?,
+        FromAfar::Whose => with_owner(&mut command, visitor),
+        FromAfar::Refused(says) => return Err(Fault::usage(says)),
     }
     Ok(Asked::Command { command: Box::new(command), json: line.json })
+}
+
+/// The new key, from standard input.
+fn with_key(command: &mut Command, ask: &Ask) -> Result<(), Fault> {
+    if let Command::SshKeys(SshKeys::Add { file, file_text, .. } | SshKeys::Rotate { file, file_text, .. }) =
+        command
+    {
+        if ask.stdin.is_empty() || file.as_ref().is_some_and(|f| f.as_os_str() != "-") {
+            return Err(Fault::usage(
+                "keyward: over SSH the new key comes by standard input: ssh-keys rotate < ~/.ssh/id_new.pub",
+            ));
+        }
+        *file_text = Some(String::from_utf8_lossy(&ask.stdin).into_owned());
+    }
+    Ok(())
+}
+
+/// Who may not see everybody's list is shown their own.
+fn with_owner(command: &mut Command, visitor: &Visitor) {
+    let all = visitor.roles.iter().any(|r| matches!(r.as_str(), "admin" | "auditor"));
+    if let Command::SshKeys(SshKeys::List { user, .. }) | Command::Sessions(Sessions::List { user, .. }) =
+        command
+        && user.is_none()
+        && !all
+    {
+        *user = Some(visitor.user.clone());
+    }
 }
 
 async fn page(house: &House, visitor: &Visitor, out: &mut Output) -> Result<(), Fault> {

@@ -5,10 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use keystore::{Record, User};
 
-use super::{
-    Access, Ca, Caller, Command, Encryption, Fault, Instances, Logs, Mfa, Output, Sessions, SshKeys, Users,
-    Visitor,
-};
+use super::{Access, Ca, Caller, Command, Fault, Instances, Mfa, Output, Sessions, SshKeys, Users, Visitor};
 use super::{access, factors, instances, keys, logs, sessions, users};
 use crate::session::{House, still_in};
 
@@ -104,19 +101,7 @@ pub fn permitted(caller: &Caller, command: &Command, viewers: Viewers) -> Result
         | Command::Access(Access::List | Access::Review | Access::Audit | Access::Export { .. }) => true,
         _ => false,
     };
-    // Who administers does not thereby read other people's sessions: that is the auditors' right.
-    let tape = matches!(
-        command,
-        Command::Console { .. }
-            | Command::Sessions(
-                Sessions::Play { .. }
-                    | Sessions::Export { .. }
-                    | Sessions::Transcript { .. }
-                    | Sessions::Search { .. }
-                    | Sessions::Watch { .. }
-                    | Sessions::Bundle { .. }
-            )
-    );
+    let tape = command.shows_recordings();
     if anyone || caller.has_role("auditor") && auditor || caller.has_role("admin") && (viewers.admin || !tape)
     {
         return Ok(());
@@ -129,7 +114,7 @@ async fn dispatch(house: &House, caller: &Caller, command: Command, out: &mut Ou
     // One change at a time: checks such as "no other instance has this name" hold until the write.
     // The turn ends with the first word of the answer: the next change waits for no reader.
     let mut begun = None;
-    if changes(&command) {
+    if command.changes() {
         out.hold(CHANGES.lock().await);
         // The daemon does not end in the middle of it, whichever door it came through.
         begun = house.registry.begin_change();
@@ -143,7 +128,7 @@ async fn dispatch(house: &House, caller: &Caller, command: Command, out: &mut Ou
     let _until_done = begun;
     // Only now: a right that was lost while the command was typed, or waited for its turn, counts no more.
     let caller = &of_now(house, caller, &command).await?;
-    if !lasts(&command) {
+    if !command.lasts() {
         return carry_out(house, caller, command, out).await;
     }
     let said = command.clone();
@@ -152,14 +137,6 @@ async fn dispatch(house: &House, caller: &Caller, command: Command, out: &mut Ou
         fault = lost(house, caller, &said) => Err(fault),
         done = carry_out(house, caller, command, out) => done,
     }
-}
-
-/// Whether the answer goes on for as long as somebody listens. Such a command only reads: its end may come at any moment.
-fn lasts(command: &Command) -> bool {
-    matches!(
-        command,
-        Command::Sessions(Sessions::Watch { .. } | Sessions::Play { .. }) | Command::Logs(Logs::Tail { .. })
-    )
 }
 
 /// Resolves once `caller` may not say `command` any more.
@@ -187,6 +164,7 @@ async fn lost(house: &House, caller: &Caller, command: &Command) -> Fault {
 async fn carry_out(house: &House, caller: &Caller, command: Command, out: &mut Output) -> Result<(), Fault> {
     match command {
         Command::Status => super::status::status(house, out).await,
+        Command::Clock { is_right } => super::clock::run(house, caller, is_right, out).await,
         Command::Recording(command) => super::status::recording(house, caller, command, out).await,
         Command::Users(command) => users::users(house, caller, command, out).await,
         Command::SshKeys(command) => keys::run(house, caller, command, out).await,
@@ -226,29 +204,10 @@ const LATEST: Duration = Duration::from_secs(1);
 
 static CHANGES: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
-fn changes(command: &Command) -> bool {
-    matches!(
-        command,
-        Command::Users(
-            Users::Add { .. }
-                | Users::Invite { .. }
-                | Users::Roles { .. }
-                | Users::Suspend { .. }
-                | Users::Resume { .. }
-                | Users::Remove { .. }
-        ) | Command::SshKeys(SshKeys::Add { .. } | SshKeys::Rotate { .. } | SshKeys::Revoke { .. })
-            | Command::Mfa(Mfa::Enroll { .. } | Mfa::Reset { .. } | Mfa::RecoveryCodes { .. })
-            | Command::Instances(Instances::Add(_) | Instances::Remove { .. })
-            | Command::Ca(Ca::Rotate { .. } | Ca::Retire { .. })
-            | Command::Encryption(Encryption::Rotate { .. })
-            // Not a lockdown, which waits for nobody.
-            | Command::Access(Access::Allow(_) | Access::Deny(_) | Access::Remove { .. })
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admin::Logs;
 
     fn permitted(caller: &Caller, command: &Command) -> Result<(), Fault> {
         super::permitted(caller, command, Viewers::default())
@@ -337,8 +296,8 @@ mod tests {
     #[test]
     fn a_lockdown_waits_for_no_other_change() {
         let lockdown = Access::DenyAll { reason: Some("breach".into()), end: false };
-        assert!(!changes(&Command::Access(lockdown)));
-        assert!(changes(&Command::SshKeys(SshKeys::Revoke { key: "K1".into(), reason: "lost".into() })));
+        assert!(!Command::Access(lockdown).changes());
+        assert!(Command::SshKeys(SshKeys::Revoke { key: "K1".into(), reason: "lost".into() }).changes());
     }
 
     #[test]

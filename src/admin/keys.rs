@@ -56,8 +56,7 @@ pub(super) async fn run(
             let values = keys.iter().map(|k| {
                 let mut value = shown(k, now);
                 if let Some(fields) = value.as_object_mut() {
-                    let kind = if services.contains(&k.user) { "service" } else { "human" };
-                    fields.insert("kind".to_owned(), kind.into());
+                    fields.insert("kind".to_owned(), kind(k, &services).into());
                 }
                 value
             });
@@ -68,7 +67,8 @@ pub(super) async fn run(
             if !caller.has_role("admin") && !caller.has_role("auditor") && caller.user() != Some(&key.user) {
                 return Err(Fault::denied("that key is not yours; see yours with: ssh-keys list"));
             }
-            let listed = listed(std::slice::from_ref(&key), &services(house).await?, now, out.width());
+            let services = services(house).await?;
+            let listed = listed(std::slice::from_ref(&key), &services, now, out.width());
             let owner = users::found(house, &key.user).await.ok();
             let terms = owner.map(|owner| Lasting::of(&house.config().keys, &owner));
             let told = terms.as_ref().map(|terms| format!("\n{}", terms.told())).unwrap_or_default();
@@ -76,6 +76,7 @@ pub(super) async fn run(
             let mut value = shown(&key, now);
             if let Some(fields) = value.as_object_mut() {
                 fields.insert("terms".to_owned(), json!(terms));
+                fields.insert("kind".to_owned(), kind(&key, &services).into());
             }
             out.either(&value, text).await
         }
@@ -202,6 +203,10 @@ pub(super) async fn made(
                     held.status_at(now)
                 )
             }
+            KeyStatus::Pending if held.user == new.user => {
+                let (id, user) = (&held.id, &held.user);
+                format!("{fingerprint} is known already, as {id} of {user}: log in with it once")
+            }
             _ if held.user == new.user => {
                 format!("{fingerprint} is known already, as {} of {}", held.id, held.user)
             }
@@ -259,6 +264,10 @@ pub(super) async fn find(house: &House, wanted: &str) -> Result<UserKey, Fault> 
 async fn services(house: &House) -> Result<BTreeSet<UserName>, Fault> {
     let users: Vec<User> = house.vault.list().await?;
     Ok(users.into_iter().filter(|u| u.kind == UserKind::Service).map(|u| u.name).collect())
+}
+
+fn kind(key: &UserKey, services: &BTreeSet<UserName>) -> &'static str {
+    if services.contains(&key.user) { "service" } else { "human" }
 }
 
 pub(super) fn listed(

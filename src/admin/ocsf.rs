@@ -279,6 +279,7 @@ mod tests {
         "checkpoint_signed",
         "disk_low",
         "head_file_begun",
+        "clock_confirmed",
         "store_replaced",
         "console_signed_in",
         "change_failed",

@@ -89,6 +89,11 @@ impl Visitor {
 }
 
 impl Visitor {
+    /// Whether exchanging the key that they came with is all that is open to them.
+    pub(super) fn exchanges_only(&self) -> bool {
+        self.service || self.only_exchanges
+    }
+
     /// The login, to be asked whether it counts still.
     pub(super) fn logged_in(&self) -> LoggedIn<'_> {
         LoggedIn {
@@ -312,7 +317,7 @@ impl Fault {
 impl From<keystore::Error> for Fault {
     fn from(error: keystore::Error) -> Self {
         let code = match &error {
-            keystore::Error::Exists { .. } => 5,
+            keystore::Error::Exists { .. } | keystore::Error::Changed { .. } => 5,
             keystore::Error::NotFound { .. } => 3,
             keystore::Error::Backend(_) => 6,
             keystore::Error::Seal(_)

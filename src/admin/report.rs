@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
-use keystore::{KeyRules, KeyStatus, User, UserKey, UserKind};
+use keystore::{KeyRules, KeyStatus, User, UserKey, UserKind, UserName};
 use serde::Serialize;
 
 use super::render::{day, table};
@@ -26,6 +26,8 @@ struct Report {
     by_user: Vec<Group>,
     by_role: Vec<Group>,
     users_without_key: Vec<String>,
+    /// Those who come with certificates of the organisation's user CA.
+    users_with_certificate: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -94,7 +96,9 @@ pub(super) async fn run(house: &House, csv: bool, out: &mut Output) -> Result<()
     if csv {
         return out.line(as_csv(&lines(&keys, &users, now))).await;
     }
-    let report = Report::of(&keys, (&users, &house.config().keys), now);
+    let certified = users.iter().map(|user| user.name.clone());
+    let certified = certified.filter(|user| house.certificates.may_bring(user, &keys, now)).collect();
+    let report = Report::of(&keys, (&users, &certified, &house.config().keys), now);
     let text = report.told(out.width());
     out.either(&report, text).await
 }
@@ -120,7 +124,11 @@ fn lines(keys: &[UserKey], users: &[User], now: Timestamp) -> Vec<Line> {
 }
 
 impl Report {
-    fn of(keys: &[UserKey], (users, rules): (&[User], &KeyRules), now: Timestamp) -> Self {
+    fn of(
+        keys: &[UserKey],
+        (users, certified, rules): (&[User], &BTreeSet<UserName>, &KeyRules),
+        now: Timestamp,
+    ) -> Self {
         let mut by_status = BTreeMap::new();
         for key in keys {
             *by_status.entry(key.status_at(now).to_string()).or_insert(0) += 1;
@@ -143,6 +151,13 @@ impl Report {
         let roles: BTreeSet<String> =
             users.iter().flat_map(|u| u.roles.iter().map(ToString::to_string)).collect();
         let held = |name: &str| lines.iter().any(|l| l.user == name);
+        let without = |certificate: bool| {
+            let inside = users.iter().filter(|u| u.barred(now).is_none() && !held(u.name.as_str()));
+            inside
+                .filter(|u| certified.contains(&u.name) == certificate)
+                .map(|u| u.name.to_string())
+                .collect()
+        };
         Self {
             at: now,
             by_status,
@@ -171,11 +186,8 @@ impl Report {
                     Group { max_age_days, ..group(role, &held, &lines) }
                 })
                 .collect(),
-            users_without_key: users
-                .iter()
-                .filter(|u| u.barred(now).is_none() && !held(u.name.as_str()))
-                .map(|u| u.name.to_string())
-                .collect(),
+            users_without_key: without(false),
+            users_with_certificate: without(true),
         }
     }
 
@@ -216,8 +228,13 @@ impl Report {
             let shown = table(&[title, "KEYS IN USE", "OLDEST", "NEXT EXPIRY", "MAX AGE"], rows, width);
             text.push_str(&format!("\n{shown}\n"));
         }
-        if !self.users_without_key.is_empty() {
-            text.push_str(&format!("\nWithout a key in use: {}\n", self.users_without_key.join(", ")));
+        for (title, users) in [
+            ("Without a key in use", &self.users_without_key),
+            ("With certificates", &self.users_with_certificate),
+        ] {
+            if !users.is_empty() {
+                text.push_str(&format!("\n{title}: {}\n", users.join(", ")));
+            }
         }
         text
     }
@@ -289,8 +306,10 @@ mod tests {
         let mut rules = KeyRules::default();
         let admins = keystore::rules::RoleTerms { max_age: Some(0), ..Default::default() };
         rules.roles.insert("admin".parse().unwrap(), admins);
-        let users = [user("alice", &["engineer"]), user("bob", &["admin"]), user("carol", &["engineer"])];
-        let report = Report::of(&[old, fresh, gone], (&users, &rules), at(50 * DAY));
+        let users = [("alice", "engineer"), ("bob", "admin"), ("carol", "engineer"), ("dave", "engineer")];
+        let users = users.map(|(name, role)| user(name, &[role]));
+        let certified = ["dave".parse().unwrap()].into();
+        let report = Report::of(&[old, fresh, gone], (&users, &certified, &rules), at(50 * DAY));
         assert_eq!(report.by_status, [("active".to_owned(), 2), ("revoked".to_owned(), 1)].into());
         let histogram: Vec<_> = report.ages.iter().map(|a| a.keys).collect();
         assert_eq!(histogram, [1, 0, 1, 0, 0, 0, 0]);
@@ -299,12 +318,16 @@ mod tests {
         assert_eq!(ids(&report.unused_30_days), "K1");
         assert_eq!((ids(&report.oldest), ids(&report.over_age)), ("K1,K2".to_owned(), "K2".to_owned()));
         assert_eq!(report.by_role.iter().map(|g| g.max_age_days).collect::<Vec<_>>(), [0, 90]);
-        assert_eq!(report.users_without_key, ["carol"]);
+        assert_eq!(
+            (&*report.users_without_key, &*report.users_with_certificate),
+            (&["carol".to_owned()][..], &["dave".to_owned()][..])
+        );
         assert_eq!(
             report.by_role.iter().map(|g| (g.name.as_str(), g.keys)).collect::<Vec<_>>(),
             [("admin", 1), ("engineer", 1)]
         );
-        assert!(report.told(None).contains("Without a key in use: carol"));
+        let told = report.told(None);
+        assert!(told.contains("Without a key in use: carol\n") && told.contains("With certificates: dave\n"));
     }
 
     #[test]

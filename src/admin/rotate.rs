@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use keystore::{KeyStatus, UserKey, UserName, Vault};
+use keystore::{Batch, Ended, KeyStatus, SecondFactor, UserKey, UserKind, UserName, Vault};
 use serde_json::json;
 
 use super::keys::{self, NewKey, find, shown};
@@ -64,35 +64,127 @@ pub(super) async fn run(
     if wanted.user.as_ref().or(caller.user()).is_some_and(|user| *user != old.user) {
         return Err(Fault::denied(format!("{} is another user's key; see: ssh-keys list", old.id)));
     }
-    rotation(house).may_replace(&old, now).await?;
+    let withdrawn = exchanged(house, caller, &old, now).await?;
+    rotation(house).may_replace_once(&old, withdrawn.as_ref(), now).await?;
     if !caller.has_role("admin") {
         not_too_many(&house.vault, &old.user).await?;
     }
-    let new =
-        NewKey { user: old.user.clone(), text, name: wanted.name, expires_at: None, verify_required: false };
-    let new = UserKey {
+    let new = successor(house, caller, (&old, wanted.name, text), now).await?;
+    let staged = Staged { old: &old, new: &new, withdrawn: withdrawn.as_ref() };
+    trail::gives(house, staged.events(caller), now, async {
+        match house.vault.commit(staged.batch(now)?).await {
+            Err(keystore::Error::Changed { .. }) => {
+                let says = "the key that waited was logged in with meanwhile; nothing was changed";
+                Err(Fault::conflict(says))
+            }
+            done => Ok(done?),
+        }
+    })
+    .await?;
+    let value = json!({ "old": shown(&old, now), "new": shown(&new, now) });
+    let overlap = house.config().keys.of(&users::found(house, &old.user).await?).overlap;
+    let mut text = told(house, &old, &new, overlap);
+    if let Some(withdrawn) = &withdrawn {
+        text = format!("{}, which waited, was withdrawn.\n{text}", withdrawn.id);
+    }
+    out.either(&value, text).await
+}
+
+/// The successor that waits and is withdrawn for the next one, where `caller` can do nothing but exchange a key: nothing
+/// else is open to whoever staged a wrong one. An error if `old` is not the key that such a caller came with, since one
+/// that has expired, or is a service's, says nothing about another.
+async fn exchanged(
+    house: &House,
+    caller: &Caller,
+    old: &UserKey,
+    now: Timestamp,
+) -> Result<Option<UserKey>, Fault> {
+    match caller {
+        Caller::User(visitor) if visitor.exchanges_only() => {
+            if visitor.key != old.fingerprint {
+                let says = format!("{} is not the key that you came with; leave --old out", old.id);
+                return Err(Fault::denied(says));
+            }
+            Ok(rotation(house).waiting(old, now).await?)
+        }
+        _ => Ok(None),
+    }
+}
+
+/// The record of the key that is to follow `old`; not stored yet.
+async fn successor(
+    house: &House,
+    caller: &Caller,
+    (old, name, text): (&UserKey, Option<String>, String),
+    now: Timestamp,
+) -> Result<UserKey, Fault> {
+    let new = NewKey { user: old.user.clone(), text, name, expires_at: None, verify_required: false };
+    let mut new = UserKey {
         status: KeyStatus::Pending,
         replaces: Some(old.fingerprint.clone()),
         ..keys::made(house, new, None, now).await?
     };
-    // Keyward cannot see whether a security key is one: who may say so is who vouches for it.
-    if new.verify_required && !caller.has_role("admin") {
+    // Keyward cannot see whether a security key is one: who may say so is who vouches for it, or for the one before.
+    if new.verify_required && !old.verify_required && !caller.has_role("admin") {
         return Err(Fault::denied(
             "only an administrator can add a key as verify-required; leave that word out",
         ));
     }
-    let rotated = Event::SshKeyRotated {
-        user: old.user.to_string(),
-        key: old.fingerprint.clone(),
-        successor: new.fingerprint.clone(),
-        by: caller.name(),
-    };
-    let staged = async { Ok(house.vault.insert(&new).await?) };
-    trail::gives(house, vec![trail::key_added(caller, &new), rotated], now, staged).await?;
-    let value = json!({ "old": shown(&old, now), "new": shown(&new, now) });
-    let overlap = house.config().keys.of(&users::found(house, &old.user).await?).overlap;
-    out.either(&value, told(house, &old, &new, overlap)).await
+    new.verify_required |= old.verify_required && new.algorithm.starts_with("sk-");
+    if !caller.has_role("admin") {
+        can_log_in(house, &new).await?;
+    }
+    Ok(new)
 }
+
+/// A key that could never prove itself would be waited for in vain: somebody without an authenticator logs in with a key
+/// that verifies its user, or not at all.
+async fn can_log_in(house: &House, new: &UserKey) -> Result<(), Fault> {
+    let user = users::found(house, &new.user).await?;
+    let whole = new.verify_required && house.config().mfa.verify_required_counts;
+    let has_code = house.vault.get::<SecondFactor>(user.name.as_str()).await?.is_some();
+    if whole || has_code || user.kind == UserKind::Service {
+        return Ok(());
+    }
+    Err(Fault::denied(format!(
+        "you have no authenticator, so this key could not log in: take one on a security key that verifies you \
+         (ssh-keygen -t ed25519-sk -O verify-required), or ask an administrator for a code: keyward users invite {}",
+        user.name
+    )))
+}
+
+/// A successor, and whom it displaces.
+struct Staged<'a> {
+    old: &'a UserKey,
+    new: &'a UserKey,
+    withdrawn: Option<&'a UserKey>,
+}
+
+impl Staged<'_> {
+    fn events(&self, caller: &Caller) -> Vec<Event> {
+        let rotated = Event::SshKeyRotated {
+            user: self.old.user.to_string(),
+            key: self.old.fingerprint.clone(),
+            successor: self.new.fingerprint.clone(),
+            by: caller.name(),
+        };
+        let withdrawn = self.withdrawn.map(|key| trail::key_revoked(caller, key, WITHDRAWN));
+        withdrawn.into_iter().chain([trail::key_added(caller, self.new), rotated]).collect()
+    }
+
+    /// All of it or nothing, and nothing if the withdrawn key was used meanwhile.
+    fn batch(&self, now: Timestamp) -> Result<Batch, Fault> {
+        let mut batch = Batch::default().insert(self.new)?;
+        if let Some(withdrawn) = self.withdrawn {
+            let ended = Some(Ended { at: now, reason: WITHDRAWN.to_owned() });
+            let ended = UserKey { status: KeyStatus::Revoked, revoked: ended, ..withdrawn.clone() };
+            batch = batch.if_unchanged(withdrawn)?.put(&ended)?;
+        }
+        Ok(batch)
+    }
+}
+
+const WITHDRAWN: &str = "never used; its owner staged another in its place";
 
 /// Records of keys are kept for good, so that none comes back. Who stages and withdraws one after the other fills the store.
 async fn not_too_many(vault: &Vault, user: &UserName) -> Result<(), Fault> {
@@ -124,8 +216,12 @@ fn told(house: &House, old: &UserKey, new: &UserKey, overlap: i64) -> String {
             span(overlap)
         ),
     };
+    let verified = match new.verify_required {
+        true => format!(" It must verify you by PIN or finger, as {id} does."),
+        false => String::new(),
+    };
     format!(
-        "{next} ({}) waits for its first login.\n\n\
+        "{next} ({}) waits for its first login.{verified}\n\n\
          1. Log in with it once, with your code:  ssh -i ~/.ssh/id_new -o IdentitiesOnly=yes {user}@{bastion}\n   {meanwhile}\n\
          2. {afterwards}\n3. Put it in place of the old file, or in ~/.ssh/config:  IdentityFile ~/.ssh/id_new\n\n\
          The new key expires {}.",

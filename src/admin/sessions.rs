@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use serde_json::json;
 
+use super::kinds::{Kinds, OfKind};
 use super::render::{plain, short_time, table};
 use super::shelf::Shelf;
 use super::whole::{SessionVerified, untold, verify_session};
@@ -33,9 +34,7 @@ pub(super) async fn run(
             if part.count {
                 return out.either(&json!({ "count": found.len() }), found.len().to_string()).await;
             }
-            let found = part.of(&found);
-            let shown = listed(found, out.width());
-            out.either(&found, shown).await
+            tell(house, part.of(&found), out).await
         }
         Sessions::Show { id, .. } => {
             let summary = summary(house, &id).await?;
@@ -100,8 +99,16 @@ async fn all(house: &House, part: Part, out: &mut Output) -> Result<(), Fault> {
         return out.either(&json!({ "count": ids.len() }), ids.len().to_string()).await;
     }
     let found = reading(house, move |tapes| Ok(tapes.remembered(part.of(&ids)))).await?;
-    let shown = listed(&found, out.width());
-    out.either(&found, shown).await
+    tell(house, &found, out).await
+}
+
+/// The list, with who of them is a service.
+async fn tell(house: &House, found: &[Summary], out: &mut Output) -> Result<(), Fault> {
+    let kinds = Kinds::of(house).await?;
+    let shown = listed(found, &kinds, out.width());
+    let values = found.iter().map(|what| OfKind { kind: kinds.word(&what.header.user), what });
+    let values: Vec<_> = values.collect();
+    out.either(&values, shown).await
 }
 
 /// Runs `read` on the tapes where blocking is allowed.
@@ -153,12 +160,12 @@ async fn verify(house: &House, id: &str, out: &mut Output) -> Result<(), Fault> 
     Err(untold(session))
 }
 
-pub(super) fn listed(found: &[Summary], width: Option<u16>) -> String {
+pub(super) fn listed(found: &[Summary], kinds: &Kinds, width: Option<u16>) -> String {
     let rows = found.iter().map(|s| {
         let header = &s.header;
         vec![
             header.id.clone(),
-            header.user.clone(),
+            kinds.marked(&header.user),
             format!("{}@{}", header.login, header.instance),
             header.source_ip.clone(),
             short_time(header.started_at),

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use keystore::UserName;
 use serde_json::json;
 
+use super::kinds::Kinds;
 use super::sessions::deleted;
 use super::{Caller, Fault, Offset, Output, SessionFilter, Sessions, When, gaps, replay, search, sessions};
 use crate::audit::Event;
@@ -90,7 +91,7 @@ pub async fn offline(tapes: Tapes, command: Sessions, out: &mut Output) -> Resul
             if part.count {
                 return out.either(&json!({ "count": found.len() }), found.len().to_string()).await;
             }
-            let shown = sessions::listed(part.of(&found), out.width());
+            let shown = sessions::listed(part.of(&found), &Kinds::default(), out.width());
             out.either(&part.of(&found), shown).await
         }
         Sessions::Show { id, .. } => {

@@ -34,6 +34,8 @@ pub(super) async fn status(house: &House, out: &mut Output) -> Result<(), Fault>
     }
     let forged = house.trail.forged();
     warnings.extend(forged.iter().map(|forged| format!("{forged}. Run: keyward logs verify")));
+    let doubt = house.clock.doubt();
+    warnings.extend(doubt.map(|believed| super::clock::doubted(believed, now)));
     warnings.extend(super::encryption::next_start(house));
     let (ca, changing) = super::ca::state(house).await?;
     warnings.extend(changing);
@@ -65,7 +67,7 @@ pub(super) async fn status(house: &House, out: &mut Output) -> Result<(), Fault>
             "forged": forged,
         },
         "master_key": house.vault.master_key_id(), "ca": ca,
-        "recordings_readable_here": house.tapes.can_read(), "lockdown": lockdown, "warnings": warnings,
+        "recordings_readable_here": house.tapes.can_read(), "lockdown": lockdown, "clock_doubted": doubt.is_some(), "warnings": warnings,
     });
     let mut text = format!(
         "keyward {version}, listening on {}, up {}\n\

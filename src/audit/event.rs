@@ -789,6 +789,13 @@ pub enum Event {
         /// Why, in words for the auditor.
         reason: String,
     },
+    /// The machine's clock, which was far ahead of what the bastion had seen, is right: an administrator says so.
+    ClockConfirmed {
+        /// Who did it.
+        by: String,
+        /// What was believed before (RFC 3339).
+        believed: String,
+    },
     /// A change that the trail told of was not made after all.
     ChangeFailed {
         /// Number of the event that told of it: the first, if there were several.

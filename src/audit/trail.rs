@@ -172,6 +172,13 @@ impl Trail {
         self.journal.head()
     }
 
+    /// When the newest event was told, if it says so. Reads a file.
+    pub fn last_told(&self) -> Option<Timestamp> {
+        let (_, told) = journal::newest_line(&journal_dir(&self.dir)).ok()??;
+        let fields: Value = serde_json::from_slice(&told).ok()?;
+        fields.get("time")?.as_str()?.parse().ok()
+    }
+
     /// The number of the last event that a checkpoint covers.
     pub fn signed(&self) -> u64 {
         self.signed.load(Ordering::Relaxed)

@@ -73,6 +73,13 @@ impl Certificates {
         self.trusted.store(Arc::new(Trusted::Unreadable));
     }
 
+    /// Whether `user`, of whose keys all are among `keys`, comes with a certificate: somebody's count here, and no key of
+    /// the user's own stands before them.
+    pub fn may_bring(&self, user: &UserName, keys: &[UserKey], now: Timestamp) -> bool {
+        let mut theirs = keys.iter().filter(|key| key.user == *user);
+        !matches!(&**self.trusted.load(), Trusted::Nobody) && !theirs.any(|key| bars(key, now))
+    }
+
     /// The certificate with which `user` came in, if it was one: its words, and whether it still counts.
     pub fn standing(
         &self,
@@ -259,11 +266,16 @@ async fn none_of_their_own(
         if key.fingerprint == print {
             return Err(LoginFault::KeyUnusable(status));
         }
-        if key.user == *user && !matches!(status, KeyStatus::Revoked | KeyStatus::Retired) {
+        if key.user == *user && bars(&key, now) {
             return Err(LoginFault::HasKey);
         }
     }
     Ok(())
+}
+
+/// Whether a key keeps its user's certificates out: one that has expired does, since its user exchanges it.
+fn bars(key: &UserKey, now: Timestamp) -> bool {
+    !matches!(key.status_at(now), KeyStatus::Revoked | KeyStatus::Retired)
 }
 
 fn certified(certificate: &Certificate) -> PublicKey {
@@ -365,10 +377,16 @@ mod tests {
         let code = code(&stage.vault, "alice", at(0)).await;
         let changed = key.with_second_factor(&stage.vault, "alice", &code, at(0)).await.err().unwrap().1;
         assert_eq!(changed, LoginFault::UserChanged);
-        stage.vault.insert(&user_key("carol", &public_key(9))).await.unwrap();
+        let carol = "carol".parse().unwrap();
+        assert!(stage.by.may_bring(&carol, &[], at(0)));
+        let held = user_key("carol", &public_key(9));
+        stage.vault.insert(&held).await.unwrap();
         assert_eq!(stage.proves("carol", at(0)).await.err(), Some(LoginFault::HasKey));
+        assert!(!stage.by.may_bring(&carol, std::slice::from_ref(&held), at(0)));
+        assert!(stage.by.may_bring(&"dave".parse().unwrap(), &[held], at(0)), "it is not his");
         stage.by.trust(None);
         assert_eq!(stage.proves("carol", at(0)).await.err(), Some(LoginFault::UnknownKey));
+        assert!(!stage.by.may_bring(&carol, &[], at(0)));
     }
 
     #[tokio::test]

@@ -160,3 +160,17 @@ async fn the_attempt_budget_is_in_the_store_and_slows_down_the_longer_it_goes_on
     let held = factor(&vault).await;
     assert_eq!((held.failures, held.failed_at), (9, Some(at(now))), "what a restart reads");
 }
+
+#[tokio::test]
+async fn a_clock_that_went_back_bars_nobody_for_longer_than_the_wait() {
+    let vault = confirmed().await;
+    for _ in 0..5 {
+        assert_eq!(log_in(&vault, "000000x", at(10 * 86_400)).await.err(), Some(LoginFault::WrongCode));
+    }
+    for second in [60, 89] {
+        let right = code(&vault, "alice", at(second)).await;
+        assert_eq!(log_in(&vault, &right, at(second)).await.err(), Some(LoginFault::TooManyCodes));
+    }
+    let right = code(&vault, "alice", at(90)).await;
+    assert!(log_in(&vault, &right, at(90)).await.is_ok());
+}

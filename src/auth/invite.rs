@@ -50,12 +50,6 @@ pub async fn withdraw(vault: &Vault, user: &UserName) -> Result<(), keystore::Er
     }
 }
 
-/// Whether anybody at all holds an open invitation: only then are strangers asked for one.
-pub async fn any_invited(vault: &Vault, now: Timestamp) -> bool {
-    let invitations = vault.list::<Invitation>().await.unwrap_or_default();
-    invitations.iter().any(|invitation| open(invitation, now))
-}
-
 /// Whether `answer` has the form of an invitation's code, which no other code has.
 pub fn looks_like_invitation(answer: &str) -> bool {
     mfa::normalised(answer).len() == CODE_LENGTH
@@ -101,6 +95,9 @@ impl KeyVerified {
         }
         let begun = async {
             check(vault, (user, self.source.ip()), code, now).await?;
+            if self.certificate.is_none() {
+                whole(vault, (&self.fingerprint, self.user.as_str()), now).await?;
+            }
             match begin(vault, &self.user, now).await? {
                 Factor::Held => Err(LoginFault::WrongCode),
                 fresh => Ok(fresh),
@@ -180,21 +177,25 @@ impl Invited {
         }
         let SignedKey { key, user_verified } = key.into();
         let begun = async {
-            let held = self.judge(vault, key, now).await?;
-            if held.as_ref().is_some_and(|held| held.verify_required) && !user_verified {
+            let judged = self.judge(vault, key, now).await?;
+            if matches!(&judged, Judged::Theirs(held) if held.verify_required) && !user_verified {
                 return Err(LoginFault::UserNotVerified);
             }
-            Ok((held, begin(vault, &self.user, now).await?))
+            Ok((judged, begin(vault, &self.user, now).await?))
         };
         match begun.await {
-            Ok((held, factor)) => {
-                let fingerprint = UserKey::fingerprint_of(key);
-                let verifies = held.as_ref().is_some_and(|held| held.verify_required);
-                let key = held.is_none().then(|| key.clone());
+            Ok((judged, factor)) => {
+                let verifies = matches!(&judged, Judged::Theirs(held) if held.verify_required);
+                let new = |claims| Some(NewKey { key: key.clone(), claims });
+                let new = match judged {
+                    Judged::Theirs(_) => None,
+                    Judged::Nobodys => new(None),
+                    Judged::Named(by) => new(Some(by)),
+                };
                 Ok(Enrolling {
                     by: self,
-                    fingerprint,
-                    key,
+                    fingerprint: UserKey::fingerprint_of(key),
+                    key: new,
                     factor,
                     confirms: None,
                     verifies,
@@ -205,22 +206,34 @@ impl Invited {
         }
     }
 
-    /// The key as it is known, if it is the user's already; an error if it can never be.
-    async fn judge(
-        &self,
-        vault: &Vault,
-        key: &PublicKey,
-        now: Timestamp,
-    ) -> Result<Option<UserKey>, LoginFault> {
+    /// What the key is to the user; an error if it can never be theirs.
+    async fn judge(&self, vault: &Vault, key: &PublicKey, now: Timestamp) -> Result<Judged, LoginFault> {
         self.rules.accepted.admits(key).map_err(|_| LoginFault::UnknownKey)?;
-        match vault.get::<UserKey>(&UserKey::fingerprint_of(key)).await? {
-            None => Ok(None),
-            Some(held) => match usable(&held, self.user.as_str(), 0, now)? {
-                Reach::Everything => Ok(Some(held)),
-                Reach::Exchange => Err(LoginFault::KeyUnusable(KeyStatus::Expired)),
-            },
+        let Some(held) = vault.get::<UserKey>(&UserKey::fingerprint_of(key)).await? else {
+            return Ok(Judged::Nobodys);
+        };
+        if held.user != self.user && held.status_at(now) == KeyStatus::Pending {
+            return Ok(Judged::Named(Box::new(held)));
         }
+        usable(&held, self.user.as_str(), NO_GRACE, now)?;
+        Ok(Judged::Theirs(Box::new(held)))
     }
+}
+
+/// Whose a key is that an invited user wants to come with.
+enum Judged {
+    Nobodys,
+    Theirs(Box<UserKey>),
+    /// Somebody else only named it as their next: a public key is public. Whoever signs with it takes it over; what was
+    /// logged in with, or has ended, is its owner's for good.
+    Named(Box<UserKey>),
+}
+
+/// A key that is to be added.
+struct NewKey {
+    key: PublicKey,
+    /// Somebody else's record of it, which goes.
+    claims: Option<Box<UserKey>>,
 }
 
 /// A connection whose peer gave an invitation's code and signed with a key; a code of the authenticator is due.
@@ -247,7 +260,7 @@ pub struct Enrolling {
     by: Invited,
     fingerprint: String,
     /// `None`: it is the user's already.
-    key: Option<PublicKey>,
+    key: Option<NewKey>,
     factor: Factor,
     /// As in [`Authenticated`].
     confirms: Option<Timestamp>,
@@ -271,7 +284,12 @@ impl Enrolling {
 
     /// The fingerprint of the key that will be added; `None` if the key is the user's already.
     pub fn new_key(&self) -> Option<String> {
-        self.key.as_ref().map(UserKey::fingerprint_of)
+        self.key.as_ref().map(|_| self.fingerprint.clone())
+    }
+
+    /// The one who only named that key as theirs, and from whom it is taken.
+    pub fn claims_from(&self) -> Option<&UserName> {
+        self.key.as_ref().and_then(|new| new.claims.as_ref()).map(|held| &held.user)
     }
 
     /// The new second factor, to be shown; `None` if the user has one, which confirms.
@@ -318,6 +336,10 @@ impl Enrolling {
     async fn store(&self, vault: &Vault, now: Timestamp) -> Result<Authenticated, LoginFault> {
         let name = self.by.user.as_str();
         let user = unbarred(vault, &self.by.user, now).await?;
+        // Before the invitation is spent: minutes may have passed.
+        if self.key.is_none() && self.certificate.is_none() {
+            whole(vault, (&self.fingerprint, name), now).await?;
+        }
         let ours = self.by.invitation;
         vault
             .update(name, |invitation: &mut Invitation| {
@@ -329,16 +351,19 @@ impl Enrolling {
             })
             .await?;
         let mut batch = Batch::default();
-        if let Some(key) = &self.key {
-            batch = batch.insert(&self.record(vault, (&user, key), now).await?)?;
+        if let Some(NewKey { key, claims }) = &self.key {
+            let record = self.record(vault, (&user, key), now).await?;
+            batch = match claims {
+                Some(named) => batch.if_unchanged(&**named)?.put(&record)?,
+                None => batch.insert(&record)?,
+            };
         } else if let Some(certificate) = &self.certificate {
             certificate.counts(vault, &self.by.user, now).await?;
             certificate.used(&self.by.user, now);
         } else {
-            let grace = self.by.rules.of(&user).grace;
             vault
                 .update(&self.fingerprint, |key: &mut UserKey| {
-                    usable(key, name, grace, now)?;
+                    usable(key, name, NO_GRACE, now)?;
                     key.last_used_at = Some(now);
                     Ok::<_, LoginFault>(())
                 })
@@ -423,6 +448,11 @@ impl Confirmed {
         self.0.new_key()
     }
 
+    /// The one who only named that key as theirs, and from whom it is taken.
+    pub fn claims_from(&self) -> Option<&UserName> {
+        self.0.claims_from()
+    }
+
     /// Whether a second factor will be added.
     pub fn is_new_factor(&self) -> bool {
         self.0.new_factor().is_some()
@@ -479,6 +509,12 @@ async fn unbarred(vault: &Vault, user: &UserName, now: Timestamp) -> Result<User
     user.barred(now).map_or(Ok(user), |why| Err(LoginFault::Barred(why)))
 }
 
+/// A key that has expired is exchanged and opens nothing else; it enrols nothing.
+async fn whole(vault: &Vault, (key, user): (&str, &str), now: Timestamp) -> Result<(), LoginFault> {
+    let held = vault.get::<UserKey>(key).await?.ok_or(LoginFault::UnknownKey)?;
+    usable(&held, user, NO_GRACE, now).map(drop)
+}
+
 async fn begin(vault: &Vault, user: &UserName, now: Timestamp) -> Result<Factor, LoginFault> {
     if vault.get::<SecondFactor>(user.as_str()).await?.is_some() {
         return Ok(Factor::Held);
@@ -487,7 +523,7 @@ async fn begin(vault: &Vault, user: &UserName, now: Timestamp) -> Result<Factor,
     Ok(Factor::Fresh(Box::new(fresh)))
 }
 
-fn open(invitation: &Invitation, now: Timestamp) -> bool {
+pub(super) fn open(invitation: &Invitation, now: Timestamp) -> bool {
     invitation.spent_at.is_none() && invitation.expires_at > now
 }
 
@@ -495,6 +531,8 @@ fn hash(code: &str) -> [u8; 32] {
     Sha256::digest(mfa::normalised(code)).into()
 }
 
+/// For a key that must be in use.
+const NO_GRACE: i64 = 0;
 /// 80 random bits in base32.
 const CODE_LENGTH: usize = 16;
 /// Seconds an invitation is valid.

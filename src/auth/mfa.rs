@@ -207,8 +207,14 @@ pub(super) async fn spend(
     // A wrong code must be written too: the outer error would leave the record, and so the count, as it was.
     vault
         .update(user.as_str(), |factor: &mut SecondFactor| {
+            let gone_back = factor.failed_at.is_some_and(|at| at > now);
+            if gone_back {
+                // The clock went back, or was ahead then: from now on nobody waits for longer than the longest wait.
+                factor.failed_at = Some(now);
+            }
             if now < barred_until(factor) {
-                return Err(LoginFault::TooManyCodes);
+                let barred = LoginFault::TooManyCodes;
+                return if gone_back { Ok(Err(barred)) } else { Err(barred) };
             }
             let judged = judge(factor, &code, now)?;
             match judged {

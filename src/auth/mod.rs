@@ -19,6 +19,7 @@ use crate::guard::Admitted;
 
 mod browser;
 mod certificate;
+mod invitations;
 mod invite;
 pub mod mfa;
 #[cfg(test)]
@@ -27,8 +28,9 @@ mod unasked;
 
 pub use browser::{Browsers, Person, Refused, SignedIn, Stay, TICKET_LIFE};
 pub use certificate::{CertificateId, Certificates, SignedCertificate};
+pub use invitations::Invitations;
 pub use invite::{
-    Confirmed, Enrolled, Enrolling, Invited, any_invited, invitation, invite, looks_like_invitation, withdraw,
+    Confirmed, Enrolled, Enrolling, Invited, invitation, invite, looks_like_invitation, withdraw,
 };
 pub use unasked::{Spared, forget_all, forget_key, forget_user, remember};
 
@@ -496,6 +498,8 @@ impl From<keystore::Error> for LoginFault {
             keystore::Error::NotFound { kind: "key", .. } => Self::UnknownKey,
             keystore::Error::NotFound { kind: "invitation", .. } => Self::WrongInvitation,
             keystore::Error::NotFound { kind: "user", .. } => Self::UnknownUser,
+            // Somebody logged in meanwhile with a key that they had only named.
+            keystore::Error::Changed { kind: "key", .. } => Self::UnknownKey,
             other => Self::Store(other.to_string()),
         }
     }

@@ -1,9 +1,16 @@
 //! A small populated vault, for the unit tests of this room and of those above it. Not part of the program.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, ready};
 use jiff::Timestamp;
-use keystore::backend::Memory;
+use keystore::backend::{
+    Backend, BackendError, Compacted, Lease, Memory, Outcome, Transaction, Versioned, Watch, Write,
+};
 use keystore::seal::MasterKey;
 use keystore::ssh::PublicKey;
 use keystore::{KeyStatus, SecondFactor, User, UserKey, Vault};
@@ -55,6 +62,86 @@ pub(crate) fn user_key(name: &str, key: &PublicKey) -> UserKey {
         warned: None,
         revoked: None,
         verify_required: false,
+    }
+}
+
+/// A store in memory that others get at in between, and that can fail.
+#[derive(Default)]
+pub(crate) struct Meddled {
+    inner: Memory,
+    /// Before the next transaction that writes this key, somebody is faster with that one.
+    pub(crate) before: Mutex<Option<(String, Transaction)>>,
+    /// How often a range was read.
+    pub(crate) ranges: AtomicUsize,
+    /// Reading fails.
+    pub(crate) fails: AtomicBool,
+}
+
+impl Meddled {
+    /// Before the key is written the next time, it is removed.
+    pub(crate) fn removes_before_write(&self, wanted: &str, removed: &str) {
+        let writes = vec![Write::Delete(removed.to_owned().into())];
+        let faster = Transaction { guards: Vec::new(), writes };
+        *self.before.lock().unwrap() = Some((wanted.to_owned(), faster));
+    }
+}
+
+impl Backend for Meddled {
+    fn get<'a>(&'a self, key: &'a [u8]) -> BoxFuture<'a, Result<Option<Versioned>, BackendError>> {
+        self.inner.get(key)
+    }
+
+    fn range<'a>(&'a self, prefix: &'a [u8]) -> BoxFuture<'a, Result<Vec<(Bytes, Versioned)>, BackendError>> {
+        self.ranges.fetch_add(1, Ordering::SeqCst);
+        if self.fails.load(Ordering::SeqCst) {
+            return ready(Err(BackendError::Damaged("for a test".to_owned()))).boxed();
+        }
+        self.inner.range(prefix)
+    }
+
+    fn transact(&self, transaction: Transaction) -> BoxFuture<'_, Result<Outcome, BackendError>> {
+        let writes = |key: &str| {
+            transaction
+                .writes
+                .iter()
+                .any(|write| matches!(write, Write::Put(put, _) if *put == key.as_bytes()))
+        };
+        let faster = self.before.lock().unwrap().take_if(|(key, _)| writes(key));
+        async move {
+            if let Some((_, faster)) = faster {
+                self.inner.transact(faster).await?;
+            }
+            self.inner.transact(transaction).await
+        }
+        .boxed()
+    }
+
+    fn lease(&self, ttl: Duration) -> BoxFuture<'_, Result<Lease, BackendError>> {
+        self.inner.lease(ttl)
+    }
+
+    fn renew(&self, lease: Lease) -> BoxFuture<'_, Result<bool, BackendError>> {
+        self.inner.renew(lease)
+    }
+
+    fn watch<'a>(&'a self, prefix: &'a [u8], after: u64) -> BoxFuture<'a, Result<Watch, BackendError>> {
+        self.inner.watch(prefix, after)
+    }
+
+    fn revision(&self) -> BoxFuture<'_, Result<u64, BackendError>> {
+        self.inner.revision()
+    }
+
+    fn history(&self) -> BoxFuture<'_, Result<u64, BackendError>> {
+        self.inner.history()
+    }
+
+    fn newest(&self) -> BoxFuture<'_, Result<Option<(u64, String)>, BackendError>> {
+        self.inner.newest()
+    }
+
+    fn compact_at(&self, newest: Option<u64>) -> BoxFuture<'_, Result<Option<Compacted>, BackendError>> {
+        self.inner.compact_at(newest)
     }
 }
 

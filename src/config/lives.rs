@@ -215,6 +215,10 @@ mod tests {
     fn the_lives_of_keys_have_defaults_and_can_be_set() {
         assert_eq!(*parse("").unwrap().keys, KeyRules::default());
         assert_eq!(parse("key_max_age_days = 30\n").unwrap().keys.base.max_age, 30 * 86_400);
+        let service = |text: &str| parse(text).unwrap().keys.base.service_max_age / 86_400;
+        assert_eq!(service(""), 30, "a service's opens doors without a code");
+        assert_eq!(service("[keys]\nmax_age = \"7d\"\n"), 7, "never longer than a human's");
+        assert_eq!(service("[keys]\nservice_max_age = \"90d\"\n"), 90, "unless it is said");
         let keys =
             parse("[keys]\nmax_age = \"8h\"\nwarn = [\"1h\", \"2h\"]\ngrace = \"0s\"\noverlap = \"10m\"\n");
         let keys = keys.unwrap().keys.base.clone();

@@ -9,6 +9,7 @@ mod channel;
 mod means;
 mod offer;
 mod passage;
+mod remember;
 mod severable;
 mod signal;
 mod trust;
@@ -34,6 +35,7 @@ pub use channel::{FromInstance, ToInstance};
 pub use means::Means;
 pub use offer::{Offer, Offered};
 pub use passage::{Passage, Passing};
+pub use remember::{NotRemembered, accepted, proven};
 pub use severable::Severable;
 pub use signal::{signal_of, signal_text};
 

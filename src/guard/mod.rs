@@ -3,7 +3,7 @@
 //! Owns the limits on unauthenticated connections (sshd's `MaxStartups`), their share per source, and the penalties
 //! of sources that fail (sshd's `PerSourcePenalties`). Takes an address and mints [`Admitted`], which gives its place
 //! back when it is dropped. Never looks at names, keys or the store, and forgets everything at a restart, but not a
-//! lockdown (see [`lockdown`]).
+//! lockdown (see [`lockdown`]) nor a doubt of the machine's clock (see [`clock`]).
 //!
 //! A source is what one party holds (`source`); the memory for all of them is bounded (`penalties`).
 
@@ -15,6 +15,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
 
+pub mod clock;
 pub mod lockdown;
 mod penalties;
 mod source;

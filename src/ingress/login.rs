@@ -27,7 +27,7 @@ use super::stream::Phase;
 use crate::audit::Event;
 use crate::auth::{
     Authenticated, Enrolling, Invited, KeyVerified, Knock, LoginFault, SignedKey, Spared, Unauthenticated,
-    any_invited, forget_key, looks_like_invitation, mfa, offered_key, remember,
+    forget_key, looks_like_invitation, mfa, offered_key, remember,
 };
 use crate::config::Config;
 use crate::guard::Admitted;
@@ -95,7 +95,7 @@ impl Door {
 impl Gate {
     pub(super) async fn new(house: Arc<House>, admitted: Admitted, phase: Phase) -> Self {
         let config = house.config();
-        let inviting = any_invited(&house.vault, Timestamp::now()).await;
+        let inviting = house.invitations.any(&house.vault, Timestamp::now()).await;
         let door = Door::Outside(Unauthenticated::new(&admitted, &config.keys));
         let source = admitted.addr();
         let (admitted, stranger) = (Some(admitted), Stranger::None);

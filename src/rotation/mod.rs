@@ -52,13 +52,39 @@ pub struct Rotation {
 }
 
 impl Rotation {
+    /// The successor of `old` that its owner staged, if it still waits for its first login.
+    ///
+    /// # Errors
+    /// The store.
+    pub async fn waiting(&self, old: &UserKey, now: Timestamp) -> Result<Option<UserKey>, RotationFault> {
+        let keys: Vec<UserKey> = self.vault.list().await?;
+        let waits = |k: &UserKey| {
+            let follows = k.replaces.as_deref() == Some(&old.fingerprint) && k.user == old.user;
+            follows && k.status_at(now) == KeyStatus::Pending
+        };
+        Ok(keys.into_iter().find(waits))
+    }
+
     /// Whether `old` may get a successor at `now`: it is in use, or expired.
     ///
     /// # Errors
     /// [`RotationFault::NotNow`]: what stands in the way and what to do.
     pub async fn may_replace(&self, old: &UserKey, now: Timestamp) -> Result<(), RotationFault> {
+        self.may_replace_once(old, None, now).await
+    }
+
+    /// The same, once `withdrawn`, which waited, is so.
+    ///
+    /// # Errors
+    /// As [`Rotation::may_replace`].
+    pub async fn may_replace_once(
+        &self,
+        old: &UserKey,
+        withdrawn: Option<&UserKey>,
+        now: Timestamp,
+    ) -> Result<(), RotationFault> {
         let keys: Vec<UserKey> = self.vault.list().await?;
-        let follows = |k: &&UserKey| k.replaces.as_deref() == Some(&old.fingerprint);
+        let follows = |k: &&UserKey| k.replaces.as_deref() == Some(&old.fingerprint) && Some(*k) != withdrawn;
         let successor = keys.iter().filter(follows).find(|k| {
             matches!(k.status_at(now), KeyStatus::Pending | KeyStatus::Active | KeyStatus::Retiring)
         });
@@ -201,24 +227,24 @@ impl Rotation {
 }
 
 /// Takes every step when it is due, until `stop`. Run it as one task of the daemon. `of_now` is asked each time, since
-/// the terms may change.
-pub async fn keep(of_now: impl Fn() -> Rotation, stop: CancellationToken) {
+/// the terms may change; `clock` says by which time something may end for good.
+pub async fn keep(of_now: impl Fn() -> Rotation, clock: impl Fn() -> Timestamp, stop: CancellationToken) {
     let rotation = of_now();
     let mut changes = rotation.vault.changes();
-    let mut next = told(rotation.settle(Timestamp::now()).await);
+    let mut next = told(rotation.settle(clock()).await);
     loop {
-        let pause = next.map_or(LONGEST_PAUSE, |at| until(at, Timestamp::now()).min(LONGEST_PAUSE));
+        let pause = next.map_or(LONGEST_PAUSE, |at| until(at, clock()).min(LONGEST_PAUSE));
         next = tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(pause) => told(of_now().settle(Timestamp::now()).await),
+            () = tokio::time::sleep(pause) => told(of_now().settle(clock()).await),
             change = changes.recv() => match change {
                 Ok(Change { kind, id }) if kind == UserKey::KIND => {
-                    sooner(next, told(of_now().advance(&id, Timestamp::now()).await))
+                    sooner(next, told(of_now().advance(&id, clock()).await))
                 }
                 // Who has other roles may have stricter terms.
-                Ok(Change { kind, .. }) if kind == User::KIND => told(of_now().settle(Timestamp::now()).await),
+                Ok(Change { kind, .. }) if kind == User::KIND => told(of_now().settle(clock()).await),
                 Ok(_) => next,
-                Err(RecvError::Lagged(_)) => told(of_now().settle(Timestamp::now()).await),
+                Err(RecvError::Lagged(_)) => told(of_now().settle(clock()).await),
                 Err(RecvError::Closed) => return,
             },
         };

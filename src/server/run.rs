@@ -17,9 +17,10 @@ use super::workers::Workers;
 use super::{reload, socket, upkeep};
 use crate::admin::{self, FrontDesk};
 use crate::audit::{Event, Keeping, Outlets, SessionFacts, Trail};
-use crate::auth::{Browsers, Certificates};
+use crate::auth::{Browsers, Certificates, Invitations};
 use crate::config::Config;
 use crate::console::Console;
+use crate::guard::clock::Clock;
 use crate::guard::lockdown::Lockdown;
 use crate::guard::{Admitted, Guard};
 use crate::ingress::serve_connection;
@@ -66,7 +67,9 @@ pub async fn run(config: Config) -> Result<(), ServeError> {
     let tasks = tokio_util::task::TaskTracker::new();
     tasks.spawn(watch(Arc::clone(&house), stop.clone()));
     let workflows = Arc::clone(&house);
-    tasks.spawn(rotation::keep(move || admin::rotation(&workflows), stop.clone()));
+    let believed = Arc::clone(&house);
+    let clock = move || believed.clock.now();
+    tasks.spawn(rotation::keep(move || admin::rotation(&workflows), clock, stop.clone()));
     tasks.spawn(upkeep::custody(Arc::clone(&house), stop.clone()));
     tasks.spawn(upkeep::keep(Arc::clone(&house), stop.clone()));
     tasks.spawn(reload::follow_user_ca(Arc::clone(&house), stop.clone()));
@@ -132,6 +135,7 @@ pub(super) async fn open(config: Config) -> Result<House, ServeError> {
     };
     let trail = Trail::open_keeping(&config.audit_dir(), auditor, keeping)
         .map_err(during("opening the audit trail"))?;
+    let clock = Clock::at(&config.state_dir.join("clock"), trail.last_told(), Timestamp::now());
     // Before anything else is: nothing of this run lies between what was forged and the word of it.
     trail.tell_forged(Timestamp::now()).await.map_err(during("telling of forged events"))?;
     let (keys, kept) = reload::kept(&config).map_err(during("reading the auditors' keys"))?;
@@ -151,6 +155,8 @@ pub(super) async fn open(config: Config) -> Result<House, ServeError> {
     let outlets = Outlets::open(&trail, config.audit.receivers(host))
         .map_err(during("opening the receivers of events"))?;
     let house = House {
+        clock,
+        invitations: Invitations::of(&vault),
         vault: Arc::new(vault),
         certificates: Certificates::of(cas),
         guard,

@@ -14,6 +14,9 @@ use crate::config::Config;
 use crate::ingress::testing::{Heard, Peer, reaches};
 use crate::session::{House, LiveInfo, LoggedIn, enter, still_in};
 
+mod clock;
+mod exchange;
+
 async fn house(dir: &Path) -> House {
     let file = init(dir, "127.0.0.1:0".parse().unwrap()).await.unwrap();
     let house = run::open(Config::load(&file).unwrap()).await.unwrap();

@@ -3,9 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
-use futures_util::future::BoxFuture;
 use jiff::Timestamp;
+use tokio::time::{Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::admin;
@@ -16,8 +15,7 @@ use crate::session::House;
 
 /// Keeps until `stop`. Run it as one task of the daemon.
 pub(super) async fn keep(house: Arc<House>, stop: CancellationToken) {
-    let mut tick = tokio::time::interval(TICK);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut tick = ticking(TICK);
     let (mut signed_at, mut ticks) = (Timestamp::now(), 0u64);
     let mut alarm = Alarm::new(house.config().audit.disk_warn_percent);
     tokio::select! {
@@ -45,7 +43,7 @@ pub(super) async fn keep(house: Arc<House>, stop: CancellationToken) {
             compact(&house, now).await;
         }
         if ticks % RETIRE_EVERY == 3 {
-            match admin::retire(&house, now).await {
+            match admin::retire(&house, house.clock.now()).await {
                 Ok(0) => {}
                 Ok(count) => tracing::info!(count, "recordings.deleted: their time is over"),
                 Err(error) => tracing::error!(%error, "recordings.retention_failed"),
@@ -64,36 +62,59 @@ async fn known(house: &House) {
     }
 }
 
-/// Looks after what Keyward itself holds, until `stop`: CAs retire, its keys on instances are rotated. A task of its own,
-/// since an instance may take its time.
+/// Looks after what Keyward itself holds, until `stop`: CAs retire, its keys on instances are rotated. A task of its own.
 pub(super) async fn custody(house: Arc<House>, stop: CancellationToken) {
-    let mut tick = tokio::time::interval(rotation::LOOK);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    // Stopped in the middle, it is gone on with at the next start.
-    let mut visits: BoxFuture<'_, ()> = look_after(&house).boxed();
-    let mut under_way = true;
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = &mut visits, if under_way => under_way = false,
-            _ = tick.tick() => {
-                // Its time is kept, whatever instances take theirs.
-                let errands = admin::errands(&house);
-                let retired = admin::custody(&house, &errands).retire_due(&house.signers, Timestamp::now()).await;
-                told(retired);
-                if !under_way {
-                    visits = look_after(&house).boxed();
-                    under_way = true;
-                }
+    let retire = || async {
+        let errands = admin::errands(&house);
+        told(admin::custody(&house, &errands).retire_due(&house.signers, house.clock.now()).await);
+    };
+    look((retire, || look_after(&house)), rotation::LOOK, stop).await;
+}
+
+/// Retires and visits `every` so often. Each goes its own way, and both are always gone on with: an instance may take its
+/// time while it holds what the other waits for.
+async fn look<R: Future<Output = ()>, V: Future<Output = ()>>(
+    (retire, visit): (impl Fn() -> R, impl Fn() -> V),
+    every: Duration,
+    stop: CancellationToken,
+) {
+    let retires = async {
+        let mut tick = ticking(every);
+        while next(&mut tick, &stop).await {
+            retire().await;
+        }
+    };
+    let visits = async {
+        let mut tick = ticking(every);
+        while next(&mut tick, &stop).await {
+            // Stopped in the middle, it is gone on with at the next start.
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = visit() => {}
             }
         }
+    };
+    tokio::join!(retires, visits);
+}
+
+fn ticking(every: Duration) -> Interval {
+    let mut tick = tokio::time::interval(every);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    tick
+}
+
+/// Whether there is a next time.
+async fn next(tick: &mut Interval, stop: &CancellationToken) -> bool {
+    tokio::select! {
+        () = stop.cancelled() => false,
+        _ = tick.tick() => true,
     }
 }
 
 async fn look_after(house: &House) {
     let errands = admin::errands(house);
     let max_age = house.config().credentials.max_age;
-    told(admin::custody(house, &errands).look_after(&house.signers, max_age, Timestamp::now()).await);
+    told(admin::custody(house, &errands).look_after(&house.signers, max_age, house.clock.now()).await);
 }
 
 fn told(done: Result<(), rotation::RotationFault>) {
@@ -190,6 +211,8 @@ const SLACK: u64 = 2;
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
     use super::*;
 
     fn told(figures: &[(u64, bool)]) -> Vec<u64> {
@@ -214,5 +237,28 @@ mod tests {
     #[test]
     fn a_disk_with_room_is_not_told() {
         assert_eq!(told(&[(0, true), (79, true), (78, true)]), [] as [u64; 0]);
+    }
+
+    #[tokio::test]
+    async fn an_instance_that_takes_its_time_with_what_a_retiring_ca_waits_for_holds_up_neither() {
+        let (held, stop) = (tokio::sync::Mutex::new(()), CancellationToken::new());
+        let (retired, visited) = (AtomicU32::new(0), AtomicU32::new(0));
+        let both = || retired.load(Ordering::SeqCst) >= 3 && visited.load(Ordering::SeqCst) >= 3;
+        let retire = || async {
+            let _held = held.lock().await;
+            retired.fetch_add(1, Ordering::SeqCst);
+        };
+        let visit = || async {
+            let _held = held.lock().await;
+            // Somebody waits for the lock by now.
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            visited.fetch_add(1, Ordering::SeqCst);
+            if both() {
+                stop.cancel();
+            }
+        };
+        let looked = look((retire, visit), Duration::from_millis(1), stop.clone());
+        tokio::time::timeout(Duration::from_secs(60), looked).await.expect("one of them stands still");
+        assert!(both());
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use keystore::signing::{InstanceKey, UserCa};
-use keystore::{Accepted, Batch, Credential, Instance, SignsIn};
+use keystore::{Credential, SignsIn};
 
 use super::House;
 use crate::egress::{self, EgressError, Leg, Means, Passage, Proofs, Upstream};
@@ -25,7 +25,7 @@ pub(super) async fn dial(
     let newest_first: Vec<&UserCa> = authorities.next_user_ca.iter().chain([&authorities.user_ca]).collect();
     let upstream = egress::dial(proofs, Means::Certificates(&newest_first), leg(house, way), now).await?;
     // What is not remembered is noticed again at the next session.
-    if let Err(error) = remember(house, instance, upstream.accepted(), now).await {
+    if let Err(error) = egress::accepted(&house.vault, instance, upstream.accepted(), now).await {
         tracing::warn!(%error, "ca.acceptance_not_remembered");
     }
     Ok(upstream)
@@ -43,16 +43,9 @@ async fn managed(
     let held = held.ok_or_else(|| unusable(format!("there is none for {id}")))?;
     let key = InstanceKey::load(&house.vault, &held.key).await.map_err(|e| unusable(e.to_string()))?;
     let upstream = egress::dial(proofs, Means::Key(&key), leg(house, way), now).await?;
-    if held.proven_at.is_none() {
-        let proven = house.vault.update(&id, |credential: &mut Credential| {
-            if credential.key.fingerprint == upstream.accepted() {
-                credential.proven_at.get_or_insert(now);
-            }
-            Ok::<_, keystore::Error>(())
-        });
-        if let Err(error) = proven.await {
-            tracing::warn!(%error, "credential.acceptance_not_remembered");
-        }
+    let seen = egress::proven((&house.vault, &house.trail), (&id, upstream.accepted()), now);
+    if let Err(error) = seen.await {
+        tracing::warn!(%error, "credential.acceptance_not_remembered");
     }
     Ok(upstream)
 }
@@ -60,18 +53,4 @@ async fn managed(
 /// `way`: the session's id, and its passage.
 fn leg<'a>(house: &House, (session, passage): (&'a str, &'a Arc<Passage>)) -> Leg<'a> {
     Leg { session, passage, transport: house.config().transport }
-}
-
-async fn remember(
-    house: &House,
-    instance: &Instance,
-    ca: &str,
-    now: Timestamp,
-) -> Result<(), keystore::Error> {
-    let known = house.vault.get::<Accepted>(instance.name.as_str()).await?;
-    if known.is_some_and(|known| known.ca == ca) {
-        return Ok(());
-    }
-    let accepted = Accepted { instance: instance.name.clone(), ca: ca.to_owned(), since: now };
-    house.vault.commit(Batch::default().put(&accepted)?).await
 }

@@ -7,9 +7,10 @@ use keystore::Vault;
 use keystore::signing::Signers;
 
 use crate::audit::{Outlets, Trail};
-use crate::auth::{Browsers, Certificates};
+use crate::auth::{Browsers, Certificates, Invitations};
 use crate::config::Config;
 use crate::guard::Guard;
+use crate::guard::clock::Clock;
 use crate::policy::Rulebook;
 use crate::recording::Tapes;
 
@@ -21,8 +22,12 @@ pub struct House {
     pub vault: Arc<Vault>,
     /// Whose certificates let their people in.
     pub certificates: Arc<Certificates>,
+    /// Whether anybody is invited to enrol.
+    pub invitations: Invitations,
     /// Who may knock.
     pub guard: Guard,
+    /// The time by which something may end for good.
+    pub clock: Clock,
     /// The audit trail.
     pub trail: Arc<Trail>,
     /// Sign-in links of the web console, and the browsers that used one.

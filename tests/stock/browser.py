@@ -102,6 +102,8 @@ try:
     pictures('search')
     css('.found tr.output td.when a').click()
     wait('the place', lambda: all_of('.ap-term-text') and 'needle-two' in screen())
+    # The whole screen as it stood then, with what was shown long before.
+    assert 'needle-one' in screen() and '<b>bold</b>' in screen(), screen()
     clean('search')
 
     for page in (f'/sessions/{session}/transcript', '/gaps', '/chain'):

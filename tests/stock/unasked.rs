@@ -78,7 +78,24 @@ fn a_service_comes_with_its_key_alone_to_what_a_rule_names_and_nowhere_else() {
         let output = rig.client("ssh", "backup").arg("bastion").args(words).output().unwrap();
         assert_eq!(output.status.code(), Some(4), "{words:?}: {}", text(output.stdout));
     }
-    assert!(rig.ok(&["ssh-keys", "list"]).contains("backup (service)"));
+    for list in [["ssh-keys", "list"], ["access", "list"], ["sessions", "list"]] {
+        assert!(rig.ok(&list).contains("backup (service)"), "{list:?}");
+        let listed = rig.json(&list);
+        let of = |item: &serde_json::Value| {
+            let user = item["subject"]["user"].as_str().or(item["user"].as_str()).unwrap_or("a role");
+            (user.to_owned(), item["kind"].as_str().map(str::to_owned))
+        };
+        for (user, kind) in listed.as_array().unwrap().iter().map(of) {
+            let expected = match user.as_str() {
+                "backup" | "stray" => Some("service"),
+                "alice" => Some("human"),
+                _ => None,
+            };
+            assert_eq!(kind.as_deref(), expected, "{list:?} {user}");
+        }
+    }
+    assert_eq!(rig.json(&["ssh-keys", "show", "K2"])["kind"], "service");
+    assert_eq!(rig.json(&["ssh-keys", "show", "K1"])["kind"], "human");
     rig.keygen("id_new");
     let mut rotate = rig.client("ssh", "backup");
     rotate.args(["bastion", "ssh-keys", "rotate"]).stdin(fs::File::open(rig.path("id_new.pub")).unwrap());

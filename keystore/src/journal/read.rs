@@ -118,6 +118,14 @@ pub fn read(dir: &Path) -> Reader {
 /// # Errors
 /// What the system says.
 pub fn newest(dir: &Path) -> std::io::Result<Option<Receipt>> {
+    Ok(newest_line(dir)?.map(|(receipt, _)| receipt))
+}
+
+/// The same, with what the line tells.
+///
+/// # Errors
+/// As [`newest`].
+pub fn newest_line(dir: &Path) -> std::io::Result<Option<(Receipt, Vec<u8>)>> {
     for path in segments(dir)?.into_iter().rev() {
         let mut file = File::open(&path)?;
         // Who is told of it must find it after a power loss.
@@ -132,7 +140,8 @@ pub fn newest(dir: &Path) -> std::io::Result<Option<Receipt>> {
         let mut parts = whole.get(begin..).unwrap_or_default().splitn(3, |byte| *byte == b' ');
         let mut part = || parts.next().and_then(|part| std::str::from_utf8(part).ok());
         if let (Some(Ok(seq)), Some(hash)) = (part().map(str::parse), part()) {
-            return Ok(Some(Receipt { seq, hash: hash.to_owned() }));
+            let told = parts.next().unwrap_or_default().to_vec();
+            return Ok(Some((Receipt { seq, hash: hash.to_owned() }, told)));
         }
     }
     Ok(None)

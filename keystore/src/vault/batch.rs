@@ -10,6 +10,19 @@ use crate::record::Record;
 #[derive(Default)]
 pub struct Batch {
     steps: Vec<Step>,
+    conditions: Vec<Condition>,
+}
+
+/// A record as it is sealed.
+type Plain = Zeroizing<Vec<u8>>;
+
+/// A record that must be there still, just as it was read.
+struct Condition {
+    kind: &'static str,
+    id: String,
+    plain: Plain,
+    /// What is stored, as this version writes it: one before may have left out what it did not know.
+    written: fn(&str, &[u8]) -> Result<Plain, Error>,
 }
 
 struct Step {
@@ -47,6 +60,17 @@ impl Batch {
         Ok(self)
     }
 
+    /// Nothing is changed unless this record is there, just as it was read: not removed, nor another by its name.
+    ///
+    /// # Errors
+    /// [`Error::Unreadable`] if it cannot be written down.
+    pub fn if_unchanged<R: Record>(mut self, record: &R) -> Result<Self, Error> {
+        let id = record.record_id();
+        let plain = plain(&name::<R>(&id), record)?;
+        self.conditions.push(Condition { kind: R::KIND, id, plain, written: written::<R> });
+        Ok(self)
+    }
+
     /// Removes a record, if it is there.
     #[must_use]
     pub fn remove<R: Record>(mut self, id: &str) -> Self {
@@ -59,12 +83,20 @@ impl Vault {
     /// Makes all changes of `batch`, or none; durable when it returns.
     ///
     /// # Errors
-    /// [`Error::Exists`] if a record that was to be inserted is there already.
+    /// [`Error::Exists`] if a record that was to be inserted is there already; [`Error::Changed`] if one that was to be
+    /// unchanged is not.
     pub async fn commit(&self, batch: Batch) -> Result<(), Error> {
         let _turn = self.turn.read().await;
         let keys = self.keys();
-        while let Outcome::Conflict = self.backend.transact(sealed(&keys, &batch)?).await? {
-            // Only an insert can conflict; what is no longer in its way lets it try again.
+        loop {
+            let mut transaction = sealed(&keys, &batch)?;
+            for condition in &batch.conditions {
+                transaction.guards.push(self.unchanged(&keys, condition).await?);
+            }
+            if let Outcome::Committed(_) = self.backend.transact(transaction).await? {
+                break;
+            }
+            // What is no longer in an insert's way lets it try again; what must be unchanged is looked at again anyway.
             for Step { kind, id, what } in &batch.steps {
                 let name = format!("{kind}/{id}");
                 if matches!(what, What::Insert(_)) && self.backend.get(name.as_bytes()).await?.is_some() {
@@ -78,6 +110,23 @@ impl Vault {
         }
         Ok(())
     }
+
+    async fn unchanged(&self, keys: &super::Keys, condition: &Condition) -> Result<Guard, Error> {
+        let Condition { kind, id, plain, written } = condition;
+        let name = format!("{kind}/{id}");
+        let changed = || Error::Changed { kind, id: id.clone() };
+        let held = self.backend.get(name.as_bytes()).await?.ok_or_else(changed)?;
+        if written(&name, &keys.open(&name, &held.value)?)? != *plain {
+            return Err(changed());
+        }
+        Ok(Guard::Unchanged(Bytes::from(name), held.revision))
+    }
+}
+
+fn written<R: Record>(name: &str, stored: &[u8]) -> Result<Plain, Error> {
+    let record: R = serde_json::from_slice(stored)
+        .map_err(|e| Error::Unreadable { name: name.to_owned(), why: e.to_string() })?;
+    plain(name, &record)
 }
 
 fn sealed(keys: &super::Keys, batch: &Batch) -> Result<Transaction, Error> {
@@ -95,4 +144,49 @@ fn sealed(keys: &super::Keys, batch: &Batch) -> Result<Transaction, Error> {
         }
     }
     Ok(transaction)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::backend::Memory;
+    use crate::seal::MasterKey;
+    use crate::{Accepted, CaRotation, Error};
+    use jiff::Timestamp;
+
+    fn seen(instance: &str, ca: &str) -> Accepted {
+        let instance = instance.parse().unwrap();
+        Accepted { instance, ca: ca.to_owned(), since: Timestamp::UNIX_EPOCH }
+    }
+
+    async fn vault() -> Vault {
+        let vault = Vault::new(Arc::new(Memory::default()), MasterKey::generate().unwrap());
+        vault.insert(&seen("db-1", "first")).await.unwrap();
+        vault
+    }
+
+    #[tokio::test]
+    async fn a_batch_is_made_while_what_it_stands_on_is_unchanged() {
+        let vault = vault().await;
+        let known = seen("db-1", "first");
+        let batch = Batch::default().if_unchanged(&known).unwrap().put(&seen("db-2", "first")).unwrap();
+        vault.commit(batch).await.unwrap();
+        let batch = Batch::default().if_unchanged(&known).unwrap().put(&seen("db-1", "second")).unwrap();
+        vault.commit(batch).await.unwrap();
+        assert_eq!(vault.get::<Accepted>("db-1").await.unwrap().unwrap().ca, "second");
+    }
+
+    #[tokio::test]
+    async fn a_batch_whose_ground_was_changed_or_removed_changes_nothing() {
+        let vault = vault().await;
+        for ground in ["db-1", "db-9"] {
+            let was = seen(ground, "another");
+            let batch = Batch::default().put(&seen("db-2", "x")).unwrap().remove::<CaRotation>("user");
+            let refused = vault.commit(batch.if_unchanged(&was).unwrap()).await.unwrap_err();
+            assert!(matches!(refused, Error::Changed { kind: "ca-accepted", .. }), "{refused}");
+            assert!(vault.get::<Accepted>("db-2").await.unwrap().is_none(), "{ground}");
+        }
+    }
 }

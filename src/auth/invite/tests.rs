@@ -241,3 +241,76 @@ async fn a_suspended_user_enrols_nothing() {
     );
     assert_eq!(fault(&vault, "carol", &code, at(0)).await, Some(LoginFault::Barred("user suspended")));
 }
+
+#[tokio::test]
+async fn an_invited_signature_takes_over_a_key_that_somebody_else_only_named_and_none_that_was_used() {
+    for (used, status) in
+        [(false, KeyStatus::Pending), (true, KeyStatus::Pending), (false, KeyStatus::Revoked)]
+    {
+        let (vault, code) = carol().await;
+        let named = UserKey {
+            id: "K7".to_owned(),
+            status,
+            replaces: Some(UserKey::fingerprint_of(&public_key(2))),
+            last_used_at: used.then(|| at(0)),
+            ..user_key("bob", &public_key(3))
+        };
+        vault.insert(&named).await.unwrap();
+        let open = !used && status == KeyStatus::Pending;
+        let invited = unauthenticated().invited(&vault, "carol", &code, at(0)).await.ok().unwrap();
+        assert_eq!(invited.welcomes(&vault, "carol", &public_key(3), at(0)).await, open);
+        let signed = invited.key_signed(&vault, "carol", &public_key(3), at(0)).await;
+        let Ok(state) = signed else {
+            assert!(!open);
+            continue;
+        };
+        let first = shown(&state, at(0));
+        let confirmed = state.confirmed(&vault, "carol", &first, at(0)).await.ok().unwrap();
+        assert_eq!(confirmed.claims_from().map(UserName::as_str), Some("bob"));
+        assert!(confirmed.new_key().is_some());
+        assert!(confirmed.enrol(&vault, at(0)).await.unwrap().login.matches_key(&public_key(3)));
+        assert!(known(&vault, 3).await, "it is hers");
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_its_first_owner_logged_in_with_meanwhile_is_not_taken_over() {
+    let (vault, code) = carol().await;
+    let named = UserKey { status: KeyStatus::Pending, ..user_key("bob", &public_key(3)) };
+    vault.insert(&named).await.unwrap();
+    let state = enrolling(&vault, &code, 3).await;
+    let used = |key: &mut UserKey| {
+        key.last_used_at = Some(at(0));
+        Ok::<_, keystore::Error>(())
+    };
+    vault.update(&named.fingerprint, used).await.unwrap();
+    let first = shown(&state, at(0));
+    assert_eq!(enrols(state, &vault, "carol", &first).await.err(), Some(LoginFault::UnknownKey));
+    let held = vault.get::<UserKey>(&named.fingerprint).await.unwrap().unwrap();
+    assert_eq!(held.user.as_str(), "bob");
+    assert!(vault.get::<SecondFactor>("carol").await.unwrap().is_none(), "both or none");
+}
+
+#[tokio::test]
+async fn a_key_in_its_grace_enrols_nothing_and_spends_no_invitation() {
+    let vault = vault().await;
+    let code = invited(&vault, "bob").await;
+    let key = unauthenticated().key_verified(&vault, "bob", &public_key(2), at(0)).await.ok().unwrap();
+    let between = key.invited(&vault, "bob", &code, at(0)).await.ok().unwrap();
+    let first = shown(&between, at(0));
+    let expire = |key: &mut UserKey| {
+        key.expires_at = at(0);
+        Ok::<_, keystore::Error>(())
+    };
+    vault.update(&UserKey::fingerprint_of(&public_key(2)), expire).await.unwrap();
+    let expired = LoginFault::KeyUnusable(KeyStatus::Expired);
+    assert_eq!(enrols(between, &vault, "bob", &first).await.err(), Some(expired.clone()));
+    let key = unauthenticated().key_verified(&vault, "bob", &public_key(2), at(0)).await.ok().unwrap();
+    assert_eq!(key.invited(&vault, "bob", &code, at(0)).await.err().unwrap().1, expired);
+    // The code is good still, for another key.
+    let invited = unauthenticated().invited(&vault, "bob", &code, at(0)).await.ok().unwrap();
+    let state = invited.key_signed(&vault, "bob", &public_key(3), at(0)).await.ok().unwrap();
+    let first = shown(&state, at(0));
+    let enrolled = enrols(state, &vault, "bob", &first).await.unwrap();
+    assert!(!enrolled.login.only_exchanges());
+}

@@ -106,9 +106,14 @@ impl Gate {
         let user = confirmed.user().to_string();
         let by = format!("{user} (invited)");
         let (fresh, key) = (confirmed.is_new_factor(), confirmed.new_key());
+        // A public key is public: whoever only named it has it no more.
+        let taken = key.clone().zip(confirmed.claims_from()).map(|(key, named)| {
+            let reason = "never proven, and another user's".to_owned();
+            Event::SshKeyRevoked { user: named.to_string(), key, by: by.clone(), reason }
+        });
         let added = key.map(|key| Event::SshKeyAdded { user: user.clone(), key, by: by.clone() });
         let factor = fresh.then(|| Event::MfaEnrolled { user: user.clone(), by: Some(by), pending: false });
-        let events = added.into_iter().chain(factor).collect();
+        let events = taken.into_iter().chain(added).chain(factor).collect();
         let enrol = confirmed.enrol(&self.house.vault, now);
         let enrolled = match self.house.trail.ahead_of(events, now, enrol).await {
             Ok(enrolled) => enrolled,

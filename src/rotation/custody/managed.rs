@@ -15,6 +15,7 @@ use keystore::{Batch, Credential, HeldKey, Instance, InstanceName, Login, Vault,
 use super::probe::Probe;
 use super::{Custody, RotationFault, script};
 use crate::audit::Event;
+use crate::egress::{self, NotRemembered};
 
 /// The way to an instance.
 pub trait Reach: Send + Sync {
@@ -133,15 +134,43 @@ impl Custody<'_> {
         now: Timestamp,
     ) -> Result<Credential, RotationFault> {
         failpoint::reach(step.point().0);
-        let (instance, login) = (credential.instance.to_string(), credential.login.to_string());
-        let key = credential.key.fingerprint.clone();
-        let mut batch = Batch::default();
-        let mut after = Credential { tried_at: Some(now), fault: None, ..credential };
-        let event = match step {
-            Step::Prove => {
-                after.proven_at = Some(now);
-                Some(Event::CredentialProven { instance, login, key })
+        let after = match step {
+            Step::Prove => self.proved(&credential, now).await?,
+            _ => self.went_on(step, credential, by, now).await?,
+        };
+        failpoint::reach(step.point().2);
+        Ok(after)
+    }
+
+    /// As a session would say it too.
+    async fn proved(&self, credential: &Credential, now: Timestamp) -> Result<Credential, RotationFault> {
+        let id = Credential::id_of(&credential.instance, &credential.login);
+        let key = &credential.key.fingerprint;
+        match egress::proven((self.vault, self.trail), (&id, key), now).await {
+            Err(NotRemembered::Store(keystore::Error::NotFound { .. })) => Err(removed(credential)),
+            Err(NotRemembered::Store(error)) => Err(error.into()),
+            Err(NotRemembered::Trail(error)) => Err(error.into()),
+            Ok(()) => {
+                let held = self.vault.get::<Credential>(&id).await?;
+                held.filter(|held| held.key == credential.key).ok_or_else(|| removed(credential))
             }
+        }
+    }
+
+    async fn went_on(
+        &self,
+        step: Step,
+        before: Credential,
+        by: &str,
+        now: Timestamp,
+    ) -> Result<Credential, RotationFault> {
+        let (instance, login) = (before.instance.to_string(), before.login.to_string());
+        let key = before.key.fingerprint.clone();
+        let mut batch = Batch::default();
+        let mut after = Credential { tried_at: Some(now), fault: None, ..before.clone() };
+        let event = match step {
+            // Said by `proved`.
+            Step::Prove => None,
             Step::Make => {
                 let (next, made) = InstanceKey::make(batch, now)?;
                 batch = made;
@@ -170,22 +199,20 @@ impl Custody<'_> {
                 None => None,
             },
         };
-        if let Some(event) = event {
-            self.trail.append(event, now).await?;
-        }
-        failpoint::reach(step.point().1);
-        self.still_wanted(&after).await?;
-        self.vault.commit(batch.put(&after)?).await?;
-        failpoint::reach(step.point().2);
+        let batch = batch.if_unchanged(&before)?.put(&after)?;
+        let written = async {
+            failpoint::reach(step.point().1);
+            self.write(&before, batch).await
+        };
+        self.trail.ahead_of(event.into_iter().collect(), now, written).await?;
         Ok(after)
     }
 
     /// Nothing is written of an instance that was removed while one of its keys was rotated.
-    async fn still_wanted(&self, credential: &Credential) -> Result<(), RotationFault> {
-        let id = Credential::id_of(&credential.instance, &credential.login);
-        match self.vault.get::<Credential>(&id).await? {
-            Some(_) => Ok(()),
-            None => Err(RotationFault::NotNow(format!("{} was removed meanwhile", credential.instance))),
+    async fn write(&self, credential: &Credential, batch: Batch) -> Result<(), RotationFault> {
+        match self.vault.commit(batch).await {
+            Err(keystore::Error::Changed { .. }) => Err(removed(credential)),
+            done => Ok(done?),
         }
     }
 
@@ -207,8 +234,7 @@ impl Custody<'_> {
         let mut after = Credential { tried_at: Some(now), fault: Some(fault.clone()), ..credential.clone() };
         // Whoever writes that file may have written over the new key: it is put there again.
         after.installed = after.installed && step != Step::Switch;
-        self.still_wanted(&after).await?;
-        self.vault.commit(Batch::default().put(&after)?).await?;
+        self.write(credential, Batch::default().if_unchanged(credential)?.put(&after)?).await?;
         let again = format!("keyward instances rotate {instance}");
         let holds = match (step, &credential.old) {
             (Step::Prove, _) => {
@@ -223,6 +249,10 @@ impl Custody<'_> {
         };
         Ok(RotationFault::NotNow(format!("{login}@{instance}: {fault}. {holds}")))
     }
+}
+
+fn removed(credential: &Credential) -> RotationFault {
+    RotationFault::NotNow(format!("{} was removed or changed meanwhile", credential.instance))
 }
 
 /// What is done next.

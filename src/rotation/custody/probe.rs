@@ -97,19 +97,18 @@ impl Custody<'_> {
                 Event::CaNotTrusted { ca: CaKind::User.to_string(), instance, key, reason: reason.clone() };
             self.trail.append(event, now).await?;
         }
-        let name = instance.name;
+        let name = &instance.name;
         let probe = CaProbe { instance: name.clone(), ca: rotation.to.clone(), asked_at: now, fault };
-        let mut batch = Batch::default().put(&probe)?;
+        // Nothing is written of one that was removed meanwhile.
+        let mut batch = Batch::default().if_unchanged(&instance)?.put(&probe)?;
         let known = self.vault.get::<Accepted>(name.as_str()).await?;
         if let Some(ca) = accepted.filter(|ca| known.is_none_or(|known| known.ca != *ca)) {
             batch = batch.put(&Accepted { instance: name.clone(), ca, since: now })?;
         }
-        // Nothing is written of one that was removed meanwhile.
-        let still = self.vault.get::<Instance>(name.as_str()).await?;
-        if still.is_some_and(|still| still.added_at == instance.added_at) {
-            self.vault.commit(batch).await?;
+        match self.vault.commit(batch).await {
+            Ok(()) | Err(keystore::Error::Changed { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
         }
-        Ok(())
     }
 }
 

@@ -8,7 +8,7 @@ use keystore::{Batch, SignsIn};
 use super::testing::{Luck, Machine, Many};
 use super::*;
 use crate::audit::Filter;
-use crate::auth::testing::at;
+use crate::auth::testing::{Meddled, at};
 
 /// A store and a trail; dropped without a word, as a crash would.
 async fn open(dir: &Path) -> (Vault, Trail) {
@@ -248,4 +248,56 @@ async fn instances_are_asked_whether_they_trust_the_announced_authority_and_what
     assert_eq!(told, ["down", "none", "old"]);
     let retired = custody.retire(&signers, (keystore::CaKind::User, "root"), at(2 * hour)).await.unwrap();
     assert_eq!(retired.iter().map(ToString::to_string).collect::<Vec<_>>(), ["down", "none"]);
+}
+
+/// A house whose store is in memory, and whom others are faster than.
+async fn meddled(dir: &Path) -> (std::sync::Arc<Meddled>, (Vault, Trail)) {
+    let store = std::sync::Arc::new(Meddled::default());
+    let vault = Vault::new(store.clone(), MasterKey::generate().unwrap());
+    vault.initialise().await.unwrap();
+    let signers = Signers::create(&vault).await.unwrap();
+    let trail = Trail::open(&dir.join("audit"), signers.audit.clone()).unwrap();
+    (store, (vault, trail))
+}
+
+#[tokio::test]
+async fn a_credential_that_is_removed_in_the_middle_of_a_step_does_not_come_back() {
+    // It stops at the first try of the key, at the install, at the switch, at the removal; and goes on from there.
+    for good in 0..4 {
+        for goes_well in [true, false] {
+            let dir = tempfile::tempdir().unwrap();
+            let (store, house) = meddled(dir.path()).await;
+            let (machine, instance) = machine(&house.0).await;
+            machine.next(&[vec![Luck::Good; good], vec![Luck::Down]].concat());
+            rotate(&house, &machine, &instance).await.unwrap_err();
+            machine.next(if goes_well { &[] } else { &[Luck::Down] });
+            store.removes_before_write("credential/db-1/ubuntu", "credential/db-1/ubuntu");
+            let why = rotate(&house, &machine, &instance).await.unwrap_err();
+            assert!(why.contains("removed or changed meanwhile"), "{good} {goes_well}: {why}");
+            let left: Vec<Credential> = house.0.list().await.unwrap();
+            assert!(left.is_empty(), "{good} {goes_well}: {left:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_an_instance_that_is_removed_meanwhile_said_of_its_authorities_is_not_kept() {
+    for removed in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, house) = meddled(dir.path()).await;
+        let signers = Signers::load(&house.0).await.unwrap();
+        let machine = Machine::new();
+        house.0.insert(&Machine::instance("web-1", SignsIn::Certificate)).await.unwrap();
+        let custody = Custody { vault: &house.0, trail: &house.1, reach: &machine };
+        let user_ca = (keystore::CaKind::User, "root");
+        let begun = custody.announce(&signers, user_ca, at(86_400), at(0)).await.unwrap();
+        machine.trust_authorities(std::slice::from_ref(&begun.to));
+        if removed {
+            store.removes_before_write("ca-accepted/web-1", "instance/web-1");
+        }
+        assert_eq!(custody.probe(&signers, Asked::All, at(60)).await.unwrap(), 1);
+        let kept = house.0.get::<keystore::Accepted>("web-1").await.unwrap();
+        let probed = house.0.get::<keystore::CaProbe>("web-1").await.unwrap();
+        assert_eq!((kept.is_some(), probed.is_some()), (!removed, !removed));
+    }
 }
