@@ -11,8 +11,8 @@ use tokio::sync::mpsc;
 
 use super::render::plain;
 use super::{
-    Access, Caller, Chunk, Command, Fault, Instances, Keyboard, Logs, Output, Recording, Sessions, SshKeys,
-    Visitor,
+    Access, Ca, Caller, Chunk, Command, Fault, Instances, Keyboard, Logs, Output, Recording, Sessions,
+    SshKeys, Users, Visitor,
 };
 use super::{access, execute, keys};
 use crate::auth::{Authenticated, mfa};
@@ -68,9 +68,16 @@ impl Desk for FrontDesk {
     }
 
     fn reads_stdin(&self, command: &str) -> bool {
-        let words = shlex::split(command).unwrap_or_default();
-        let mut words = words.iter().map(String::as_str).filter(|word| !word.starts_with('-'));
-        matches!((words.next(), words.next()), (Some("ssh-keys"), Some("add" | "rotate")))
+        let typed = shlex::split(command).unwrap_or_default();
+        let mut words = typed.iter().map(String::as_str).filter(|word| !word.starts_with('-'));
+        let mut next = || words.find(|word| *word != "keyward");
+        match (next(), next()) {
+            (Some("ssh-keys"), Some("add" | "rotate")) => true,
+            (Some("instances"), Some("add")) => {
+                typed.iter().any(|word| word == "-" || word == "--host-key=-")
+            }
+            _ => false,
+        }
     }
 }
 
@@ -81,6 +88,9 @@ struct Line {
     /// Answer in JSON
     #[arg(long, global = true)]
     json: bool,
+    /// Do it without asking
+    #[arg(long, global = true)]
+    yes: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -94,7 +104,10 @@ pub fn said(words: &[String]) -> Result<Command, Fault> {
 }
 
 fn misspoken(error: clap::Error) -> Fault {
-    Fault { code: u8::try_from(error.exit_code()).unwrap_or(2), says: error.render().to_string() }
+    Fault {
+        code: u8::try_from(error.exit_code()).unwrap_or(2),
+        says: error.render().to_string().trim_end().to_owned(),
+    }
 }
 
 enum Asked {
@@ -108,9 +121,17 @@ fn parse(visitor: &Visitor, ask: &Ask) -> Result<Asked, Fault> {
         return Ok(Asked::Page);
     }
     let words = shlex::split(typed).ok_or_else(|| Fault::usage("keyward: a quote is not closed"))?;
+    // As it is typed on the bastion itself.
+    let words = words.strip_prefix(&["keyward".to_owned()]).unwrap_or(&words);
+    if words.is_empty() {
+        return Ok(Asked::Page);
+    }
     let line = Line::try_parse_from(words).map_err(misspoken)?;
     let mut command = line.command;
     match &mut command {
+        Command::Users(Users::Remove { yes, .. })
+        | Command::Instances(Instances::Remove { yes, .. })
+        | Command::Ca(Ca::Retire { yes, .. }) => *yes |= line.yes,
         Command::SshKeys(SshKeys::Add { file, file_text, .. } | SshKeys::Rotate { file, file_text, .. }) => {
             if ask.stdin.is_empty() || file.as_ref().is_some_and(|f| f.as_os_str() != "-") {
                 return Err(Fault::usage(
@@ -135,10 +156,15 @@ fn parse(visitor: &Visitor, ask: &Ask) -> Result<Asked, Fault> {
                 *user = Some(visitor.user.clone());
             }
         }
-        Command::Instances(Instances::Add(_)) => {
-            return Err(Fault::usage(
-                "keyward: instances are added on the bastion itself: keyward instances add …",
-            ));
+        Command::Instances(Instances::Add(wanted)) => {
+            let piped = wanted.host_key.as_ref().is_some_and(|file| file.as_os_str() == "-");
+            if !piped || ask.stdin.is_empty() {
+                return Err(Fault::usage(
+                    "keyward: over SSH the host key comes by standard input: instances add … --host-key - < host_key.pub. Files \
+                     and --scan are for the bastion itself",
+                ));
+            }
+            wanted.host_key_text = Some(String::from_utf8_lossy(&ask.stdin).into_owned());
         }
         Command::Sessions(
             Sessions::Play { copy, .. }
@@ -176,6 +202,7 @@ async fn page(house: &House, visitor: &Visitor, out: &mut Output) -> Result<(), 
     let roles = visitor.roles.iter().map(Role::as_str).collect::<Vec<_>>().join(", ");
     let mut owned: Vec<UserKey> = house.vault.list().await?;
     owned.retain(|k| k.user == visitor.user);
+    owned.sort_by_key(|key| key.added_at);
     let config = house.config();
     let (bastion, terms) = (config.bastion(), config.keys.of(&user));
     let mut told: Vec<String> = owned
@@ -203,12 +230,15 @@ async fn page(house: &House, visitor: &Visitor, out: &mut Output) -> Result<(), 
     if places == "(none)" {
         places = "You may go nowhere yet: no access rule is about you. Ask an administrator.".to_owned();
     }
+    let keys = match owned.as_slice() {
+        [] => String::new(),
+        owned => format!("{}\n\n", keys::listed(owned, &BTreeSet::new(), now, out.width())),
+    };
     let text = format!(
-        "You are {} ({roles}), from {}.\n{}\n{}\n\n{places}\n\nClient configuration: ssh {}@{} setup >> ~/.ssh/config\n",
+        "You are {} ({roles}), from {}.\n{}\n{keys}{places}\n\nClient configuration: ssh {}@{} setup >> ~/.ssh/config\n",
         visitor.user,
         visitor.source,
         told.join("\n"),
-        keys::listed(&owned, &BTreeSet::new(), now, out.width()),
         visitor.user,
         bastion,
     );

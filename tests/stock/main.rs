@@ -22,6 +22,7 @@ mod casefile;
 mod certificates;
 mod channels;
 mod console;
+mod contract;
 mod copy;
 mod crash;
 mod cuts;
