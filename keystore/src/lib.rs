@@ -20,6 +20,14 @@ mod vault;
 pub mod ssh {
     pub use russh::keys::ssh_key::{Fingerprint, LineEnding, SshSig};
     pub use russh::keys::{Algorithm, Certificate, HashAlg, PublicKey};
+
+    /// Whether `text` looks like a private key, whoever's: what is said of it must not show any of it.
+    pub fn looks_private(text: &str) -> bool {
+        let text = text.to_ascii_uppercase();
+        text.contains("PRIVATE KEY-----")
+            || text.contains("AGE-SECRET-KEY-")
+            || text.contains("KEYWARD-MASTER-KEY-")
+    }
 }
 
 pub use record::*;

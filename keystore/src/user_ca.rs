@@ -12,7 +12,7 @@ use russh::keys::ssh_key::certificate::CertType;
 use russh::keys::ssh_key::public::KeyData;
 
 use crate::rules::Accepted;
-use crate::ssh::{Algorithm, Certificate, HashAlg, PublicKey};
+use crate::ssh::{Algorithm, Certificate, HashAlg, PublicKey, looks_private};
 
 mod krl;
 
@@ -100,14 +100,18 @@ impl UserCas {
     /// # Errors
     /// What is wrong with which of the two.
     pub fn read(keys: &str, krl: Option<&[u8]>) -> Result<Self, UserCaFault> {
-        let lines = keys.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+        let lines = (1..).zip(keys.lines().map(str::trim));
         let authorities: Vec<PublicKey> = lines
-            .map(|line| {
-                let start: String = line.chars().take(40).collect();
+            .filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
+            .map(|(number, line)| {
+                // Nothing of the line is shown: it may be a secret in the wrong file.
+                let what = if looks_private(line) { "is a private key" } else { "is no public key" };
                 let key = PublicKey::from_openssh(line)
-                    .map_err(|_| format!("{start:?} is no public key; give the authority's .pub file"))?;
+                    .map_err(|_| format!("line {number} {what}; give the authority's .pub file"))?;
                 trustworthy(&key).then_some(key).ok_or_else(|| {
-                    format!("{start:?}: an authority signs with Ed25519, ECDSA, or RSA of 3072 bits or more")
+                    format!(
+                        "line {number}: an authority signs with Ed25519, ECDSA, or RSA of 3072 bits or more"
+                    )
                 })
             })
             .collect::<Result<_, String>>()

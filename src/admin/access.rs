@@ -8,8 +8,9 @@ use jiff::Timestamp;
 use keystore::{Capability, Effect, Instance, Login, Rule, Subject, Target, User};
 use serde_json::{Value, json};
 
+use super::explain::why_not;
 use super::kinds::{Kinds, OfKind};
-use super::render::{plain, short_time, table};
+use super::render::{counted, plain, short_time, table};
 use super::{Access, Caller, Destination, Fault, Output, RuleTerms, instances, review, trail, users};
 use crate::audit::Event;
 use crate::auth;
@@ -27,7 +28,7 @@ pub(super) async fn run(
         Access::Allow(terms) => add(house, caller, (Effect::Allow, terms), out).await,
         Access::Deny(terms) => add(house, caller, (Effect::Deny, terms), out).await,
         Access::List => {
-            let rules: Vec<Rule> = house.vault.list().await?;
+            let rules = rules(house).await?;
             let kinds = Kinds::of(house).await?;
             let rows = rules.iter().map(|rule| row(rule, &kinds));
             let header = ["RULE", "EFFECT", "WHO", "WHERE", "LOGINS", "CAN", "FROM", "EXPIRES", "RECORDING"];
@@ -37,19 +38,19 @@ pub(super) async fn run(
         }
         Access::Review => review::run(house, out).await,
         Access::Export { output: _ } => {
-            let rules: Vec<Rule> = house.vault.list().await?;
+            let rules = rules(house).await?;
             out.line(serde_json::to_string_pretty(&rules).map_err(|e| Fault::error(e.to_string()))?).await
         }
         Access::Audit => {
             let known = super::findings::Known {
-                rules: house.vault.list().await?,
+                rules: rules(house).await?,
                 users: house.vault.list().await?,
                 instances: house.vault.list().await?,
             };
             let found = super::findings::findings(&known, now);
             let rows = found.iter().map(|f| vec![f.rule.clone(), f.kind.to_owned(), f.says.clone()]);
             let text = if found.is_empty() {
-                format!("{} rules, nothing to say against them.", known.rules.len())
+                format!("{}, nothing to say against them.", counted(known.rules.len(), "rule"))
             } else {
                 table(&["RULE", "FINDING", "WHY"], rows, out.width())
             };
@@ -58,56 +59,100 @@ pub(super) async fn run(
         Access::DenyAll { reason: Some(reason), .. } => lock_down(house, caller, &reason, out).await,
         Access::DenyAll { reason: None, .. } => let_in(house, caller, out).await,
         Access::Remove { id } => {
+            // `r5` is typed as easily.
+            let id = id.to_ascii_uppercase();
             remove(house, caller, &id, now).await?;
-            out.note(format!("Removed {id}.")).await
+            out.done(&json!({ "rule": id, "removed": true }), format!("Removed {id}.")).await
         }
         Access::Explain { user, destination, from } => {
             if !sees_all(caller) && caller.user() != Some(&user) {
                 return Err(Fault::denied("you may ask about your own access only"));
             }
             let user = users::found(house, &user).await?;
-            let source = from.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
-            let instance = match instances::answering(house, &destination.host).await {
-                Err(fault) if fault.code == 3 && !sees_all(caller) => {
-                    return out_of_reach(&user, &destination, source, out).await;
-                }
-                found => found?,
-            };
-            let facts = Facts { user: &user.name, roles: &user.roles, source };
-            let decision = house.rulebook.load().decide(&facts, &instance, &destination.login, now);
-            let barred = user.barred(now);
-            let allowed = barred.is_none() && !decision.can.is_empty();
-            if !allowed && !sees_all(caller) {
-                return out_of_reach(&user, &destination, source, out).await;
-            }
-            let recording = house.tapes.mode_for(decision.recording);
-            let can: Vec<_> = decision.can.iter().map(|c| c.as_str()).collect();
-            let value = json!({
-                "user": user.name, "instance": instance.name, "login": destination.login, "source_ip": source,
-                "allowed": allowed, "can": can, "rules": decision.rules, "denied_by": decision.denied_by,
-                "until": decision.until, "reason": barred,
-                "recording": if allowed { Some(recording.as_str()) } else { None },
-            });
-            let to = format!("{}@{}", destination.login, instance.name);
-            let text = match barred {
-                Some(why) => format!("denied: {why}"),
-                None if allowed => {
-                    format!(
-                        "allowed: {} on {to} for {}, by {}; recording {}",
-                        can.join(","),
-                        user.name,
-                        decision.rules.join(","),
-                        recording.as_str()
-                    )
-                }
-                None if decision.denied_by.is_empty() => {
-                    format!("denied: no rule allows {} on {to} from {source}", user.name)
-                }
-                None => format!("denied: {} forbids {} on {to}", decision.denied_by.join(","), user.name),
-            };
-            out.either(&value, text).await
+            explain(house, caller, (user, destination, from), out).await
         }
     }
+}
+
+/// Whether the user would get there, and why (not).
+async fn explain(
+    house: &House,
+    caller: &Caller,
+    (user, destination, from): (User, Destination, Option<IpAddr>),
+    out: &mut Output,
+) -> Result<(), Fault> {
+    let now = Timestamp::now();
+    let source = from.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    let instance = match instances::answering(house, &destination.host).await {
+        Err(fault) if fault.code == 3 && !sees_all(caller) => {
+            return out_of_reach(&user, &destination, source, out).await;
+        }
+        found => found?,
+    };
+    let facts = Facts { user: &user.name, roles: &user.roles, source };
+    let mut decision = house.rulebook.load().decide(&facts, &instance, &destination.login, now);
+    let reason = match barred(house, &user, from, now) {
+        Some(why) => Some(why),
+        None if !decision.can.is_empty() => None,
+        None => {
+            let to = (&instance, &destination.login);
+            Some(why_not(&facts, to, &rules(house).await?, &decision, now))
+        }
+    };
+    let allowed = reason.is_none();
+    if !allowed && !sees_all(caller) {
+        return out_of_reach(&user, &destination, source, out).await;
+    }
+    decision.rules.sort_by(|a, b| numbered(a).cmp(&numbered(b)));
+    decision.denied_by.sort_by(|a, b| numbered(a).cmp(&numbered(b)));
+    let recording = house.tapes.mode_for(decision.recording);
+    let can: Vec<_> = decision.can.iter().map(|c| c.as_str()).collect();
+    let value = json!({
+        "user": user.name, "instance": instance.name, "login": destination.login, "source_ip": source,
+        "allowed": allowed, "can": can, "rules": decision.rules, "denied_by": decision.denied_by,
+        "until": decision.until, "reason": reason,
+        "recording": if allowed { Some(recording.as_str()) } else { None },
+    });
+    let to = format!("{}@{}", destination.login, instance.name);
+    let text = match reason {
+        Some(why) => format!("denied: {why}"),
+        None => format!(
+            "allowed: {} on {to} for {}, by {}; recording {}",
+            can.join(","),
+            user.name,
+            decision.rules.join(","),
+            recording.as_str()
+        ),
+    };
+    out.either(&value, text).await
+}
+
+/// Why the user does not even come in, whatever the rules say.
+fn barred(house: &House, user: &User, from: Option<IpAddr>, now: Timestamp) -> Option<String> {
+    if let Some(reason) = house.guard.lockdown().reason() {
+        return Some(format!("lockdown: {}", plain(&reason)));
+    }
+    let elsewhere = |from: &IpAddr| !user.from.is_empty() && !user.from.iter().any(|net| net.contains(from));
+    match (user.barred(now), from.filter(elsewhere)) {
+        (Some(why), _) => Some(why.to_owned()),
+        (None, Some(from)) => {
+            let nets = user.from.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            Some(format!("{} logs in only from {nets}, not from {from}", user.name))
+        }
+        (None, None) => None,
+    }
+}
+
+/// All rules, in the order of their numbers.
+pub(super) async fn rules(house: &House) -> Result<Vec<Rule>, Fault> {
+    let mut rules: Vec<Rule> = house.vault.list().await?;
+    rules.sort_by(|a, b| numbered(&a.id).cmp(&numbered(&b.id)));
+    Ok(rules)
+}
+
+/// R2 comes before R10.
+fn numbered(id: &str) -> (usize, &str) {
+    (id.len(), id)
 }
 
 /// Who may know every instance and rule.
@@ -117,13 +162,12 @@ fn sees_all(caller: &Caller) -> bool {
 
 /// The one answer for what an engineer may not enter, whether it exists or not: names are not for guessing.
 async fn out_of_reach(user: &User, to: &Destination, source: IpAddr, out: &mut Output) -> Result<(), Fault> {
+    let reason = format!("no rule allows {} on {}@{} from {source}", user.name, to.login, plain(&to.host));
     let value = json!({
         "user": user.name, "instance": to.host, "login": to.login, "source_ip": source,
-        "allowed": false, "can": [], "rules": [], "denied_by": [], "until": null, "reason": null,
+        "allowed": false, "can": [], "rules": [], "denied_by": [], "until": null, "reason": reason,
     });
-    let text =
-        format!("denied: no rule allows {} on {}@{} from {source}", user.name, to.login, plain(&to.host));
-    out.either(&value, text).await
+    out.either(&value, format!("denied: {reason}")).await
 }
 
 /// The effect first, its event then: a lockdown must not wait for a disk.
@@ -160,10 +204,11 @@ async fn lock_down(house: &House, caller: &Caller, reason: &str, out: &mut Outpu
         return Err(Fault::error(says));
     }
     let sessions = live.iter().filter(|(live, _)| live.info.session.is_some()).count();
-    out.note(format!(
-        "Lockdown: {sessions} sessions were ended and nobody is let in. End it on the bastion: keyward access deny-all --end"
-    ))
-    .await
+    let says = format!(
+        "Lockdown: {} ended and nobody is let in. End it on the bastion: keyward access deny-all --end",
+        if sessions == 1 { "1 session was".to_owned() } else { format!("{sessions} sessions were") },
+    );
+    out.done(&json!({ "lockdown": reason, "ended_sessions": sessions }), says).await
 }
 
 fn beyond_a_restart(error: String) -> String {
@@ -192,7 +237,7 @@ async fn let_in(house: &House, caller: &Caller, out: &mut Output) -> Result<(), 
         ended.map_err(|e| goes_on(e.to_string()))?.map_err(|e| goes_on(e.to_string()))
     };
     trail::gives(house, vec![Event::LockdownEnded { by: caller.name() }], Timestamp::now(), ended).await?;
-    out.note("The lockdown is over.").await
+    out.done(&json!({ "lockdown": null }), "The lockdown is over.").await
 }
 
 async fn add(
@@ -226,13 +271,19 @@ async fn add(
         target,
         logins: terms.logins.into_iter().collect(),
         can: terms.can.into_iter().collect(),
-        from: terms.from.into_iter().map(|net| net.0).collect(),
+        from: terms.from.iter().map(|net| net.net()).collect(),
         expires_at,
         recording: terms.recording,
         added_at: now,
     };
     if rule.logins.is_empty() || rule.can.is_empty() {
         return Err(Fault::usage("a rule needs at least one --login and one capability"));
+    }
+    if let Some(same) = rules(house).await?.iter().find(|other| says_the_same(other, &rule)) {
+        return Err(Fault::conflict(format!("{} says exactly that already; nothing was changed", same.id)));
+    }
+    for note in terms.from.iter().filter_map(|net| net.note()) {
+        out.note(note).await?;
     }
     let summary = row(&rule, &Kinds::of(house).await?).join(" ");
     let event = Event::AccessRuleAdded { rule: rule.id.clone(), by: caller.name(), summary };
@@ -248,9 +299,18 @@ async fn add(
     out.either(&rule, format!("Added {}.", rule.id)).await
 }
 
+/// But for its number and its age.
+fn says_the_same(one: &Rule, other: &Rule) -> bool {
+    let Rule { id: _, added_at: _, effect, subject, target, logins, can, from, expires_at, recording } = one;
+    (effect, subject, target, logins, can)
+        == (&other.effect, &other.subject, &other.target, &other.logins, &other.can)
+        && (from, expires_at, recording) == (&other.from, &other.expires_at, &other.recording)
+}
+
 pub(super) async fn remove(house: &House, caller: &Caller, id: &str, now: Timestamp) -> Result<(), Fault> {
     let rule = house.vault.get::<Rule>(id).await?;
-    let rule = rule.ok_or_else(|| keystore::Error::NotFound { kind: "rule", id: id.to_owned() })?;
+    let rule =
+        rule.ok_or_else(|| Fault::not_found(format!("no rule {}; see: keyward access list", plain(id))))?;
     let event = Event::AccessRuleRemoved { rule: id.to_owned(), by: caller.name() };
     let remove = async {
         house.vault.remove::<Rule>(id).await?;

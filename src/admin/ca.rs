@@ -16,7 +16,11 @@ use crate::session::House;
 
 pub(super) async fn run(house: &House, caller: &Caller, command: Ca, out: &mut Output) -> Result<(), Fault> {
     match command {
-        Ca::Show { which } => out.line(lines(house, which.into())?.join("\n")).await,
+        Ca::Show { which } => {
+            let which = which.into();
+            let lines = lines(house, which)?;
+            out.either(&json!({ "ca": which, "lines": lines }), lines.join("\n")).await
+        }
         Ca::Rotate { which, overlap } => rotate(house, caller, (which.into(), overlap.0), out).await,
         Ca::Check => check(house, out).await,
         Ca::Retire { which, yes } => retire(house, caller, (which.into(), yes), out).await,
@@ -237,7 +241,10 @@ pub(super) async fn ssh_config(house: &House, facts: &Facts<'_>, out: &mut Outpu
         }
         text.push_str(&trust);
     }
-    out.line(text).await
+    let value = json!({
+        "user": user, "bastion": bastion, "port": listen.port(), "known_hosts": authorities, "config": text,
+    });
+    out.either(&value, text.as_str()).await
 }
 
 /// Prints the lines. ssh splits the command's words as a shell does, but expands nothing but `%`.

@@ -13,6 +13,7 @@ mod encryption;
 mod nature;
 mod people;
 mod places;
+mod sources;
 
 pub use access::{Access, RuleTerms};
 pub use desk::{Format, FromCopy, LogFormat, Logs, Part, Recording, SessionFilter, Sessions};
@@ -20,6 +21,7 @@ pub use encryption::Encryption;
 pub(super) use nature::FromAfar;
 pub use people::{Kind, Mfa, SshKeys, Users};
 pub use places::{Ca, InstanceAdd, Instances, Means, Which};
+pub use sources::Sources;
 
 /// Everything the daemon can be asked to do.
 #[derive(Debug, Clone, Subcommand, Serialize, Deserialize)]
@@ -50,6 +52,9 @@ pub enum Command {
     /// Recorded sessions: list, replay, export, verify, kill
     #[command(subcommand)]
     Sessions(Sessions),
+    /// Addresses that failed too often and are kept out for a while
+    #[command(subcommand)]
+    Sources(Sources),
     /// The audit trail
     #[command(subcommand)]
     Logs(Logs),

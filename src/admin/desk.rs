@@ -11,7 +11,9 @@ use tokio::sync::mpsc;
 
 use super::command::FromAfar;
 use super::render::plain;
-use super::{Caller, Chunk, Command, Fault, Keyboard, Output, Sessions, SshKeys, Visitor};
+use super::{
+    Ca, Caller, Chunk, Command, Fault, Instances, Keyboard, Output, Sessions, SshKeys, Users, Visitor,
+};
 use super::{access, execute, keys};
 use crate::auth::{Authenticated, mfa};
 use crate::policy::Facts;
@@ -66,9 +68,16 @@ impl Desk for FrontDesk {
     }
 
     fn reads_stdin(&self, command: &str) -> bool {
-        let words = shlex::split(command).unwrap_or_default();
-        let mut words = words.iter().map(String::as_str).filter(|word| !word.starts_with('-'));
-        matches!((words.next(), words.next()), (Some("ssh-keys"), Some("add" | "rotate")))
+        let typed = shlex::split(command).unwrap_or_default();
+        let mut words = typed.iter().map(String::as_str).filter(|word| !word.starts_with('-'));
+        let mut next = || words.find(|word| *word != "keyward");
+        match (next(), next()) {
+            (Some("ssh-keys"), Some("add" | "rotate")) => true,
+            (Some("instances"), Some("add")) => {
+                typed.iter().any(|word| word == "-" || word == "--host-key=-")
+            }
+            _ => false,
+        }
     }
 }
 
@@ -79,6 +88,9 @@ struct Line {
     /// Answer in JSON
     #[arg(long, global = true)]
     json: bool,
+    /// Do it without asking
+    #[arg(long, global = true)]
+    yes: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -92,7 +104,10 @@ pub fn said(words: &[String]) -> Result<Command, Fault> {
 }
 
 fn misspoken(error: clap::Error) -> Fault {
-    Fault { code: u8::try_from(error.exit_code()).unwrap_or(2), says: error.render().to_string() }
+    Fault {
+        code: u8::try_from(error.exit_code()).unwrap_or(2),
+        says: error.render().to_string().trim_end().to_owned(),
+    }
 }
 
 enum Asked {
@@ -106,11 +121,23 @@ fn parse(visitor: &Visitor, ask: &Ask) -> Result<Asked, Fault> {
         return Ok(Asked::Page);
     }
     let words = shlex::split(typed).ok_or_else(|| Fault::usage("keyward: a quote is not closed"))?;
+    // As it is typed on the bastion itself.
+    let words = words.strip_prefix(&["keyward".to_owned()]).unwrap_or(&words);
+    if words.is_empty() {
+        return Ok(Asked::Page);
+    }
     let line = Line::try_parse_from(words).map_err(misspoken)?;
     let mut command = line.command;
+    if let Command::Users(Users::Remove { yes, .. })
+    | Command::Instances(Instances::Remove { yes, .. })
+    | Command::Ca(Ca::Retire { yes, .. }) = &mut command
+    {
+        *yes |= line.yes;
+    }
     match command.over_ssh() {
         FromAfar::Whole => {}
         FromAfar::Key => with_key(&mut command, ask)?,
+        FromAfar::HostKey => with_host_key(&mut command, ask)?,
         FromAfar::Whose => with_owner(&mut command, visitor),
         FromAfar::Refused(says) => return Err(Fault::usage(says)),
     }
@@ -129,6 +156,19 @@ fn with_key(command: &mut Command, ask: &Ask) -> Result<(), Fault> {
         }
         *file_text = Some(String::from_utf8_lossy(&ask.stdin).into_owned());
     }
+    Ok(())
+}
+
+fn with_host_key(command: &mut Command, ask: &Ask) -> Result<(), Fault> {
+    let Command::Instances(Instances::Add(wanted)) = command else { return Ok(()) };
+    let piped = wanted.host_key.as_ref().is_some_and(|file| file.as_os_str() == "-");
+    if !piped || ask.stdin.is_empty() {
+        return Err(Fault::usage(
+            "keyward: over SSH the host key comes by standard input: instances add … --host-key - < host_key.pub. Files \
+             and --scan are for the bastion itself",
+        ));
+    }
+    wanted.host_key_text = Some(String::from_utf8_lossy(&ask.stdin).into_owned());
     Ok(())
 }
 
@@ -157,6 +197,7 @@ async fn page(house: &House, visitor: &Visitor, out: &mut Output) -> Result<(), 
     let roles = visitor.roles.iter().map(Role::as_str).collect::<Vec<_>>().join(", ");
     let mut owned: Vec<UserKey> = house.vault.list().await?;
     owned.retain(|k| k.user == visitor.user);
+    owned.sort_by_key(|key| key.added_at);
     let config = house.config();
     let (bastion, terms) = (config.bastion(), config.keys.of(&user));
     let mut told: Vec<String> = owned
@@ -184,12 +225,15 @@ async fn page(house: &House, visitor: &Visitor, out: &mut Output) -> Result<(), 
     if places == "(none)" {
         places = "You may go nowhere yet: no access rule is about you. Ask an administrator.".to_owned();
     }
+    let keys = match owned.as_slice() {
+        [] => String::new(),
+        owned => format!("{}\n\n", keys::listed(owned, &BTreeSet::new(), now, out.width())),
+    };
     let text = format!(
-        "You are {} ({roles}), from {}.\n{}\n{}\n\n{places}\n\nClient configuration: ssh {}@{} setup >> ~/.ssh/config\n",
+        "You are {} ({roles}), from {}.\n{}\n{keys}{places}\n\nClient configuration: ssh {}@{} setup >> ~/.ssh/config\n",
         visitor.user,
         visitor.source,
         told.join("\n"),
-        keys::listed(&owned, &BTreeSet::new(), now, out.width()),
         visitor.user,
         bastion,
     );

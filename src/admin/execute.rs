@@ -92,6 +92,7 @@ pub fn permitted(caller: &Caller, command: &Command, viewers: Viewers) -> Result
     };
     let auditor = match command {
         Command::Status | Command::Logs(_) | Command::Console { .. } => true,
+        Command::Sources(super::Sources::List) => true,
         Command::Sessions(Sessions::Kill { .. }) => false,
         Command::Sessions(_) => true,
         Command::Users(Users::List | Users::Show { .. })
@@ -106,7 +107,11 @@ pub fn permitted(caller: &Caller, command: &Command, viewers: Viewers) -> Result
     {
         return Ok(());
     }
-    let whose = if auditor { "auditors" } else { "admins" };
+    let whose = match (auditor, tape && !viewers.admin) {
+        (true, true) => "auditors",
+        (true, false) => "auditors and admins",
+        (false, _) => "admins",
+    };
     Err(Fault::denied(format!("this is for {whose}; ask one of them")))
 }
 
@@ -172,6 +177,7 @@ async fn carry_out(house: &House, caller: &Caller, command: Command, out: &mut O
         Command::Instances(command) => instances::run(house, caller, command, out).await,
         Command::Access(command) => access::run(house, caller, command, out).await,
         Command::Sessions(command) => sessions::run(house, caller, command, out).await,
+        Command::Sources(command) => super::sources::run(house, caller, command, out).await,
         Command::Logs(command) => logs::run(house, caller, command, out).await,
         Command::Encryption(command) => super::encryption::run(house, caller, command, out).await,
         Command::Console { stay } => super::console::link(house, caller, stay, out).await,
@@ -254,7 +260,7 @@ mod tests {
     fn an_auditor_plays_tapes_and_kills_no_session() {
         let play = Command::Sessions(Sessions::Play {
             id: "s".into(),
-            speed: 1.0,
+            speed: crate::admin::Speed::default(),
             from: crate::admin::Offset(0),
             copy: crate::admin::FromCopy::default(),
         });

@@ -5,7 +5,7 @@ use keystore::{SecondFactor, UserKind, UserName};
 use serde_json::json;
 
 use super::render::{short_time, table};
-use super::users::found;
+use super::users::{found, not_the_last_admin};
 use super::{Caller, Fault, Mfa, Output, trail};
 use crate::auth;
 use crate::auth::mfa::{self, Enrolment, MfaError};
@@ -24,14 +24,20 @@ pub(super) async fn run(house: &House, caller: &Caller, command: Mfa, out: &mut 
         }
         Mfa::List => list(house, out).await,
         Mfa::Reset { name } => {
+            let user = found(house, &name).await?;
             enrolled(house, &name).await?;
+            // On the bastion itself another factor can be enrolled at once.
+            if caller.user() == Some(&name) {
+                not_the_last_admin(house, &user, now).await?;
+            }
             let reset = async {
                 let reset = mfa::reset(&house.vault, &name).await.map_err(fault);
                 let forgotten = auth::forget_user(&house.vault, &name).await;
                 reset.and(Ok(forgotten?))
             };
             trail::takes(house, trail::mfa_reset(caller, &name), now, reset).await?;
-            out.note(format!("{name} has no second factor now. Next: keyward users invite {name}")).await
+            let says = format!("{name} has no second factor now. Next: keyward users invite {name}");
+            out.done(&json!({ "user": name, "status": "none" }), says).await
         }
         Mfa::RecoveryCodes { name } => {
             enrolled(house, &name).await?;

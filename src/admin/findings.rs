@@ -41,14 +41,17 @@ pub(super) fn findings(known: &Known, now: Timestamp) -> Vec<Finding> {
             say("never_matches", why);
             continue;
         }
+        let mut said = false;
         for other in known.rules.iter().filter(|other| other.id != rule.id) {
             if other.expires_at.is_some_and(|end| end <= now) || !covers(other, rule) {
                 continue;
             }
             if other.effect == rule.effect {
                 // Of two that say the same, the younger one is said to be too many.
-                if !covers(rule, other) || (other.added_at, &other.id) < (rule.added_at, &rule.id) {
+                if !said && (!covers(rule, other) || (other.added_at, &other.id) < (rule.added_at, &rule.id))
+                {
                     say("overlaps", format!("{} says all of it already", other.id));
+                    said = true;
                 }
             } else if other.effect == Effect::Deny {
                 say("denied", format!("{} denies all that it allows", other.id));

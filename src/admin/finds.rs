@@ -5,11 +5,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use keystore::{Instance, User};
+use keystore::{Instance, InstanceName, User, UserName};
 
 use super::sessions::{reading, summary};
-use super::{Caller, Fault, Network, SessionFilter, Sessions};
-use crate::recording::Summary;
+use super::{Caller, Fault, Network, Output, SessionFilter, Sessions};
+use crate::recording::{Summary, Tapes};
 use crate::session::House;
 
 /// Those of `found` that the filter wants.
@@ -36,11 +36,36 @@ pub(super) async fn only(
     Ok(found)
 }
 
+/// A list is empty: says so if there never was such a user or instance.
+pub(super) async fn strangers(
+    house: &House,
+    (user, instance): (Option<&UserName>, Option<&InstanceName>),
+    out: &mut Output,
+) -> Result<(), Fault> {
+    if user.is_none() && instance.is_none() {
+        return Ok(());
+    }
+    let seen = reading(house, Tapes::list).await?;
+    if let Some(name) = user
+        && house.vault.get::<User>(name.as_str()).await?.is_none()
+        && !seen.iter().any(|s| s.header.user == name.as_str())
+    {
+        out.note(format!("no user {name} (never seen in a recording either)")).await?;
+    }
+    if let Some(name) = instance
+        && house.vault.get::<Instance>(name.as_str()).await?.is_none()
+        && !seen.iter().any(|s| s.header.instance == name.as_str())
+    {
+        out.note(format!("no instance {name} (never seen in a recording either)")).await?;
+    }
+    Ok(())
+}
+
 /// What can be told from its summary alone.
 pub(super) fn wanted(session: &Summary, only: &SessionFilter) -> bool {
     let header = &session.header;
     let until = only.until.map(|when| when.ago(Timestamp::now()));
-    let from = |net: &Network| header.source_ip.parse().is_ok_and(|ip: IpAddr| net.0.contains(&ip));
+    let from = |net: &Network| header.source_ip.parse().is_ok_and(|ip: IpAddr| net.net().contains(&ip));
     let at = only.at.map(|when| when.ago(Timestamp::now()));
     let ran = |t| header.started_at <= t && session.ended_at.is_none_or(|end| end >= t);
     until.is_none_or(|t| header.started_at < t)

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use keystore::UserName;
 use serde_json::{Value, json};
 
-use super::render::table;
+use super::render::{counted, table};
 use super::shelf::Shelf;
 use super::{Fault, Output, Progress};
 use crate::recording::{SessionStatus, Summary, Unreadable};
@@ -40,7 +40,9 @@ pub(super) async fn tell(
         }));
     }
     if gaps.is_empty() {
-        return out.either(&gaps, format!("Nothing is missing in {} sessions.", found.len())).await;
+        return out
+            .either(&gaps, format!("Nothing is missing in {}.", counted(found.len(), "session")))
+            .await;
     }
     let cell = |gap: &Value, name: &str| match gap.get(name) {
         Some(Value::String(text)) if name == "started_at" => {

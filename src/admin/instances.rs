@@ -5,10 +5,11 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use keystore::ssh::PublicKey;
+use keystore::ssh::{HashAlg, PublicKey, looks_private};
 use keystore::{
     Accepted, Batch, CaProbe, Credential, HostTrust, Instance, InstanceName, Login, Rule, SignsIn, Target,
 };
+use serde_json::{Value, json};
 
 use super::credentials::{self, Held};
 use super::render::{short_time, table};
@@ -36,7 +37,7 @@ pub(super) async fn run(
         Instances::List => {
             let all: Vec<Instance> = house.vault.list().await?;
             let held = Held::load(house).await?;
-            let values: Vec<_> = all.iter().map(|i| held.shown(i, now)).collect::<Result<_, _>>()?;
+            let values: Vec<_> = all.iter().map(|i| shown(i, &held, now)).collect::<Result<_, _>>()?;
             let rows = all.iter().map(|i| row(i, &held, now));
             out.either(&values, table(&header, rows, out.width())).await
         }
@@ -44,8 +45,12 @@ pub(super) async fn run(
             let instance = found(house, &name).await?;
             let held = Held::load(house).await?;
             let mut text = table(&header, [row(&instance, &held, now)], out.width());
+            let proof = if matches!(instance.host_trust, HostTrust::Ca(_)) { "host CA " } else { "host key" };
+            for fingerprint in fingerprints(&instance) {
+                text.push_str(&format!("\n{proof}  {fingerprint}"));
+            }
             text.push_str(&held.keys_of(&instance));
-            out.either(&held.shown(&instance, now)?, text).await
+            out.either(&shown(&instance, &held, now)?, text).await
         }
         Instances::Credentials => credentials::report(house, now, out).await,
         Instances::Rotate { name, login } => {
@@ -62,11 +67,11 @@ pub(super) async fn run(
             }
             let rules = remove(house, caller, &name, now).await?;
             let named: Vec<&str> = rules.iter().map(|rule| rule.id.as_str()).collect();
-            out.note(match named.as_slice() {
+            let says = match named.as_slice() {
                 [] => format!("Removed {name}."),
                 named => format!("Removed {name}, and the rules that name it: {}.", named.join(", ")),
-            })
-            .await
+            };
+            out.done(&json!({ "instance": name, "removed": true, "rules": named }), says).await
         }
         Instances::TrustScript { name } => {
             let instance = match &name {
@@ -126,6 +131,7 @@ async fn add(house: &House, caller: &Caller, wanted: InstanceAdd) -> Result<Inst
         credential: wanted.credential.into(),
         added_at: Timestamp::now(),
     };
+    not_the_bastion(house, &instance)?;
     for other in house.vault.list::<Instance>().await? {
         let mut names = instance.aliases.iter().chain([&instance.name]);
         if let Some(name) = names.find(|n| other.name == **n || other.aliases.contains(*n)) {
@@ -150,25 +156,59 @@ async fn add(house: &House, caller: &Caller, wanted: InstanceAdd) -> Result<Inst
     Ok(instance)
 }
 
+/// Whoever typed one of its names would not know which of the two answers.
+fn not_the_bastion(house: &House, instance: &Instance) -> Result<(), Fault> {
+    let config = house.config();
+    let own = |name: &InstanceName| config.names.iter().any(|own| own.eq_ignore_ascii_case(name.as_str()));
+    match instance.aliases.iter().chain([&instance.name]).find(|name| own(name)) {
+        None => Ok(()),
+        Some(name) => Err(Fault::conflict(format!(
+            "{name} is what the bastion itself is called (names in its configuration); nothing was changed. Choose another name"
+        ))),
+    }
+}
+
+fn shown(instance: &Instance, held: &Held, now: Timestamp) -> Result<Value, Fault> {
+    let mut value = held.shown(instance, now)?;
+    if let Some(fields) = value.as_object_mut() {
+        fields.insert("host_key_fingerprints".to_owned(), json!(fingerprints(instance)));
+    }
+    Ok(value)
+}
+
+/// `SHA256:… (ssh-ed25519)` of each key by which the instance, or its authority, proves itself.
+fn fingerprints(instance: &Instance) -> Vec<String> {
+    let lines = match &instance.host_trust {
+        HostTrust::Pinned(lines) => lines.as_slice(),
+        HostTrust::Ca(line) => std::slice::from_ref(line),
+    };
+    let keys = lines.iter().filter_map(|line| PublicKey::from_openssh(line).ok());
+    keys.map(|key| format!("{} ({})", key.fingerprint(HashAlg::Sha256), key.algorithm())).collect()
+}
+
 /// The keys in a `.pub` file or in `known_hosts` lines, each as one OpenSSH line.
 fn host_keys(text: &str) -> Result<Vec<String>, Fault> {
-    let wrong = |line: &str| {
-        let start: String = line.chars().take(40).collect();
-        Fault::error(format!(
-            "{start:?} is no public host key; use /etc/ssh/ssh_host_ed25519_key.pub of the instance"
-        ))
-    };
+    // Nothing of the file is shown: it may be the private key.
+    let wrong =
+        |what: String| Fault::error(format!("{what}; use /etc/ssh/ssh_host_ed25519_key.pub of the instance"));
+    if looks_private(text) {
+        return Err(wrong("this is a private key, which stays where it is".to_owned()));
+    }
     let mut keys = Vec::new();
-    for line in text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')) {
+    for (number, line) in (1..).zip(text.lines().map(str::trim)) {
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let wrong = || wrong(format!("line {number} is no public host key"));
         let words: Vec<&str> = line.split_whitespace().collect();
         let pair = words.windows(2).find_map(|pair| match pair {
             [algorithm, blob] if blob.starts_with("AAAA") => Some(format!("{algorithm} {blob}")),
             _ => None,
         });
-        let key = PublicKey::from_openssh(&pair.ok_or_else(|| wrong(line))?).map_err(|_| wrong(line))?;
+        let key = PublicKey::from_openssh(&pair.ok_or_else(wrong)?).map_err(|_| wrong())?;
         keys.push(self::line(&key)?);
     }
-    if keys.is_empty() { Err(wrong("(empty file)")) } else { Ok(keys) }
+    if keys.is_empty() { Err(wrong("there is no public host key in it".to_owned())) } else { Ok(keys) }
 }
 
 /// The instance of this name or alias. An address is neither: several may lie behind one.

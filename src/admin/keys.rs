@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::blast::{self, Whose};
 use super::render::{day, plain, short_time, table};
 use super::report::Lasting;
-use super::{Caller, Fault, Output, SshKeys, report, rotate, trail, users};
+use super::{Caller, Fault, Output, SshKeys, finds, report, rotate, trail, users};
 use crate::auth;
 use crate::session::House;
 
@@ -51,6 +51,9 @@ pub(super) async fn run(
                 keys.retain(|k| k.usable(now) && k.expires_at.as_second() <= now.as_second() + within.0);
             }
             keys.sort_by(|a, b| (&a.user, a.added_at).cmp(&(&b.user, b.added_at)));
+            if keys.is_empty() {
+                finds::strangers(house, (user.as_ref(), None), out).await?;
+            }
             let services = services(house).await?;
             let text = listed(&keys, &services, now, out.width());
             let values = keys.iter().map(|k| {

@@ -21,6 +21,9 @@ pub(super) async fn run(
     match command {
         Logs::Export { start, end, format, output: _ } => {
             let filter = Filter { since: Some(start.ago(now)), until: end.map(|e| e.ago(now)), event: None };
+            if filter.until.is_some_and(|end| Some(end) < filter.since) {
+                return Err(Fault::usage("--start is after --end; exchange them"));
+            }
             let found = query(house, filter.clone(), out).await?;
             let event = Event::LogsExported {
                 by: caller.name(),

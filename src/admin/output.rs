@@ -264,6 +264,15 @@ impl Output {
         self.to.send(gone).await.map_err(|_| Fault::error("the client has gone"))
     }
 
+    /// Says on standard error what was done, and writes `value` as JSON if that was asked for.
+    ///
+    /// # Errors
+    /// If the client has gone.
+    pub async fn done(&mut self, value: &impl Serialize, note: impl Into<String>) -> Result<(), Fault> {
+        self.note(note).await?;
+        if self.json { self.either(value, "").await } else { Ok(()) }
+    }
+
     /// Writes `value` as JSON if that was asked for, or else `text`.
     ///
     /// # Errors

@@ -15,13 +15,13 @@ use super::replay::{events, place};
 use super::search::{lines, pattern};
 use super::shelf::Shelf;
 use super::steps::Steps;
-use super::{Fault, Keyboard, Offset, Output};
+use super::{Fault, Keyboard, Offset, Output, Speed};
 use crate::recording::{CastEvent, Drawing, Marker, Markers, Playback, SessionId, Stage, Tapes};
 
 /// What is played, how fast, from where.
 pub(super) struct Wanted {
     pub(super) id: SessionId,
-    pub(super) speed: f64,
+    pub(super) speed: Speed,
     pub(super) from: u64,
     /// Milliseconds that the session lasted.
     pub(super) length: u64,
@@ -74,7 +74,7 @@ struct Player<'a> {
     /// The place on the tape, in milliseconds, and when it was reached.
     at: u64,
     since: Instant,
-    speed: f64,
+    speed: Speed,
     pace: Pace,
     /// The status line covers the last line.
     covered: bool,
@@ -146,7 +146,7 @@ impl Player<'_> {
         let (millis, ..) = self.waiting.front().filter(|_| !self.pace.paused && self.asks.is_none())?;
         let pause = Duration::from_millis(millis.saturating_sub(self.at));
         let pause = if self.pace.skips { pause.min(LONGEST_PAUSE) } else { pause };
-        Some(self.since + pause.div_f64(self.speed))
+        Some(self.since + self.speed.paced(pause))
     }
 
     async fn step(&mut self) -> Result<(), Fault> {
@@ -245,7 +245,7 @@ impl Player<'_> {
     }
 
     async fn hurry(&mut self, times: f64) -> Result<(), Fault> {
-        self.speed = (self.speed * times).clamp(1.0 / 16.0, 1024.0);
+        self.speed = self.speed.times(times);
         self.since = Instant::now();
         self.say("").await
     }

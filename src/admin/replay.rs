@@ -13,7 +13,7 @@ use super::render::plain;
 use super::sessions::parsed;
 use super::shelf::Shelf;
 use super::steps::Steps;
-use super::{Caller, Fault, Format, Keyboard, Output};
+use super::{Caller, Fault, Format, Keyboard, Output, Speed};
 use crate::audit::{Event, harmless};
 use crate::recording::{
     Cast, CastEvent, Drawing, Frames, Line, Lines, Marker, Markers, Playback, Record, SessionId, Source,
@@ -25,10 +25,14 @@ use crate::session::House;
 pub(super) type Asked<'a> = (Shelf<'a>, &'a Caller, &'a str);
 
 /// Replays at the tape's own pace; pauses are shortened to two seconds. With a keyboard it listens to it.
-pub(super) async fn play(asked: Asked<'_>, speed: f64, from: u64, out: &mut Output) -> Result<(), Fault> {
+pub(super) async fn play(asked: Asked<'_>, speed: Speed, from: u64, out: &mut Output) -> Result<(), Fault> {
     let (shelf, caller, id) = asked;
     let id = parsed(id)?;
-    let length = length(&shelf.summary(id).await?);
+    let summary = shelf.summary(id).await?;
+    let length = length(&summary);
+    if summary.ended_at.is_none() {
+        out.note(format!("{id} is live; to see it as it goes on: keyward sessions watch {id}")).await?;
+    }
     if from > length {
         return Err(Fault::usage(format!(
             "session {id} lasted {}: there is nothing after that",
@@ -41,15 +45,21 @@ pub(super) async fn play(asked: Asked<'_>, speed: f64, from: u64, out: &mut Outp
         return player::play(shelf, Wanted { id, speed, from, length }, keyboard, out).await;
     }
     let (mut events, mut last, mut drawing) = (events(playback), from, Drawing::default());
+    let mut shown = false;
     while let Some(events) = events.next().await? {
         for (millis, _, text) in events.into_iter().filter(|(_, code, _)| *code == 'o') {
+            shown = true;
             let pause = Duration::from_millis(millis.saturating_sub(last)).min(LONGEST_PAUSE);
             last = millis;
-            tokio::time::sleep(pause.div_f64(speed)).await;
+            tokio::time::sleep(speed.paced(pause)).await;
             out.bytes(drawing.of_text(&text).into_bytes()).await?;
         }
     }
-    tidied(&drawing, out).await
+    tidied(&drawing, out).await?;
+    if !shown {
+        out.note(format!("{id} has no output to play; what was done: keyward sessions show {id}")).await?;
+    }
+    Ok(())
 }
 
 /// Gives the terminal back as it was, if it is one.

@@ -20,6 +20,9 @@ use crate::recording::{Line, Lines, SessionId, SessionStatus, Summary};
 
 /// What is looked for.
 pub(super) fn pattern(text: &str, regex: bool) -> Result<Regex, Fault> {
+    if text.is_empty() {
+        return Err(Fault::usage("say what to look for: every line has nothing in it"));
+    }
     let text = if regex { text.to_owned() } else { regex::escape(text) };
     let built = RegexBuilder::new(&text).case_insensitive(true).size_limit(1 << 20).build();
     built.map_err(|e| Fault::usage(format!("the pattern is no regular expression: {e}")))

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde_json::json;
 
 use super::kinds::{Kinds, OfKind};
-use super::render::{plain, short_time, table};
+use super::render::{counted, plain, short_time, table};
 use super::shelf::Shelf;
 use super::whole::{SessionVerified, untold, verify_session};
 use super::{
@@ -19,6 +19,10 @@ pub(super) async fn run(
     command: Sessions,
     out: &mut Output,
 ) -> Result<(), Fault> {
+    let mut command = command;
+    if caller.has_role("auditor") || caller.has_role("admin") {
+        Shelf::from(house).spell_out(&mut command).await?;
+    }
     finds::may_see(house, caller, &command).await?;
     match command {
         Sessions::List { live, user, since, only, part, .. } => {
@@ -31,6 +35,9 @@ pub(super) async fn run(
             found.retain(|s| user.as_ref().is_none_or(|u| s.header.user == u.as_str()));
             found.retain(|s| since.is_none_or(|t| s.header.started_at >= t));
             let found = finds::only(house, found, &only).await?;
+            if found.is_empty() {
+                finds::strangers(house, (user.as_ref(), only.instance.as_ref()), out).await?;
+            }
             if part.count {
                 return out.either(&json!({ "count": found.len() }), found.len().to_string()).await;
             }
@@ -44,12 +51,12 @@ pub(super) async fn run(
         Sessions::Gaps { user, since, only, .. } => {
             let since = since.map(|when| when.ago(Timestamp::now()));
             let (found, unreadable) = gaps::read(house.into(), (user.as_ref(), since), out).await?;
+            if found.is_empty() {
+                finds::strangers(house, (user.as_ref(), only.instance.as_ref()), out).await?;
+            }
             gaps::tell(finds::only(house, found, &only).await?, unreadable, out).await
         }
         Sessions::Play { id, speed, from, copy: _ } => {
-            if !(speed > 0.0 && speed <= 1000.0) {
-                return Err(Fault::usage("--speed takes a number above 0, at most 1000"));
-            }
             replay::play((house.into(), caller, &id), speed, from.0, out).await
         }
         Sessions::Transcript { id, commands, copy: _ } => {
@@ -62,6 +69,9 @@ pub(super) async fn run(
             among.retain(|s| user.as_ref().is_none_or(|u| s.header.user == u.as_str()));
             among.retain(|s| since.is_none_or(|t| s.header.started_at >= t));
             let among = finds::only(house, among, &only).await?;
+            if among.is_empty() {
+                finds::strangers(house, (user.as_ref(), only.instance.as_ref()), out).await?;
+            }
             search::search((house.into(), caller), among, &pattern, sought, out).await
         }
         Sessions::Watch { id } => replay::watch((house, caller, &id), out).await,
@@ -76,18 +86,13 @@ pub(super) async fn run(
         Sessions::Holds => retention::list(house, out).await,
         Sessions::Approve { id, watcher } => replay::approve((house, caller, &id), &watcher, out).await,
         Sessions::Kill { id, reason } => {
-            if reason.trim().is_empty() || reason.chars().count() > LONGEST_REASON {
-                return Err(Fault::usage(format!(
-                    "say why, in at most {LONGEST_REASON} characters: the user is told, and the audit trail keeps it"
-                )));
-            }
             // The session's own end writes `session_killed` to the trail.
             if !house.registry.kill(&id, &caller.name(), &plain(&reason)) {
                 return Err(Fault::not_found(format!(
                     "no live session {id}; see: keyward sessions list --live"
                 )));
             }
-            out.note(format!("Ended {id}.")).await
+            out.done(&json!({ "session": id, "ended": true }), format!("Ended {id}.")).await
         }
     }
 }
@@ -136,6 +141,35 @@ pub(super) async fn deleted(house: &House, id: SessionId) -> Result<Option<Strin
         format!("session {id}: its recording was deleted by retention on {at} ({})", plain(&reason))
     }))
 }
+
+/// The session that `text` means: an id, or the beginning of one that no other has.
+pub(super) fn spelled_out(text: &str, known: impl IntoIterator<Item = SessionId>) -> Result<String, Fault> {
+    let digits = |text: &str| text.chars().all(|c| c.is_ascii_hexdigit() || c == '-');
+    if text.parse::<SessionId>().is_ok() || text.len() < SHORTEST_BEGINNING || !digits(text) {
+        return Ok(text.to_owned());
+    }
+    let begins = text.to_ascii_lowercase();
+    let found: Vec<String> =
+        known.into_iter().map(|id| id.to_string()).filter(|id| id.starts_with(&begins)).collect();
+    match found.as_slice() {
+        // Whoever looks it up says that there is none.
+        [] => Ok(text.to_owned()),
+        [one] => Ok(one.clone()),
+        many => {
+            let shown = many.iter().take(MOST_TOLD).map(String::as_str).collect::<Vec<_>>().join(", ");
+            let more = if many.len() > MOST_TOLD { ", …" } else { "" };
+            let count = many.len();
+            Err(Fault::usage(format!(
+                "{text} begins the ids of {count} sessions: {shown}{more}; type more of it"
+            )))
+        }
+    }
+}
+
+/// Characters of an id that may stand for it.
+const SHORTEST_BEGINNING: usize = 8;
+/// Ids that are named where several begin alike.
+const MOST_TOLD: usize = 10;
 
 pub(super) fn parsed(id: &str) -> Result<SessionId, Fault> {
     id.parse().map_err(|_| Fault::not_found(format!("no session {id}; see: keyward sessions list")))
@@ -249,19 +283,18 @@ pub(super) fn described(summary: &Summary, width: Option<u16>) -> String {
         let mut kept =
             format!("{} of {} B, {}", c.captured_bytes, c.relayed_bytes, capture.unwrap_or_default());
         if c.operations > 0 {
-            kept.push_str(&format!(", {} file operations", c.operations));
+            let count = usize::try_from(c.operations).unwrap_or(usize::MAX);
+            kept.push_str(&format!(", {}", counted(count, "file operation")));
         }
         let reason = c.reason.clone().unwrap_or_default();
         vec![c.channel.to_string(), c.kind.clone(), c.command.clone().unwrap_or_default(), exit, kept, reason]
     });
-    format!(
-        "{text}\n{}",
-        table(&["CHANNEL", "KIND", "COMMAND", "EXIT", "CAPTURED", "WHY NOT ALL"], rows, width)
-    )
+    if summary.channels.is_empty() {
+        return text;
+    }
+    let shown = table(&["CHANNEL", "KIND", "COMMAND", "EXIT", "CAPTURED", "WHY NOT ALL"], rows, width);
+    format!("{text}\n{shown}")
 }
-
-/// Of a reason for a session's end, in characters.
-const LONGEST_REASON: usize = 500;
 
 impl From<TapeError> for Fault {
     fn from(error: TapeError) -> Self {
@@ -270,6 +303,31 @@ impl From<TapeError> for Fault {
             TapeError::Live(_) | TapeError::Ended(_) => Self::conflict(error.to_string()),
             _ if error.is_tampering() => Self::tampering(error.to_string()),
             _ => Self::error(error.to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_beginning_of_an_id_stands_for_it_if_no_other_begins_so() {
+        let ids = [
+            "019a208b-93a4-7976-b442-bac7974317e7",
+            "019a208b-93a4-7976-b442-bac7974317e8",
+            "019a208c-93a4-7976-b442-bac7974317e7",
+        ];
+        let known = || ids.map(|id| id.parse::<SessionId>().unwrap());
+        assert_eq!(spelled_out("019A208C", known()).unwrap(), ids[2]);
+        assert_eq!(spelled_out(ids[1], known()).unwrap(), ids[1]);
+        assert_eq!(spelled_out(&ids[0][..35], known()).unwrap_err().code, 2);
+        let told = spelled_out("019a208b", known()).unwrap_err();
+        assert!(told.says.contains(ids[0]) && told.says.contains(ids[1]) && !told.says.contains(ids[2]));
+        // Too short, or none: as it was typed, and nobody is meant.
+        for none in ["019a208", "019a208d", "--------x"] {
+            assert_eq!(spelled_out(none, known()).unwrap(), none);
+            assert_eq!(parsed(none).unwrap_err().code, 3);
         }
     }
 }

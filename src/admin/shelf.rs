@@ -69,6 +69,19 @@ impl Shelf<'_> {
         }
     }
 
+    /// Writes the ids that `command` names out in full, where only their beginning was typed.
+    pub(super) async fn spell_out(self, command: &mut Sessions) -> Result<(), Fault> {
+        let mut named = command.ids_mut();
+        if named.iter().all(|id| id.parse::<SessionId>().is_ok()) {
+            return Ok(());
+        }
+        let known = self.reading(Tapes::ids_known).await?;
+        for id in &mut named {
+            **id = sessions::spelled_out(id, known.iter().copied())?;
+        }
+        Ok(())
+    }
+
     /// The trail, where there is one, hears of it, or nothing is shown.
     pub(super) async fn hears(self, event: Event) -> Result<(), Fault> {
         let Some(house) = self.house else { return Ok(()) };
@@ -85,6 +98,8 @@ pub async fn offline(tapes: Tapes, command: Sessions, out: &mut Output) -> Resul
     let shelf = Shelf { tapes: &tapes, house: None };
     let caller = &Caller::Operator { uid: rustix::process::getuid().as_raw() };
     let ago = |when: When| when.ago(Timestamp::now());
+    let mut command = command;
+    shelf.spell_out(&mut command).await?;
     match command {
         Sessions::List { user, since, only, part, .. } => {
             let found = shelf.among((user.as_ref(), since.map(ago)), &only).await?;
@@ -152,8 +167,23 @@ fn answerable(only: &SessionFilter) -> Result<(), Fault> {
 pub fn copied(state: &Path, identity: Option<&Path>) -> Result<Tapes, Fault> {
     let dir = state.join("tapes");
     if !dir.is_dir() {
-        return Err(Fault::not_found(format!("{} holds no recordings", dir.display())));
+        return Err(Fault::not_found(format!("{} holds no recordings{}", dir.display(), meant(state))));
     }
     let keys = identity.map_or_else(|| Ok(TapeKeys::none()), TapeKeys::load)?;
     Ok(Tapes::inspect(&dir, keys))
+}
+
+/// What to say beside `--state DIR` where DIR is the folder around the one that was meant.
+pub fn meant(state: &Path) -> String {
+    let inside = state.join("state");
+    if inside.is_dir() { format!("; did you mean --state {}?", inside.display()) } else { String::new() }
+}
+
+/// The id of the session in `tapes` that `text` means, which may be its beginning.
+///
+/// # Errors
+/// [`Fault`]: several begin so, or there is none.
+pub fn session_meant(tapes: &Tapes, text: &str) -> Result<SessionId, Fault> {
+    let known = tapes.ids_known()?;
+    sessions::parsed(&sessions::spelled_out(text, known.iter().copied())?)
 }

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use keystore::UserKey;
 use serde_json::json;
 
-use super::render::plain;
+use super::render::{plain, short_time};
 use super::{Caller, Fault, Output, Progress, Recording};
 use crate::audit::Event;
 use crate::recording::{TapeKeys, disk_left};
@@ -25,6 +25,7 @@ pub(super) async fn status(house: &House, out: &mut Output) -> Result<(), Fault>
     let (reserve, room) = looked.map_err(|e| Fault::error(e.to_string()))?;
     let room = room.map_err(|e| Fault::error(e.to_string()))?;
     let lockdown = house.guard.lockdown().reason();
+    let bans = house.guard.bans(now);
     let mut warnings = Vec::new();
     if room.percent_used >= house.config().audit.disk_warn_percent {
         warnings.push(format!("the disk is {} % full; at its end no session is let in", room.percent_used));
@@ -68,6 +69,7 @@ pub(super) async fn status(house: &House, out: &mut Output) -> Result<(), Fault>
         },
         "master_key": house.vault.master_key_id(), "ca": ca,
         "recordings_readable_here": house.tapes.can_read(), "lockdown": lockdown, "clock_doubted": doubt.is_some(), "warnings": warnings,
+        "banned_sources": super::sources::shown(&bans),
     });
     let mut text = format!(
         "keyward {version}, listening on {}, up {}\n\
@@ -90,11 +92,23 @@ pub(super) async fn status(house: &House, out: &mut Output) -> Result<(), Fault>
     for (to, behind) in &receivers {
         text.push_str(&format!("\n{:<18} {}, {behind} events behind", to.name, to.target));
     }
+    for (source, until) in bans.iter().take(MOST_BANS) {
+        text.push_str(&format!("\nbanned             {source} until {}", short_time(*until)));
+    }
+    if bans.len() > MOST_BANS {
+        text.push_str(&format!(
+            "\n                   and {} more (keyward sources list)",
+            bans.len() - MOST_BANS
+        ));
+    }
     for warning in &warnings {
         text.push_str(&format!("\nWARNING: {warning}"));
     }
     out.either(&value, text).await
 }
+
+/// Banned sources that `status` names.
+const MOST_BANS: usize = 10;
 
 fn lasted(seconds: i64) -> String {
     match (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60) {

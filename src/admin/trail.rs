@@ -75,8 +75,9 @@ pub(super) fn user_roles_changed(
 pub(super) fn user_suspended(caller: &Caller, user: &UserName, reason: &str) -> Event {
     Event::UserSuspended { user: user.to_string(), by: caller.name(), reason: Some(reason.to_owned()) }
 }
-pub(super) fn user_resumed(caller: &Caller, user: &UserName) -> Event {
-    Event::UserResumed { user: user.to_string(), by: caller.name() }
+/// `expires_at`: what was said anew of when the user expires, `never` or RFC 3339.
+pub(super) fn user_resumed(caller: &Caller, user: &UserName, expires_at: Option<String>) -> Event {
+    Event::UserResumed { user: user.to_string(), by: caller.name(), expires_at }
 }
 pub(super) fn user_removed(caller: &Caller, user: &UserName) -> Event {
     Event::UserRemoved { user: user.to_string(), by: caller.name() }

@@ -12,8 +12,8 @@ use keystore::{
 use serde_json::{Value, json};
 
 use super::blast::{self, Whose};
-use super::render::{short_time, table};
-use super::{Caller, Fault, Kind, Output, Users, factors, keys, trail};
+use super::render::{plain, short_time, table};
+use super::{Caller, Fault, Kind, Network, Output, Until, Users, When, factors, keys, trail};
 use crate::audit::Event;
 use crate::auth;
 use crate::policy::HOUSEKEEPER;
@@ -42,8 +42,11 @@ pub(super) async fn users(
                 Kind::Human => UserKind::Human,
                 Kind::Service => UserKind::Service,
             };
-            let expires_at = expires.map(|when| when.ahead(now));
-            let from = from.into_iter().map(|net| net.0).collect();
+            let expires_at = ahead(expires, now)?;
+            for note in from.iter().filter_map(|net| net.note()) {
+                out.note(note).await?;
+            }
+            let from = from.into_iter().map(Network::net).collect();
             if name.as_str() == HOUSEKEEPER {
                 return Err(Fault::conflict(format!(
                     "{name} is what Keyward itself is called in the trail; choose another name"
@@ -85,10 +88,18 @@ pub(super) async fn users(
             roles(house, caller, (&name, change), out).await
         }
         Users::Suspend { name, reason } => {
-            found(house, &name).await?;
+            let user = found(house, &name).await?;
+            if let Some(before) = &user.suspended {
+                return Err(Fault::conflict(format!(
+                    "{name} is suspended already, since {} ({}); nothing was changed",
+                    short_time(before.at),
+                    plain(&before.reason)
+                )));
+            }
+            not_the_last_admin(house, &user, now).await?;
             let ended = Ended { at: now, reason: reason.clone() };
             let suspended = async {
-                set_suspended(house, &name, Some(ended)).await?;
+                set_suspended(house, &name, ended).await?;
                 leave_nothing_open(house, &name).await
             };
             trail::takes(house, trail::user_suspended(caller, &name, &reason), now, suspended).await?;
@@ -100,21 +111,17 @@ pub(super) async fn users(
             let value = json!({ "user": user, "touched": touched });
             out.either(&value, touched.told(out.width())).await
         }
-        Users::Resume { name } => {
-            found(house, &name).await?;
-            let resumed = set_suspended(house, &name, None);
-            trail::gives(house, vec![trail::user_resumed(caller, &name)], now, resumed).await?;
-            out.note(format!("{name} can log in again.")).await
-        }
+        Users::Resume { name, expires } => resume(house, caller, (&name, expires), out).await,
         Users::Remove { name, yes } => {
-            found(house, &name).await?;
+            let user = found(house, &name).await?;
+            not_the_last_admin(house, &user, now).await?;
             if !yes {
                 return Err(Fault::usage(format!(
                     "removing {name} revokes all their keys for good; nothing was changed. To do it, add --yes"
                 )));
             }
             remove(house, caller, &name, now).await?;
-            out.note(format!("Removed {name}.")).await
+            out.done(&json!({ "user": name, "removed": true }), format!("Removed {name}.")).await
         }
     }
 }
@@ -132,12 +139,57 @@ pub(super) async fn found(house: &House, name: &UserName) -> Result<User, Fault>
     }))
 }
 
+/// Lifts a suspension, and says anew when the user expires, if that was asked for.
+async fn resume(
+    house: &House,
+    caller: &Caller,
+    (name, expires): (&UserName, Option<Until>),
+    out: &mut Output,
+) -> Result<(), Fault> {
+    let now = Timestamp::now();
+    let mut user = found(house, name).await?;
+    user.suspended = None;
+    match expires {
+        Some(Until::Never) => user.expires_at = None,
+        Some(Until::Then(when)) => user.expires_at = ahead(Some(when), now)?,
+        None => {}
+    }
+    if let Some(why) = user.barred(now) {
+        return Err(Fault::conflict(format!(
+            "{name} could not log in ({why}); say until when: keyward users resume {name} --expires 90d, or never"
+        )));
+    }
+    let (suspended, expires_at) = (user.suspended.clone(), user.expires_at);
+    let resumed = house.vault.update(name.as_str(), |record: &mut User| {
+        record.suspended.clone_from(&suspended);
+        record.expires_at = expires_at;
+        Ok::<(), Fault>(())
+    });
+    let until = expires_at.map_or_else(|| "never".to_owned(), |end| end.to_string());
+    let event = trail::user_resumed(caller, name, expires.map(|_| until));
+    trail::gives(house, vec![event], now, resumed).await?;
+    let factor = house.vault.get::<SecondFactor>(name.as_str()).await?;
+    let value = shown(&user, factors::standing(factor.as_ref()), now);
+    let until = expires_at.map(|end| format!(", until {}", short_time(end))).unwrap_or_default();
+    out.done(&value, format!("{name} can log in again{until}.")).await
+}
+
+/// A time to come.
+fn ahead(expires: Option<When>, now: Timestamp) -> Result<Option<Timestamp>, Fault> {
+    let end = expires.map(|when| when.ahead(now));
+    if end.is_some_and(|end| end <= now) {
+        return Err(Fault::usage("--expires lies in the past; nothing was changed"));
+    }
+    Ok(end)
+}
+
 async fn invite(house: &House, caller: &Caller, name: &UserName, out: &mut Output) -> Result<(), Fault> {
     let now = Timestamp::now();
     let user = found(house, name).await?;
     if let Some(why) = user.barred(now) {
+        let more = if user.expires_at.is_some_and(|end| end <= now) { " --expires 90d" } else { "" };
         return Err(Fault::conflict(format!(
-            "{name} cannot log in ({why}); first: keyward users resume {name}"
+            "{name} cannot log in ({why}); first: keyward users resume {name}{more}"
         )));
     }
     if user.kind == UserKind::Service {
@@ -201,10 +253,8 @@ async fn roles(
     if let Some(lacked) = removed.difference(&user.roles).next() {
         return Err(Fault::conflict(format!("{name} is not {lacked}; nothing was changed")));
     }
-    if removed.iter().any(|role| role.as_str() == "admin") && !another_admin(house, name, now).await? {
-        return Err(Fault::conflict(format!(
-            "{name} is the last admin who can log in; first: keyward users roles NAME --add admin"
-        )));
+    if removed.iter().any(|role| role.as_str() == "admin") {
+        not_the_last_admin(house, &user, now).await?;
     }
     user.roles = user.roles.union(added).filter(|role| !removed.contains(*role)).cloned().collect();
     let event = trail::user_roles_changed(caller, &user, (added, removed));
@@ -232,22 +282,30 @@ async fn roles(
     out.either(&shown, format!("Roles of {name}: {told}. That counts from now on, also for who is in.")).await
 }
 
-/// Whether somebody besides `name` administers and can log in.
-async fn another_admin(house: &House, name: &UserName, now: Timestamp) -> Result<bool, Fault> {
+/// Refuses what would leave nobody who administers and can log in. Who has no such right to lose is not asked about.
+pub(super) async fn not_the_last_admin(house: &House, user: &User, now: Timestamp) -> Result<(), Fault> {
     let users: Vec<User> = house.vault.list().await?;
-    Ok(users.iter().any(|user| {
-        user.name != *name
-            && user.kind == UserKind::Human
-            && user.barred(now).is_none()
-            && user.roles.iter().any(|role| role.as_str() == "admin")
-    }))
+    if !administers(user, now) || users.iter().any(|other| other.name != user.name && administers(other, now))
+    {
+        return Ok(());
+    }
+    Err(Fault::conflict(format!(
+        "{} is the last admin who can log in; nothing was changed. First: keyward users roles NAME --add admin",
+        user.name
+    )))
 }
 
-async fn set_suspended(house: &House, name: &UserName, ended: Option<Ended>) -> Result<(), Fault> {
+fn administers(user: &User, now: Timestamp) -> bool {
+    user.kind == UserKind::Human
+        && user.barred(now).is_none()
+        && user.roles.iter().any(|role| role.as_str() == "admin")
+}
+
+async fn set_suspended(house: &House, name: &UserName, ended: Ended) -> Result<(), Fault> {
     house
         .vault
         .update(name.as_str(), |user: &mut User| {
-            user.suspended.clone_from(&ended);
+            user.suspended = Some(ended.clone());
             Ok::<(), Fault>(())
         })
         .await

@@ -158,12 +158,15 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
     },
-    /// A suspended user was let in again.
+    /// A suspended or expired user was let in again, or expires at another time now.
     UserResumed {
         /// The user it is about.
         user: String,
         /// Who did it.
         by: String,
+        /// When the user expires, if that was said anew: RFC 3339, or `never`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        expires_at: Option<String>,
     },
     /// A user was removed.
     UserRemoved {

@@ -63,6 +63,24 @@ impl Standing {
     }
 }
 
+impl Receivers {
+    /// Whether the files that they name can be used; otherwise the key of the configuration that names one, and why not.
+    ///
+    /// # Errors
+    /// The first that cannot.
+    pub fn check(self) -> Result<(), (&'static str, String)> {
+        if let Some(terms) = self.syslog {
+            syslog::Syslog::new(terms, &self.host).map_err(|why| ("audit.syslog.ca_file", why))?;
+        }
+        let Some(terms) = self.webhook else { return Ok(()) };
+        let secret = format!("{}: ", terms.secret.display());
+        webhook::Webhook::new(terms).map(drop).map_err(|why| {
+            let of_secret = why.starts_with(&secret);
+            (if of_secret { "audit.webhook.secret" } else { "audit.webhook.ca_file" }, why)
+        })
+    }
+}
+
 /// The receivers at work.
 #[derive(Debug, Default)]
 pub struct Outlets {

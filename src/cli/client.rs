@@ -6,13 +6,24 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use keystore::ssh::{HashAlg, PublicKey};
+
 use super::keyboard::Keyboard;
 use crate::admin::{
-    Access, Chunk, Command, Encryption, Fault, Instances, Logs, Reply, Request, Sessions, SshKeys, read_reply,
+    Access, Ca, Chunk, Command, Encryption, Fault, Instances, Logs, Reply, Request, Sessions, SshKeys, Users,
+    Which, read_reply,
 };
 
+/// How a command was typed.
+#[derive(Clone, Copy)]
+pub(super) struct Wanted {
+    pub(super) json: bool,
+    pub(super) yes: bool,
+}
+
 /// Asks the daemon and returns its exit code.
-pub(super) fn ask(socket: &Path, mut command: Command, json: bool) -> Result<u8, Fault> {
+pub(super) fn ask(socket: &Path, mut command: Command, Wanted { json, yes }: Wanted) -> Result<u8, Fault> {
+    confirm(&mut command, yes, json)?;
     read_files(&mut command)?;
     let new = matches!(command, Command::Sessions(Sessions::Bundle { .. }));
     let output = take_output(&mut command);
@@ -47,6 +58,45 @@ pub(super) fn ask(socket: &Path, mut command: Command, json: bool) -> Result<u8,
             into_file(&mut stream, &path).map_err(|e| Fault::error(format!("{}: {e}", path.display())))
         }
     }
+}
+
+/// Asks whoever sits at the terminal, where a command asks. Without a terminal the daemon says what is missing.
+fn confirm(command: &mut Command, said: bool, json: bool) -> Result<(), Fault> {
+    let Some((question, yes)) = asks(command) else { return Ok(()) };
+    *yes |= said;
+    if *yes || json || !io::stdin().is_terminal() || !io::stderr().is_terminal() {
+        return Ok(());
+    }
+    let failed = |e: io::Error| Fault::error(format!("the terminal: {e}; nothing was changed"));
+    io::stderr().write_all(format!("{question} (y/N) ").as_bytes()).map_err(failed)?;
+    let mut line = String::new();
+    io::stdin().read_line(&mut line).map_err(failed)?;
+    *yes = is_yes(&line);
+    if *yes { Ok(()) } else { Err(Fault::error("nothing was changed")) }
+}
+
+/// What a command asks before it is done, and where the answer goes.
+fn asks(command: &mut Command) -> Option<(String, &mut bool)> {
+    match command {
+        Command::Users(Users::Remove { name, yes }) => {
+            Some((format!("Remove {name}, and revoke all their keys for good?"), yes))
+        }
+        Command::Instances(Instances::Remove { name, yes }) => {
+            Some((format!("Remove {name}, with its rules, and end its sessions?"), yes))
+        }
+        Command::Ca(Ca::Retire { which, yes }) => {
+            let which = if *which == Which::User { "user" } else { "host" };
+            Some((
+                format!("Forget the {which} CA of before? What trusts it alone refuses Keyward then."),
+                yes,
+            ))
+        }
+        _ => None,
+    }
+}
+
+fn is_yes(line: &str) -> bool {
+    matches!(line.trim().to_ascii_lowercase().as_str(), "y" | "yes")
 }
 
 /// The keyboard, for what listens to one.
@@ -142,7 +192,38 @@ fn scan(address: &keystore::HostPort) -> Result<String, Fault> {
     if text.trim().is_empty() {
         return Err(Fault::error(format!("{address} shows no host key; is its sshd running?")));
     }
-    let note = "Pinned what the instance showed just now; compare it: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub\n";
+    let note = format!(
+        "Pinned what the instance showed just now; compare it: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub\n{}",
+        fingerprints(&text)
+    );
     io::stderr().write_all(note.as_bytes()).map_err(|e| Fault::error(e.to_string()))?;
     Ok(text)
+}
+
+/// `SHA256:… (ssh-ed25519)`, a line for each key that ssh-keyscan printed.
+fn fingerprints(scanned: &str) -> String {
+    let keys = scanned.lines().filter(|line| !line.starts_with('#')).filter_map(|line| {
+        let (_, key) = line.split_once(' ')?;
+        PublicKey::from_openssh(key).ok()
+    });
+    keys.map(|key| format!("  {} ({})\n", key.fingerprint(HashAlg::Sha256), key.algorithm())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_yes_is_a_yes() {
+        assert!(is_yes("y\n") && is_yes("Yes\n"));
+        assert!(!is_yes("\n") && !is_yes("") && !is_yes("no\n") && !is_yes("yo\n"));
+    }
+
+    #[test]
+    fn what_was_scanned_is_shown_as_fingerprints() {
+        let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJdD7y3aLq454yWBdwLWbieU1ebz9/cu7/QEXn9OIeZJ";
+        let told = fingerprints(&format!("# db-1:22 SSH-2.0\ndb-1 {key}\n"));
+        assert!(told.starts_with("  SHA256:") && told.ends_with(" (ssh-ed25519)\n"), "{told}");
+        assert_eq!(told.lines().count(), 1);
+    }
 }

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use serde_json::json;
 
 use crate::admin::{Command, Fault};
 use crate::config::Config;
@@ -28,6 +29,9 @@ struct Cli {
     /// Answer in JSON
     #[arg(long, global = true)]
     json: bool,
+    /// Do it without asking
+    #[arg(long, global = true)]
+    yes: bool,
     #[command(subcommand)]
     command: Top,
 }
@@ -84,11 +88,13 @@ pub fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Result<u8, Fault> {
     match cli.command {
-        Top::Init { dir, listen } => init(&dir, listen),
-        Top::Serve => serve(load(&cli.config)?),
+        Top::Init { dir, listen } => init(&dir, listen, cli.json),
+        Top::Serve => serve(checked(&cli.config)?),
         Top::Config(ConfigCommand::Check) => {
-            let config = load(&cli.config)?;
-            say(&format!("{}: valid\n", config.path.display()))
+            let config = checked(&cli.config)?;
+            answer(cli.json, &json!({ "file": config.path, "valid": true }), || {
+                format!("{}: valid\n", config.path.display())
+            })
         }
         Top::Completions { shell } => {
             let mut script = Vec::new();
@@ -96,7 +102,9 @@ fn run(cli: Cli) -> Result<u8, Fault> {
             say(&String::from_utf8_lossy(&script))
         }
         Top::Man { dir: Some(dir) } => {
-            clap_mangen::generate_to(Cli::command(), &dir).map_err(error)?;
+            clap_mangen::generate_to(Cli::command(), &dir).map_err(|e| {
+                Fault::error(format!("{}: {e}; --dir names a folder that is there", dir.display()))
+            })?;
             Ok(0)
         }
         Top::Man { dir: None } => {
@@ -108,24 +116,35 @@ fn run(cli: Cli) -> Result<u8, Fault> {
             Ok(done) => done,
             Err(command) => {
                 let socket = Config::socket_of(&cli.config).map_err(error)?;
-                client::ask(&socket, *command, cli.json)
+                client::ask(&socket, *command, client::Wanted { json: cli.json, yes: cli.yes })
             }
         },
     }
 }
 
-fn init(dir: &Path, listen: SocketAddr) -> Result<u8, Fault> {
-    let made = runtime()?.block_on(server::init(dir, listen)).map_err(|e| match e {
+fn init(dir: &Path, listen: SocketAddr, json: bool) -> Result<u8, Fault> {
+    let at_fault = |e: std::io::Error| Fault::error(format!("{}: {e}", dir.display()));
+    // What is printed is used from other folders too.
+    let dir = std::path::absolute(dir).map_err(at_fault)?;
+    if dir.exists() && !dir.is_dir() {
+        return Err(Fault::error(format!(
+            "{} is no folder; --dir names one, which is made if there is none",
+            dir.display()
+        )));
+    }
+    let made = runtime()?.block_on(server::init(&dir, listen)).map_err(|e| match e {
         server::InitError::Initialised(_) => Fault::conflict(e.to_string()),
         server::InitError::Failed(_) => Fault::error(e.to_string()),
     })?;
     let file = made.display();
-    say(&format!(
-        "Made {file}. Next:\n  1. export KEYWARD_CONFIG={file}; keyward serve\n  \
+    answer(json, &json!({ "config": made, "dir": dir, "listen": listen }), || {
+        format!(
+            "Made {file}. Next:\n  1. export KEYWARD_CONFIG={file}; keyward serve\n  \
          2. keyward users add alice; keyward ssh-keys add --user alice --file id_ed25519.pub; keyward mfa enroll alice\n  \
          3. keyward instances add db-1 --address HOST:22 --login ubuntu --host-key FILE; \
          keyward access allow --user alice --instance db-1 --login ubuntu\n"
-    ))
+        )
+    })
 }
 
 fn serve(config: Config) -> Result<u8, Fault> {
@@ -139,17 +158,28 @@ fn runtime() -> Result<tokio::runtime::Runtime, Fault> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(error)
 }
 
-fn load(path: &Path) -> Result<Config, Fault> {
-    Config::load(path).map_err(error)
+/// The configuration, if the daemon can start with it.
+fn checked(path: &Path) -> Result<Config, Fault> {
+    let config = Config::load(path).map_err(error)?;
+    server::check(&config).map_err(error)?;
+    Ok(config)
 }
 
 fn error(error: impl std::fmt::Display) -> Fault {
     Fault::error(error.to_string())
 }
 
+/// Answers with `value` if JSON was asked for, or else in words.
+fn answer(json: bool, value: &serde_json::Value, words: impl FnOnce() -> String) -> Result<u8, Fault> {
+    if json { say(&format!("{value:#}\n")) } else { say(&words()) }
+}
+
 fn say(text: &str) -> Result<u8, Fault> {
-    std::io::stdout().write_all(text.as_bytes()).map_err(error)?;
-    Ok(0)
+    match std::io::stdout().write_all(text.as_bytes()) {
+        // `… | head` has seen enough.
+        Err(gone) if gone.kind() == std::io::ErrorKind::BrokenPipe => Ok(0),
+        written => written.map(|()| 0).map_err(error),
+    }
 }
 
 /// What is logged if `RUST_LOG` does not say. The SSH library's own words help who looks for a fault: `RUST_LOG=info,russh=debug`.
@@ -162,6 +192,53 @@ mod tests {
     #[test]
     fn the_grammar_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_takes_yes_and_those_that_ask_hear_it() {
+        use crate::admin::Users;
+        let parse = |line: &str| Cli::try_parse_from(line.split(' ')).unwrap();
+        for line in [
+            "keyward --yes access deny-all --reason breach",
+            "keyward access deny-all --reason breach --yes",
+            "keyward mfa reset alice --yes",
+            "keyward mfa recovery-codes alice --yes",
+            "keyward ssh-keys revoke K1 --reason lost --yes",
+            "keyward access remove R1 --yes",
+            "keyward sessions kill 019a208b --yes",
+            "keyward users suspend alice --yes",
+            "keyward users remove alice --yes",
+            "keyward --yes users remove alice",
+        ] {
+            let cli = parse(line);
+            let told = match &cli.command {
+                Top::Admin(Command::Users(Users::Remove { yes, .. })) => *yes || cli.yes,
+                _ => cli.yes,
+            };
+            assert!(told, "{line}");
+        }
+        let Top::Admin(Command::Users(Users::Remove { yes, .. })) =
+            parse("keyward users remove alice").command
+        else {
+            panic!()
+        };
+        assert!(!yes);
+    }
+
+    #[test]
+    fn a_reason_and_a_speed_that_say_nothing_are_refused_where_they_are_typed() {
+        for line in [
+            "keyward ssh-keys revoke K1 --reason=",
+            "keyward users suspend alice --reason=",
+            "keyward sessions kill x --reason=",
+            "keyward access deny-all --reason=",
+            "keyward sessions play x --speed 1e-300",
+            "keyward sessions play x --speed -1",
+            "keyward sessions play x --state s --identity i --speed nan",
+        ] {
+            let refused = Cli::try_parse_from(line.split(' ')).err().map(|e| e.exit_code());
+            assert_eq!(refused, Some(2), "{line}");
+        }
     }
 
     #[test]

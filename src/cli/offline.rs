@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use keystore::ssh::PublicKey;
 use tokio::sync::mpsc;
 
 use super::keyboard::Keyboard;
@@ -12,7 +13,7 @@ use super::{error, runtime};
 use crate::admin::{self, Chunk, Command, Fault, Logs, Output, Progress, Recording, Sessions};
 use crate::audit::{self, Against};
 use crate::config::Config;
-use crate::recording::{SessionId, TapeKeys, Tapes};
+use crate::recording::{TapeKeys, Tapes};
 
 /// Carries `command` out without a daemon, if it names files to do so on; otherwise gives it back.
 pub(super) fn run(command: Command, config: &Path, json: bool) -> Result<Result<u8, Fault>, Box<Command>> {
@@ -67,11 +68,20 @@ impl Copied {
     fn against(&self) -> Result<Against, Fault> {
         let audit = self.audit();
         if !audit.is_dir() {
-            return Err(Fault::not_found(format!("{} holds no audit trail", audit.display())));
+            let meant = admin::meant(&self.state);
+            return Err(Fault::not_found(format!("{} holds no audit trail{meant}", audit.display())));
         }
-        let beside = self.state.parent().map(|dir| dir.join("audit_key.pub")).filter(|file| file.exists());
-        let key = self.trust.clone().or(beside).unwrap_or_else(|| audit.join("signer.pub"));
-        let key = audit::read_key(&key).map_err(|fault| Fault::tampering(fault.to_string()))?;
+        if let Some(heads) = &self.heads {
+            readable(heads)?;
+        }
+        let beside = || self.state.parent().map(|dir| dir.join("audit_key.pub")).filter(|file| file.exists());
+        let key = match &self.trust {
+            Some(named) => trusted(named)?,
+            None => {
+                let found = beside().unwrap_or_else(|| audit.join("signer.pub"));
+                audit::read_key(&found).map_err(|fault| Fault::tampering(fault.to_string()))?
+            }
+        };
         Ok(Against { key, heads: self.heads.clone(), marks: None })
     }
 
@@ -91,6 +101,23 @@ impl Copied {
     }
 }
 
+/// The audit key that was kept elsewhere. A file that was named wrongly says nothing against the trail.
+fn trusted(file: &Path) -> Result<PublicKey, Fault> {
+    readable(file)?;
+    audit::read_key(file).map_err(|fault| {
+        Fault::error(format!(
+            "{}: {}; name the audit_key.pub that was kept elsewhere",
+            file.display(),
+            fault.what
+        ))
+    })
+}
+
+fn readable(file: &Path) -> Result<(), Fault> {
+    let read = File::open(file).and_then(|mut file| file.read(&mut [0]));
+    read.map(drop).map_err(|e| Fault::error(format!("{}: cannot be read: {e}", file.display())))
+}
+
 fn verify_state(copy: &Copied, config: &Path, out: Streams) -> Result<u8, Fault> {
     let (audit, tapes, against) = (copy.audit(), copy.tapes(config)?, copy.against()?);
     let work = move |progress: &Progress| admin::verify(&audit, &tapes, &against, progress);
@@ -98,8 +125,8 @@ fn verify_state(copy: &Copied, config: &Path, out: Streams) -> Result<u8, Fault>
 }
 
 fn verify_session(copy: &Copied, id: &str, config: &Path, out: Streams) -> Result<u8, Fault> {
-    let id: SessionId = id.parse().map_err(|_| Fault::not_found(format!("no session {id}")))?;
     let (audit, tapes, against) = (copy.audit(), copy.tapes(config)?, copy.against()?);
+    let id = admin::session_meant(&tapes, id)?;
     let work = move |progress: &Progress| {
         let found = admin::verify_session((&audit, &tapes), id, &against, progress)?;
         found.ok_or_else(|| admin::untold(id))
@@ -108,7 +135,7 @@ fn verify_session(copy: &Copied, id: &str, config: &Path, out: Streams) -> Resul
 }
 
 fn verify_bundle(file: &Path, key: &Path, out: Streams) -> Result<u8, Fault> {
-    let key = audit::read_key(key).map_err(error)?;
+    let key = trusted(key)?;
     let at_fault = |what: String| Fault::error(format!("{}: {what}", file.display()));
     let archive = File::open(file).map_err(|e| at_fault(e.to_string()))?;
     let (length, name) = (archive.metadata().map_or(0, |found| found.len()), file.display().to_string());

@@ -69,6 +69,8 @@ pub struct Config {
     pub drain_secs: u64,
     /// The file as it was read, to tell what another says anew.
     said: toml::Table,
+    /// The same as text, to name a line of it.
+    text: String,
 }
 
 impl Config {
@@ -116,8 +118,14 @@ impl Config {
             console: raw.console.into(),
             drain_secs: raw.drain_secs,
             said: toml::from_str(text).map_err(|error| malformed(path, text, &error))?,
+            text: text.to_owned(),
             path: absolute,
         })
+    }
+
+    /// What is wrong with what the line of `key` names, as a fault of the file.
+    pub fn fault(&self, key: &str, what: String) -> ConfigError {
+        Source { path: &self.path, text: &self.text }.fault(key, what)
     }
 
     /// The bastion as its users name it.

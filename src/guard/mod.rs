@@ -141,6 +141,16 @@ impl Guard {
         self.shared.state().penalties.banned(ip, now)
     }
 
+    /// Who is banned, and until when; who is banned longest comes first. An address, or an IPv6 network.
+    pub fn bans(&self, now: Timestamp) -> Vec<(String, Timestamp)> {
+        self.shared.state().penalties.bans(now)
+    }
+
+    /// Forgets what `ip`, and the network around it, did so far.
+    pub fn unban(&self, ip: IpAddr) {
+        self.shared.state().penalties.forget(ip);
+    }
+
     /// How many unauthenticated connections hold a place now.
     pub fn waiting(&self) -> usize {
         self.shared.state().waiting
@@ -318,6 +328,23 @@ mod tests {
         assert_eq!(guard.banned(ip, at(29)), Some(at(30)));
         assert_eq!(guard.banned(ip, at(30)), None);
         assert_eq!(guard.failed(ip, at(31)), None);
+    }
+
+    #[test]
+    fn a_ban_that_is_lifted_is_over_and_its_neighbour_stays_out() {
+        let guard = guard();
+        for ip in ["192.0.2.1", "192.0.2.2"] {
+            for _ in 0..6 {
+                guard.failed(ip.parse().unwrap(), at(0));
+            }
+        }
+        assert_eq!(guard.bans(at(0)).len(), 2);
+        guard.unban("192.0.2.1".parse().unwrap());
+        assert_eq!(guard.bans(at(0)), [("192.0.2.2".to_owned(), at(30))]);
+        assert!(
+            guard.admit(addr("192.0.2.1"), at(0)).is_ok() && guard.admit(addr("192.0.2.2"), at(0)).is_err()
+        );
+        assert_eq!(guard.bans(at(30)), []);
     }
 
     #[test]

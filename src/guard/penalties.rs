@@ -63,6 +63,21 @@ impl Penalties {
         ends.map(timestamp)
     }
 
+    /// Who is banned, the longest first.
+    pub(super) fn bans(&self, now: Timestamp) -> Vec<(String, Timestamp)> {
+        let banned = self.of.iter().filter(|(_, p)| p.banned && p.ends > now.as_millisecond());
+        let mut bans: Vec<_> = banned.map(|(source, p)| (named(source), timestamp(p.ends))).collect();
+        bans.sort_by(|(a, first), (b, second)| second.cmp(first).then_with(|| a.cmp(b)));
+        bans
+    }
+
+    /// Forgets whoever this is, and the network around.
+    pub(super) fn forget(&mut self, ip: IpAddr) {
+        for source in [Some(source_of(ip)), network_of(ip)].into_iter().flatten() {
+            self.of.remove(&source);
+        }
+    }
+
     /// Where a failure is counted: with the site, or with its network.
     fn counted(&mut self, ip: IpAddr, now: i64) -> Source {
         let site = source_of(ip);
@@ -112,6 +127,15 @@ impl Penalties {
 const MOST_SITES: usize = 16;
 /// As sshd's `PerSourcePenalties max-sources`.
 const MAX_PENALTIES: usize = 65_536;
+
+/// An address without the length of its prefix, a network with it.
+fn named(source: &Source) -> String {
+    if source.prefix_len() == source.max_prefix_len() {
+        source.addr().to_string()
+    } else {
+        source.to_string()
+    }
+}
 
 fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)

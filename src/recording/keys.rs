@@ -7,6 +7,7 @@ use std::path::Path;
 
 use age::secrecy::ExposeSecret;
 use age::x25519::{Identity, Recipient};
+use keystore::ssh::looks_private;
 use zeroize::Zeroizing;
 
 use super::tapes::TapeError;
@@ -82,8 +83,14 @@ impl TapeKeys {
     /// [`TapeError::Keys`] names the recipient that is none, or says that there is not one.
     pub fn recipients_only(recipients: &[String]) -> Result<Self, TapeError> {
         let parse = |text: &String| {
-            text.parse::<Recipient>()
-                .map_err(|e| TapeError::Keys(format!("{text:?} is no age recipient: {e}")))
+            text.parse::<Recipient>().map_err(|e| {
+                TapeError::Keys(if looks_private(text) {
+                    // It is not shown to whoever reads the message.
+                    "this is a private key; give its recipient, age1…".to_owned()
+                } else {
+                    format!("{text:?} is no age recipient: {e}")
+                })
+            })
         };
         let recipients = recipients.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
         if recipients.is_empty() {

@@ -47,11 +47,11 @@ pub struct ChannelSummary {
     pub exit_signal: Option<String>,
     /// Whether it has a terminal.
     pub terminal: bool,
-    /// Bytes relayed: output, and typing that is kept, where there is a terminal; both ways elsewhere.
+    /// Bytes relayed, both ways. Of older terminals: output, and typing that was kept.
     pub relayed_bytes: u64,
     /// Bytes of those that lie on the tape.
     pub captured_bytes: u64,
-    /// How much of them.
+    /// How much of them: `full` says that all was kept that was shown.
     pub capture: Capture,
     /// Why not all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -60,6 +60,9 @@ pub struct ChannelSummary {
     pub bytes_in: u64,
     /// Bytes from the instance.
     pub bytes_out: u64,
+    /// Bytes of those that were typed at a terminal and do not lie on the tape.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub typed_bytes: u64,
     /// How many operations on files lie on the tape.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub operations: u64,
@@ -87,9 +90,10 @@ impl ChannelSummary {
     /// Why not all that passed lies on the tape: bytes that do not, and the reason; none if all does.
     pub fn gaps(&self) -> Vec<(u64, String)> {
         let mut gaps = Vec::new();
-        let missing = self.relayed_bytes - self.captured_bytes.min(self.relayed_bytes);
-        // Output and input together are what was relayed, except at a terminal.
-        let typed = (self.bytes_in + self.bytes_out).saturating_sub(self.relayed_bytes);
+        let passed = self.bytes_in + self.bytes_out;
+        // What was typed at an older terminal was not counted as relayed.
+        let typed = self.typed_bytes.max(passed.saturating_sub(self.relayed_bytes));
+        let missing = passed.saturating_sub(typed).saturating_sub(self.captured_bytes);
         let reason = || self.reason.clone().unwrap_or_else(|| "no reason is known".to_owned());
         if missing > 0 || self.capture != Capture::Full && typed == 0 {
             gaps.push((missing, reason()));
@@ -256,4 +260,4 @@ fn is_zero(count: &u64) -> bool {
 /// Half of what is read back of a summary: those who are open still, and what fails later, have the other half. It is
 /// thirty thousand commands of a line, or two thousand of the longest.
 const MOST_TOLD: usize = 32 << 20;
-const TYPED: &str = "typed at a terminal: counted, not kept, since it holds passwords that no screen showed";
+const TYPED: &str = "typed at a terminal: counted, not kept (recording.input), since it holds passwords that no screen showed";

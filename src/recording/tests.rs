@@ -213,7 +213,11 @@ async fn typing_at_a_terminal_is_counted_and_never_kept() {
     tape.record(1, Direction::ToInstance, &data("hunter2\r")).await.unwrap();
     tape.record(1, Direction::ToUser, &data("$ ")).await.unwrap();
     let summary = tape.seal(end(), Timestamp::now()).await.unwrap();
-    assert_eq!((summary.bytes_in, summary.channels[0].relayed_bytes), (8, 2));
+    let channel = &summary.channels[0];
+    assert_eq!((channel.relayed_bytes, channel.captured_bytes, channel.capture), (10, 2, Capture::Full));
+    // The ledger says itself what the list of gaps says.
+    assert_eq!(channel.gaps(), [(8, channel.reason.clone().unwrap())]);
+    assert!(channel.gaps()[0].1.contains("recording.input"));
     let tapes = reopen(dir.path()).0;
     assert!(!records(&tapes, id).iter().any(|r| r.payload.windows(7).any(|w| w == b"hunter2")));
     let cast = asciicast(&tapes, id);

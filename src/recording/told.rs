@@ -83,12 +83,17 @@ impl Telling {
         for summary in self.ledger.summaries() {
             // What was counted is told; what was kept counts itself.
             let counted = told.entry(summary.channel).or_insert_with(|| summary.clone());
-            if summary.relayed_bytes > counted.relayed_bytes {
+            if shown(&summary) > shown(counted) {
                 *counted = summary;
             }
         }
         told.into_values().collect()
     }
+}
+
+/// What passed but for the typing that no tape has.
+fn shown(summary: &ChannelSummary) -> u64 {
+    summary.relayed_bytes.saturating_sub(summary.typed_bytes)
 }
 
 /// The summary of a session whose tape has no end.

@@ -4,6 +4,7 @@
 //! `ingress` serves.
 
 mod bootstrap;
+mod check;
 mod reload;
 mod run;
 mod socket;
@@ -13,4 +14,5 @@ mod upkeep;
 mod workers;
 
 pub use bootstrap::{InitError, init};
+pub use check::check;
 pub use run::{ServeError, run};

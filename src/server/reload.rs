@@ -108,6 +108,12 @@ pub(super) struct UserCaError {
     why: String,
 }
 
+impl UserCaError {
+    pub(super) fn file(&self) -> &Path {
+        &self.file
+    }
+}
+
 /// The authorities whose certificates are accepted, and what they withdrew.
 pub(super) fn user_cas(config: &Config) -> Result<Option<UserCas>, UserCaError> {
     let Some(files) = &config.user_ca else { return Ok(None) };

@@ -357,13 +357,13 @@ impl Ongoing {
     /// The same, with the reason unless the session was cut.
     async fn end(&self, otherwise: &str) {
         self.listens_nowhere().await;
-        let sentence = self.registered.cut.sentence();
+        let reason = self.registered.cut.reason();
         let ending = Ending {
             id: &self.id,
             parent: self.parent.clone(),
-            killed: sentence.is_some(),
+            killed: reason.is_some(),
             by: self.registered.cut.by(),
-            reason: sentence.as_deref().unwrap_or(otherwise),
+            reason: reason.as_deref().unwrap_or(otherwise),
         };
         finish(&self.house, &self.authorized, &self.tape, ending).await;
     }

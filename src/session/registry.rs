@@ -54,6 +54,8 @@ pub struct Live {
 #[derive(Debug, Clone)]
 struct Ended {
     sentence: String,
+    /// What the trail keeps, where it is not the sentence.
+    reason: Option<String>,
     by: Option<String>,
 }
 
@@ -69,12 +71,12 @@ impl Live {
     }
 
     /// The first step. Says whether nobody took it before; nobody wakes up.
-    fn bar(&self, sentence: &str, by: Option<&str>) -> bool {
+    fn bar(&self, ended: Ended) -> bool {
         let mut first = false;
         self.cut.send_if_modified(|current| {
             first = current.is_none();
             if first {
-                *current = Some(Ended { sentence: sentence.to_owned(), by: by.map(str::to_owned) });
+                *current = Some(ended);
             }
             false
         });
@@ -87,9 +89,19 @@ impl Live {
 /// Cuts all of `whom`, each with its sentence, on the word of `by`, whom the trail will name. When this returns nothing
 /// passes any more in any of them, and no socket to an instance is open; that they are told lies ahead. Waits for nothing.
 pub fn cut(whom: &[(Live, String)], by: Option<&str>) {
+    cut_for(whom, None, by);
+}
+
+/// The same; the trail keeps `reason`, or the sentence where there is none.
+fn cut_for(whom: &[(Live, String)], reason: Option<&str>, by: Option<&str>) {
+    let ended = |sentence: &String| Ended {
+        sentence: sentence.clone(),
+        reason: reason.map(str::to_owned),
+        by: by.map(str::to_owned),
+    };
     let begun = Instant::now();
     let first: Vec<&Live> =
-        whom.iter().filter(|(live, sentence)| live.bar(sentence, by)).map(|(live, _)| live).collect();
+        whom.iter().filter(|(live, sentence)| live.bar(ended(sentence))).map(|(live, _)| live).collect();
     let barred = begun.elapsed();
     first.iter().for_each(|live| live.passage.shut());
     let shut = begun.elapsed();
@@ -118,6 +130,12 @@ impl Cut {
     /// The sentence, if it was cut already.
     pub fn sentence(&self) -> Option<String> {
         self.0.borrow().as_ref().map(|ended| ended.sentence.clone())
+    }
+
+    /// Why, as the trail keeps it, if it was cut already: the reason that was given, or else the sentence.
+    pub fn reason(&self) -> Option<String> {
+        let ended = self.0.borrow();
+        ended.as_ref().map(|ended| ended.reason.as_ref().unwrap_or(&ended.sentence).clone())
     }
 
     /// Who did it, if somebody did.
@@ -212,7 +230,7 @@ impl Registry {
         let found = self.live_where(|info| info.session.as_deref() == Some(session));
         let sentence = format!("Your session was ended by an administrator: {reason}.");
         let found: Vec<_> = found.into_iter().map(|live| (live, sentence.clone())).collect();
-        cut(&found, Some(by));
+        cut_for(&found, Some(reason), Some(by));
         !found.is_empty()
     }
 
@@ -273,6 +291,7 @@ mod tests {
         assert!(registry.kill("s1", "ada", "left the company"));
         assert!(s.cut.happened().await.contains("left the company"));
         assert_eq!(s.cut.by().as_deref(), Some("ada"));
+        assert_eq!(s.cut.reason().as_deref(), Some("left the company"), "the sentence is the user's");
         assert!(registry.kill("s1", "mallory", "later"));
         assert_eq!(s.cut.by().as_deref(), Some("ada"), "the first one did it");
     }

@@ -132,7 +132,11 @@ fn the_bytes_of_every_way_through_add_up() {
             let passed = number(channel, "bytes_in") + number(channel, "bytes_out");
             assert_eq!(passed, number(channel, "captured_bytes") + missing, "{channel}");
             assert!(gaps.iter().filter(own).all(|gap| !gap["reason"].as_str().unwrap().is_empty()));
-            assert!(channel["capture"] == "full" || channel["reason"].is_string(), "{channel}");
+            assert_eq!(passed, number(channel, "relayed_bytes"), "{channel}");
+            assert!(
+                missing == 0 && channel["capture"] == "full" || channel["reason"].is_string(),
+                "{channel}"
+            );
             // The trail says the same.
             let event = closed.iter().find(|event| own(event)).unwrap_or_else(|| panic!("{channel}"));
             assert_eq!(number(event, "relayed_bytes"), number(channel, "relayed_bytes"), "{channel}");

@@ -121,8 +121,8 @@ fn without_its_master_key_a_bastion_does_not_start_and_nothing_is_made_anew() {
     let foreign = fs::read_to_string(other.join("master.key")).unwrap();
     for (content, mode, word) in [
         (foreign.as_str(), 0o600, "checking the master key"),
-        ("garbage\n", 0o600, "loading the master key"),
-        ("", 0o600, "loading the master key"),
+        ("garbage\n", 0o600, "keyward.toml:8: master_key: "),
+        ("", 0o600, "is not a master key"),
         (&good, 0o644, "chmod 600"),
     ] {
         write(content, mode);

@@ -185,6 +185,8 @@ fn a_command_that_is_still_being_typed_when_its_right_ends_does_nothing() {
     for ended_by in ["nothing", "revoke", "suspend", "lockdown"] {
         let rig = Rig::bastion();
         rig.add_user_as("ada", "admin");
+        // The last one is not suspended.
+        rig.ok(&["users", "add", "eva", "--role", "admin"]);
         rig.ok(&["users", "add", "mallory"]);
         rig.keygen("id_evil");
         assert!(

@@ -23,6 +23,7 @@ mod certificates;
 mod channels;
 mod clock;
 mod console;
+mod contract;
 mod copy;
 mod crash;
 mod cuts;

@@ -176,7 +176,12 @@ fn an_authority_must_be_worth_its_trust() {
     let read =
         |text: &str| UserCas::read(text, None).err().map(|fault| fault.to_string()).unwrap_or_default();
     assert!(read("").contains("no public key in it"));
-    assert!(read("hello\n").contains("is no public key"));
+    assert!(read("# ours\nhello\n").contains("line 2 is no public key"));
+    for secret in ["AGE-SECRET-KEY-1QQPQYP", "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXk"] {
+        let said = read(secret);
+        assert!(said.contains("line 1 is a private key"), "{said}");
+        assert!(!said.contains("QQPQ") && !said.contains("BEGIN"), "{said}");
+    }
     let bench = Bench::new();
     bench.keygen(&["-t", "rsa", "-b", "2048", "-N", "", "-f", "weak"]);
     assert!(read(&bench.read("weak.pub")).contains("3072 bits"));

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use keystore::{Capability, InstanceName, Login, Recording, Role, UserName};
 use serde::{Deserialize, Serialize};
 
-use crate::admin::words::{Destination, Label, Network, When};
+use crate::admin::words::{Destination, Label, Network, When, reason};
 
 /// `access …`
 #[derive(Debug, Clone, Subcommand, Serialize, Deserialize)]
@@ -36,7 +36,7 @@ pub enum Access {
     #[command(group(clap::ArgGroup::new("what").required(true).args(["reason", "end"])))]
     DenyAll {
         /// Why, for the audit trail and for those who are cut
-        #[arg(long)]
+        #[arg(long, value_parser = reason)]
         reason: Option<String>,
         /// End the lockdown
         #[arg(long)]

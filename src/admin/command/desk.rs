@@ -6,7 +6,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use keystore::{InstanceName, Login, UserName};
 use serde::{Deserialize, Serialize};
 
-use crate::admin::words::{Label, Network, Offset, When};
+use crate::admin::words::{Label, Network, Offset, Speed, When, reason};
 
 /// `sessions …`
 #[derive(Debug, Clone, Subcommand, Serialize, Deserialize)]
@@ -45,8 +45,8 @@ pub enum Sessions {
         /// The session
         id: String,
         /// Times faster
-        #[arg(long, default_value_t = 1.0)]
-        speed: f64,
+        #[arg(long, default_value = "1", allow_negative_numbers = true)]
+        speed: Speed,
         /// Begin there: 1h20m, 90s
         #[arg(long, default_value = "0s")]
         from: Offset,
@@ -152,7 +152,7 @@ pub enum Sessions {
         /// The session
         id: String,
         /// Why, for the audit trail
-        #[arg(long)]
+        #[arg(long, value_parser = reason)]
         reason: String,
     },
     /// Keep it as long as the others again
@@ -160,7 +160,7 @@ pub enum Sessions {
         /// The session
         id: String,
         /// Why, for the audit trail
-        #[arg(long)]
+        #[arg(long, value_parser = reason)]
         reason: String,
     },
     /// What is kept past its time, by whom and why
@@ -178,9 +178,29 @@ pub enum Sessions {
         /// The session
         id: String,
         /// What the user is told
-        #[arg(long, default_value = "ended by an administrator")]
+        #[arg(long, default_value = "ended by an administrator", value_parser = reason)]
         reason: String,
     },
+}
+
+impl Sessions {
+    /// The ids of the sessions that are named.
+    pub(in crate::admin) fn ids_mut(&mut self) -> Vec<&mut String> {
+        match self {
+            Self::Show { id, .. }
+            | Self::Play { id, .. }
+            | Self::Transcript { id, .. }
+            | Self::Watch { id }
+            | Self::Export { id, .. }
+            | Self::Hold { id, .. }
+            | Self::Release { id, .. }
+            | Self::Approve { id, .. }
+            | Self::Kill { id, .. } => vec![id],
+            Self::Bundle { ids, .. } => ids.iter_mut().collect(),
+            Self::Verify { id, .. } => id.iter_mut().collect(),
+            Self::List { .. } | Self::Search { .. } | Self::Gaps { .. } | Self::Holds => Vec::new(),
+        }
+    }
 }
 
 /// A copy of a bastion's files, or an unpacked archive, to read recordings from without a daemon.

@@ -12,6 +12,8 @@ pub(in crate::admin) enum FromAfar {
     Whole,
     /// The key, which comes by standard input.
     Key,
+    /// The host key of an instance, likewise.
+    HostKey,
     /// Whose list it is, where that was not said.
     Whose,
     /// It is not said over SSH; why not, and what to type.
@@ -58,7 +60,7 @@ impl Command {
                 Encryption::Status => false,
             },
             // What they write stands on nothing that another command changes.
-            Self::Sessions(_) | Self::Recording(_) => false,
+            Self::Sessions(_) | Self::Recording(_) | Self::Sources(_) => false,
             Self::Status | Self::Clock { .. } | Self::Logs(_) => false,
             Self::Console { .. } | Self::SshConfig { .. } => false,
         }
@@ -82,7 +84,7 @@ impl Command {
             },
             Self::Status | Self::Users(_) | Self::SshKeys(_) | Self::Mfa(_) | Self::Instances(_) => false,
             Self::Access(_) | Self::Recording(_) | Self::Encryption(_) | Self::Ca(_) => false,
-            Self::Console { .. } | Self::SshConfig { .. } | Self::Clock { .. } => false,
+            Self::Console { .. } | Self::SshConfig { .. } | Self::Clock { .. } | Self::Sources(_) => false,
         }
     }
 
@@ -100,7 +102,7 @@ impl Command {
             },
             Self::Status | Self::Users(_) | Self::SshKeys(_) | Self::Mfa(_) | Self::Instances(_) => false,
             Self::Access(_) | Self::Logs(_) | Self::Recording(_) | Self::Encryption(_) => false,
-            Self::Ca(_) | Self::SshConfig { .. } | Self::Clock { .. } => false,
+            Self::Ca(_) | Self::SshConfig { .. } | Self::Clock { .. } | Self::Sources(_) => false,
         }
     }
 
@@ -128,7 +130,7 @@ impl Command {
                 Access::DenyAll { .. } | Access::Explain { .. } => FromAfar::Whole,
             },
             Self::Instances(command) => match command {
-                Instances::Add(_) => FromAfar::Refused(INSTANCE),
+                Instances::Add(_) => FromAfar::HostKey,
                 Instances::List | Instances::Show { .. } | Instances::Remove { .. } => FromAfar::Whole,
                 Instances::Credentials | Instances::Rotate { .. } => FromAfar::Whole,
                 Instances::TrustScript { .. } => FromAfar::Whole,
@@ -141,7 +143,9 @@ impl Command {
             // Its files lie on the bastion; who may name them is looked at where they are read.
             Self::Encryption(_) => FromAfar::Whole,
             Self::Status | Self::Users(_) | Self::Mfa(_) | Self::Ca(_) => FromAfar::Whole,
-            Self::Console { .. } | Self::SshConfig { .. } | Self::Clock { .. } => FromAfar::Whole,
+            Self::Console { .. } | Self::SshConfig { .. } | Self::Clock { .. } | Self::Sources(_) => {
+                FromAfar::Whole
+            }
         }
     }
 }
@@ -180,7 +184,6 @@ impl FromAfar {
 const STATE: &str = "keyward: --state names files of your own machine: use it there";
 const BUNDLE: &str = "keyward: --bundle names a file of your own machine: use it there";
 const OUTPUT: &str = "keyward: over SSH, leave --output out and redirect: … > FILE";
-const INSTANCE: &str = "keyward: instances are added on the bastion itself: keyward instances add …";
 
 #[cfg(test)]
 mod tests {
@@ -213,6 +216,6 @@ mod tests {
         assert_eq!(over_ssh("sessions list"), FromAfar::Whose);
         assert_eq!(over_ssh("ssh-keys rotate"), FromAfar::Key);
         let instance = "instances add db-1 --address 192.0.2.1:22 --login ubuntu --scan";
-        assert_eq!(over_ssh(instance), FromAfar::Refused(INSTANCE));
+        assert_eq!(over_ssh(instance), FromAfar::HostKey);
     }
 }

@@ -6,7 +6,7 @@ use clap::{Subcommand, ValueEnum};
 use keystore::{Role, UserName};
 use serde::{Deserialize, Serialize};
 
-use crate::admin::words::{Network, Span, When};
+use crate::admin::words::{Network, Span, Until, When, reason};
 
 /// `users …`
 #[derive(Debug, Clone, Subcommand, Serialize, Deserialize)]
@@ -56,13 +56,17 @@ pub enum Users {
         /// The user
         name: UserName,
         /// Why
-        #[arg(long, default_value = "suspended by an administrator")]
+        #[arg(long, default_value = "suspended by an administrator", value_parser = reason)]
         reason: String,
     },
-    /// Let a suspended user log in again
+    /// Let a suspended or expired user log in again, or change when a user expires
     Resume {
         /// The user
         name: UserName,
+        /// When the user stops working now: a date, RFC 3339 time, from now: 90d, or never
+        #[arg(long)]
+        #[serde(default)]
+        expires: Option<Until>,
     },
     /// Remove a user; keys are revoked and live sessions end
     Remove {
@@ -150,7 +154,7 @@ pub enum SshKeys {
         /// Id (K12) or SHA256: fingerprint
         key: String,
         /// Why
-        #[arg(long)]
+        #[arg(long, value_parser = reason)]
         reason: String,
     },
 }

@@ -5,7 +5,7 @@ use super::super::message::{ChannelMessage, Direction};
 use super::super::operations::{Observer, Operation, Told};
 use super::super::sniff::Sniffer;
 use super::super::typed::Typed;
-use super::{Capture, ChannelSummary, Kept};
+use super::{Capture, ChannelSummary, Kept, TYPED};
 
 pub(super) struct Channel {
     summary: ChannelSummary,
@@ -61,6 +61,7 @@ impl Channel {
             reason: None,
             bytes_in: 0,
             bytes_out: 0,
+            typed_bytes: 0,
             operations: 0,
             digest_in: None,
             digest_out: None,
@@ -89,6 +90,7 @@ impl Channel {
         self.summary.bytes_in += bytes.len() as u64;
         // What is typed at a terminal holds passwords that no screen showed, and a hash would let them be guessed.
         if self.summary.terminal {
+            self.summary.typed_bytes += bytes.len() as u64;
             self.typed.input(bytes);
             self.observed(Direction::ToInstance, bytes);
             self.unseen();
@@ -117,7 +119,7 @@ impl Channel {
 
     pub(super) fn typed_kept(&mut self, bytes: u64) {
         if self.summary.terminal {
-            self.summary.relayed_bytes += bytes;
+            self.summary.typed_bytes = self.summary.typed_bytes.saturating_sub(bytes);
             self.summary.captured_bytes += bytes;
         }
     }
@@ -141,7 +143,7 @@ impl Channel {
             let why = format!("{} after {} bytes from the user", deviates.0, self.summary.bytes_in);
             self.unread(&why);
         } else if !(self.input.storing && self.output.storing) {
-            let after = self.summary.relayed_bytes;
+            let after = self.passed();
             let why = format!(
                 "{} after {after} bytes: those were counted and hashed, what follows is kept",
                 deviates.0
@@ -203,7 +205,6 @@ impl Channel {
 
     fn keep(&mut self, direction: Direction, bytes: &[u8], limit: u64) -> Kept {
         let size = bytes.len() as u64;
-        self.summary.relayed_bytes += size;
         // A shell without a terminal is still a shell: its output is what a person saw.
         let limited = !self.summary.terminal && self.summary.kind != "shell";
         // Each way has its own, or a flood of output would hide what comes in behind it.
@@ -322,8 +323,16 @@ impl Channel {
         (self.input.storing, self.output.storing) = (false, false);
     }
 
+    fn passed(&self) -> u64 {
+        self.summary.bytes_in + self.summary.bytes_out
+    }
+
     pub(super) fn summary(&self) -> ChannelSummary {
         let mut summary = self.summary.clone();
+        summary.relayed_bytes = self.passed();
+        if summary.typed_bytes > 0 {
+            summary.reason.get_or_insert_with(|| TYPED.to_owned());
+        }
         if self.summary.capture != Capture::Full {
             summary.digest_out = self.output.told();
             summary.digest_in = if self.summary.terminal { None } else { self.input.told() };

@@ -198,7 +198,7 @@ async fn a_line_that_the_terminal_showed_is_kept_if_that_is_wanted_and_a_passwor
     assert!(!kept(&records, b"hunter2"));
     assert_eq!(
         (channel.relayed_bytes, channel.captured_bytes),
-        (channel.bytes_out + 8, channel.bytes_out + 8)
+        (channel.bytes_out + 16, channel.bytes_out + 8)
     );
     assert_eq!(channel.gaps()[0].0, 8, "the password");
     let mut cast = Cast::of(&records);
