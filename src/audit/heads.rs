@@ -39,8 +39,8 @@ fn ends_a_line(file: &mut File) -> io::Result<bool> {
     Ok(last == *b"\n")
 }
 
-/// Every head in `file` whose signature holds: number and hash of the event it covers. A line that was cut off in the
-/// middle counts for nothing.
+/// Every head in `file`, in order: number and hash of the event it covers. A line that a crash cut off counts for nothing;
+/// one that was written to since is a fault, as is a signature that does not hold.
 pub(super) fn read(file: &Path, key: &PublicKey) -> Result<Vec<(u64, String)>, Fault> {
     let fault =
         |offset: usize, what: String| Fault { file: file.to_owned(), offset: offset as u64, seq: None, what };
@@ -57,10 +57,18 @@ pub(super) fn read(file: &Path, key: &PublicKey) -> Result<Vec<(u64, String)>, F
             break;
         }
         let wrong = |what: &str| fault(offset, what.to_owned());
-        let head = serde_json::from_slice::<Head>(&line).ok().filter(|_| line.ends_with(b"\n"));
-        let Some(head) = head else {
-            offset += line.len();
-            continue;
+        let (whole, text_of) = match line.strip_suffix(b"\n") {
+            Some(text) => (true, text),
+            None => (false, line.as_slice()),
+        };
+        let head = match serde_json::from_slice::<Head>(text_of) {
+            Ok(head) if whole => head,
+            // The start of a head: what a crash leaves.
+            Err(cut) if !cut.is_eof() => return Err(wrong("this line is no head: it was edited")),
+            Ok(_) | Err(_) => {
+                offset += line.len();
+                continue;
+            }
         };
         let sig = SshSig::from_pem(head.signature.as_bytes()).map_err(|_| wrong("not an SSHSIG"))?;
         key.verify(NAMESPACE, head.statement.as_bytes(), &sig)

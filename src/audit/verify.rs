@@ -122,6 +122,7 @@ pub fn verify_counting(dir: &Path, against: &Against, read_so: &dyn Fn(u64)) -> 
     }
     let heads = against.heads.as_ref().map(|file| heads::read(file, key)).transpose()?.unwrap_or_default();
     let mut heads: BTreeMap<u64, String> = heads.into_iter().collect();
+    let (no_head, mut signed_elsewhere) = (heads.is_empty(), 0u64);
     let chain = journal::verify_counting(&journal_dir(dir), read_so)?;
     let mut claims = checkpoints(dir, key)?;
     let mut verified = Verified {
@@ -177,6 +178,11 @@ pub fn verify_counting(dir: &Path, against: &Against, read_so: &dyn Fn(u64)) -> 
         if let Some(event) = &line.event {
             told.hear(event, &mut verified.store);
             verified.forged.extend(Forged::told_by(event, entry.seq));
+        }
+        match &line.event {
+            Some(Event::HeadFileBegun { .. }) => signed_elsewhere = 0,
+            Some(Event::CheckpointSigned { .. }) => signed_elsewhere += 1,
+            _ => {}
         }
         let of_its_own =
             matches!(line.event, Some(Event::CheckpointSigned { through, .. }) if signed == Some(through));
@@ -245,6 +251,12 @@ pub fn verify_counting(dir: &Path, against: &Against, read_so: &dyn Fn(u64)) -> 
     }
     // The chain alone can be written on by whoever writes on the disk: what is not signed deletes nothing.
     verified.deleted.retain(|_, tape| signed.is_some_and(|last| tape.seq <= last));
+    if let (true, Some(file)) = (no_head && signed_elsewhere > 0, &against.heads) {
+        let what = format!(
+            "it holds no head, but {signed_elsewhere} checkpoints were signed since it was begun: it was emptied"
+        );
+        return Err(Fault { file: file.clone(), offset: 0, seq: None, what });
+    }
     if let (Some((seq, _)), Some(file)) = (heads.first_key_value(), &against.heads) {
         let what = format!(
             "{} names a record that the chain no longer has: the end was cut off, or the whole state rolled back",

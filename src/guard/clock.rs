@@ -124,8 +124,9 @@ impl Belief {
     }
 }
 
-/// A bastion that was off for longer asks whether the clock is right: most are off for an hour.
-const LONGEST_REST: Duration = Duration::from_secs(7 * 86_400);
+/// A bastion that was off for longer asks whether the clock is right. Most are off for an hour, some for a whole term of
+/// a key (90 days); a clock that is broken is years ahead.
+const LONGEST_REST: Duration = Duration::from_secs(100 * 86_400);
 /// How far the clock may leap ahead while the daemon runs.
 const LEAP: Duration = Duration::from_secs(3600);
 
@@ -172,8 +173,8 @@ mod tests {
     fn a_small_leap_and_a_rest_of_a_week_are_believed_and_longer_ones_are_not() {
         assert_eq!(believed(LEAP, &[(100 * DAY + HOUR, 0)]), [at(100 * DAY + HOUR)]);
         assert_eq!(believed(LEAP, &[(100 * DAY + HOUR + 1, 0)]), [at(100 * DAY)]);
-        assert_eq!(believed(LONGEST_REST, &[(107 * DAY, 0)]), [at(107 * DAY)]);
-        assert_eq!(believed(LONGEST_REST, &[(107 * DAY + 1, 0)]), [at(100 * DAY)]);
+        assert_eq!(believed(LONGEST_REST, &[(200 * DAY, 0)]), [at(200 * DAY)]);
+        assert_eq!(believed(LONGEST_REST, &[(200 * DAY + 1, 0)]), [at(100 * DAY)]);
     }
 
     #[test]
