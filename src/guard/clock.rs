@@ -189,7 +189,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("clock");
         let now = Timestamp::now();
-        let long_ago = now - SignedDuration::from_hours(30 * 24);
+        let long_ago = now - SignedDuration::from_hours(130 * 24);
         assert!(Clock::at(&file, Some(long_ago), now).doubt().is_some());
         // Its own events are of now.
         let again = Clock::at(&file, Some(now), now);
