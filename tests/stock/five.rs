@@ -151,7 +151,7 @@ fn what_was_not_recorded_and_why() {
     let shown = told(&rig, "sessions gaps");
     assert!(shown.contains("GAPS") && shown.lines().last().unwrap().starts_with("1     "), "{shown}");
     let of_bob = told(&rig, "sessions gaps --user bob");
-    assert!(of_bob.contains("Nothing is missing in 1 sessions"), "{of_bob}");
+    assert!(of_bob.contains("Nothing is missing in 1 session."), "{of_bob}");
     assert_eq!(ask(&rig, "alice", "sessions gaps").status.code(), Some(4));
 }
 

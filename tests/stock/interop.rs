@@ -252,20 +252,13 @@ fn ansible_runs_on_many_instances_with_one_code() {
 
 #[test]
 fn visual_studio_codes_way_works_with_the_forward_capability_only() {
-    for can in ["shell,exec,sftp,forward", "shell,exec,sftp"] {
+    for forwards in [true, false] {
         let rig = Rig::with_alice();
-        rig.ok(&[
-            "access",
-            "allow",
-            "--user",
-            "alice",
-            "--instance",
-            "db-1",
-            "--login",
-            &rig.login,
-            "--can",
-            can,
-        ]);
+        if forwards {
+            let allow =
+                ["access", "allow", "--user", "alice", "--instance", "db-1", "--can", "forward", "--login"];
+            rig.ok(&[&allow[..], &[&rig.login]].concat());
+        }
         // It pipes a script that starts a server into `ssh -T -D PORT HOST bash`, reads where the server listens
         // from its output, and opens one connection after another through the SOCKS port, each to that server.
         let socks = crate::rig::free_port();
@@ -287,9 +280,8 @@ fn visual_studio_codes_way_works_with_the_forward_capability_only() {
         let output = ssh.wait_with_output().unwrap();
         assert_eq!(text(output.stdout), format!("listening on {}\nserver gone\n", port.trim()));
         assert_eq!(output.status.code(), Some(3), "{}", text(output.stderr));
-        let allowed = can.contains("forward");
-        let exact = if allowed { 20 } else { 0 };
-        assert_eq!(rig.events("forward_denied").is_empty(), allowed);
+        let exact = if forwards { 20 } else { 0 };
+        assert_eq!(rig.events("forward_denied").is_empty(), forwards);
         assert_eq!(text(many.stdout), format!("{exact} of 20\n"), "{}", text(many.stderr));
     }
 }
