@@ -373,8 +373,13 @@ const DAVE: &[&str] = &[
     "105 ssh_login_failed: no offered key is accepted",
     "105 ssh_login_failed K4: no offered key is accepted",
 ];
-const DB_2: &[&str] =
-    &["0 credential_added", "91 credential_rotation_begun", "91 credential_rotated", "91 credential_retired"];
+const DB_2: &[&str] = &[
+    "0 credential_added",
+    "0 credential_proven",
+    "91 credential_rotation_begun",
+    "91 credential_rotated",
+    "91 credential_retired",
+];
 const BASTION: &[&str] = &[
     "50 master_key_rotation_begun",
     "50 store_compacted: what the old master key opens is forgotten",
