@@ -35,11 +35,6 @@ pub use invite::{
 pub use unasked::{Spared, forget_all, forget_key, forget_user, remember};
 
 /// Whether a key that a client *offers* (without a signature) is worth a signature. This is no proof of anything.
-pub async fn offered_key_known(vault: &Vault, knock: Knock<'_>, now: Timestamp) -> bool {
-    offered_key(vault, knock, now).await.is_ok()
-}
-
-/// The same.
 ///
 /// # Errors
 /// Why it is not. The peer must not see it.

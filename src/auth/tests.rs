@@ -14,7 +14,7 @@ async fn verified(vault: &Vault) -> KeyVerified {
 async fn key_fault(vault: &Vault, user: &str, key: u8, now: Timestamp) -> Option<LoginFault> {
     let rules = KeyRules::default();
     let knock = Knock { user, key: &public_key(key), source: "192.0.2.7".parse().unwrap(), rules: &rules };
-    let offered = offered_key_known(vault, knock, now).await;
+    let offered = offered_key(vault, knock, now).await.is_ok();
     let fault =
         unauthenticated().key_verified(vault, user, &public_key(key), now).await.err().map(|(_, f)| f);
     assert_eq!(offered, fault.is_none(), "an offer and a signature must be judged alike");
